@@ -1,0 +1,101 @@
+"""What every backend gives back: a loaded model that the measures can use without knowing where it came from."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qbench.calibration import Calibration
+from qbench.config import Backend
+from qbench.errors import QbenchError
+from qbench.models import LoadOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model on its device, quantized, ready for a forward.
+
+    `model(input_ids, attention_mask=…, past_key_values=…, use_cache=…, logits_to_keep=…)` follows transformers'
+    causal language models.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    """None only for random weights of a bare shape."""
+    device: torch.device
+    dtype: torch.dtype
+    """Compute dtype of activations."""
+    kernel: str
+    """What really multiplies: the class or kernel that the quantized linears dispatch to."""
+    quantized: tuple[str, ...] = ()
+    """Names of the linears that hold quantized weights."""
+    expected: tuple[str, ...] = ()
+    """Names of the linears in attention and MLP blocks that should; empty for a 16-bit model."""
+    extra_tensors: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    """Tensors of the weights that are neither parameters nor buffers, such as bitsandbytes' block scales."""
+    linear_bytes: int
+    """Bytes that hold the linears of attention and MLP blocks: codes, scales, zeros, code books."""
+    linear_weights: int
+    """Weights of those linears, out_features x in_features each."""
+    quantize_s: float | None = None
+    """Seconds spent quantizing; None when the checkpoint came quantized or there was nothing to do."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters and buffers, storage counted once."""
+        tensors = [*self.model.parameters(), *self.model.buffers(), *self.extra_tensors]
+        return storage_bytes(tensors)
+
+    @property
+    def effective_bits_per_weight(self) -> float:
+        """linear_bytes x 8 / linear_weights."""
+        return self.linear_bytes * 8 / self.linear_weights
+
+    def check(self) -> None:
+        """Refuse a model that is not what its row would say.
+
+        Raises:
+            QbenchError: linears of attention or MLP are not quantized.
+        """
+        missing = sorted(set(self.expected) - set(self.quantized))
+        if missing:
+            shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+            raise QbenchError(
+                f"{len(missing)} of {len(self.expected)} linears are not quantized ({shown}): "
+                "a figure of this model would not be the backend's. "
+                "Choose a group_size that divides every in_features, or another backend."
+            )
+
+
+class BackendModule(Protocol):
+    """What a module of this package offers."""
+
+    def load(self, options: LoadOptions, config: Any, calibration: Calibration | None) -> LoadedModel:
+        """Load the model, quantized. `calibration` is given where the configuration `calibrates`."""
+
+
+def import_backend(config: Backend) -> BackendModule:
+    """The module that `config.kind` names.
+
+    Raises:
+        ImportError: the backend's libraries are not installed here.
+    """
+    return cast(BackendModule, importlib.import_module(f"qbench.backends.{config.kind}"))
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages behind `tensors`, each counted once however many tensors share it."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linears of attention and MLP blocks by name: every `nn.Linear` but the output embedding."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}

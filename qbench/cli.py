@@ -1,0 +1,138 @@
+"""The command line: parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from qbench import __version__
+from qbench.errors import QbenchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which LLM quantization backend to use on your hardware: memory, tokens/s and accuracy of the same loaded "
+    "checkpoint, side by side.\n\nStart with `qbench run configs/smoke.yaml`.",
+    epilog="Exit status: 0 all cells ok, 1 some cell did not end ok, 2 usage or configuration, 130 interrupted.",
+)
+
+Config = Annotated[Path, typer.Argument(help="YAML file; the shipped ones are in configs/.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML by dotted path; may be repeated."),
+]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="LABEL", help="Only this cell; may be repeated.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command(epilog="Example: `qbench run configs/smoke.yaml --only int4 --set measure.throughput.trials=5`")
+def run(
+    config: Config,
+    results: Annotated[Path, typer.Option(help="Folder for runs; this one goes to a folder of its name.")] = Path(
+        "results"
+    ),
+    only: Only = None,
+    overrides: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what this run has measured.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+) -> None:
+    """Measure every backend of a configuration. A rerun measures only what is missing or failed."""
+    from qbench import configfile, console, environment, plan, runner
+    from qbench.results import read_run
+
+    out = console.make_console()
+    with _errors():
+        chosen = configfile.load(config, overrides or ())
+        if dry_run:
+            plan.preflight(chosen, environment.detect())
+            for line in plan.describe(chosen, plan.select(chosen, only or ())):
+                out.print(escape(line))
+            return
+        with console.reporting(out) as reporter:
+            command = shlex.join(["qbench", *sys.argv[1:]])
+            folder, ok = runner.run(chosen, results, reporter, command=command, only=only or (), fresh=fresh)
+        out.print(console.result_table(read_run(folder)))
+        out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command(epilog="Example: `qbench plot results/smoke` or, for all runs, `qbench plot results/`")
+def plot(
+    results: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for plots; each run's go to a folder of its name.")] = Path("plots"),
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Draw limited evaluations, too, marked as such.")
+    ] = False,
+) -> None:
+    """Draw memory, tokens/s, accuracy and accuracy against memory, as PNG and SVG."""
+    from qbench import plots
+    from qbench.results import find_runs, read_run
+
+    with _errors():
+        for folder in find_runs(results):
+            run_data = read_run(folder)
+            for warning in run_data.warnings:
+                typer.secho(f"warning: {warning}", err=True, fg="yellow")
+            # A run stands at out/<name>, also below a folder of runs such as results/published.
+            target = out / (folder.relative_to(results) if folder != results else Path(folder.resolve().name))
+            for path in plots.draw(run_data, target, allow_partial=allow_partial):
+                typer.echo(path)
+
+
+@app.command(epilog="Example: `qbench backends`")
+def backends() -> None:
+    """Say of every backend kind whether it works here and, if not, why and what mends it."""
+    from qbench import availability, console
+
+    out = console.make_console()
+    with out.status("importing every backend in a process of its own"):
+        table = availability.table(availability.probe())
+    out.print(table)
+
+
+@app.command(epilog="Example: `qbench validate configs/llama3-8b.yaml --set measure.mmlu.limit=20`")
+def validate(config: Config, overrides: Set = None) -> None:
+    """Check a configuration without running it."""
+    from qbench import configfile
+
+    with _errors():
+        chosen = configfile.load(config, overrides or ())
+    labels = ", ".join(backend.label for backend in chosen.backends)
+    typer.echo(f"{config} is valid: {chosen.name}, {chosen.model.name}, cells {labels}")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """What the user can mend ends with a message and status 2, Ctrl-C with 130; anything else is our own fault."""
+    try:
+        yield
+    except QbenchError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.secho("interrupted: finished rows are kept, the same command goes on with the rest", err=True)
+        raise typer.Exit(130) from error

@@ -1,0 +1,261 @@
+"""The YAML schema. Every option of a run is declared here, once, with its type, default and meaning.
+
+Nothing here imports torch: a configuration is read, checked and printed on a machine without any backend.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names and labels become file names; this keeps them inside the results folder."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
+GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
+"""Consecutive weights of a row that are quantized together; -1: the whole row."""
+
+DType = Literal["auto", "float16", "bfloat16", "float32"]
+
+
+class Strict(BaseModel):
+    """An immutable section of the configuration in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Strict):
+    """Which model is measured: exactly one of `id`, `path`, `demo` and `shape`."""
+
+    id: str | None = Field(default=None, description="Hugging Face hub id, e.g. meta-llama/Meta-Llama-3-8B-Instruct")
+    path: Path | None = Field(default=None, description="folder with config.json and safetensors")
+    demo: bool = Field(default=False, description="the small trained model that ships inside the package")
+    shape: str | None = Field(default=None, description="a shipped shape, for random weights, e.g. llama-3-8b")
+    weights: Literal["trained", "random"] = Field(default="trained", description="random: memory and speed only")
+    revision: str | None = Field(default=None, description="hub branch, tag or commit")
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [key for key in ("id", "path", "demo", "shape") if getattr(self, key)]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "found none of them"
+            raise ValueError(f"give exactly one of id, path, demo and shape ({found})")
+        if self.shape and self.weights != "random":
+            raise ValueError("a shape has no trained weights: add `weights: random`, or name a model by id or path")
+        if self.demo and self.weights == "random":
+            raise ValueError("the demo model comes with its weights: remove `weights: random`, or use a shape")
+        if self.revision and not self.id:
+            raise ValueError("revision belongs to a hub id")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What rows, tables and captions call the model."""
+        if self.demo:
+            return "qbench-demo"
+        name = self.id or self.shape or (self.path.resolve().name if self.path else "")
+        return f"{name} (random weights)" if self.weights == "random" else name
+
+
+class Backend(Strict):
+    """Options that every backend has."""
+
+    install: ClassVar[str] = "pip install qbench"
+    """The command that makes the backend importable."""
+
+    kind: str
+    label: Name = ""
+    """Name of the cell in rows, tables and plots; the kind unless given."""
+    python: Path | None = Field(default=None, description="another interpreter, for libraries that cannot live together")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _label_defaults_to_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("label") and isinstance(data.get("kind"), str):
+            return {**data, "label": data["kind"]}
+        return data
+
+    @property
+    def bits(self) -> int:
+        """Bits of a stored weight code."""
+        return 4
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether loading reads the calibration text."""
+        return False
+
+
+class FP16(Backend):
+    """The 16-bit reference: the checkpoint as published, in the run's compute dtype."""
+
+    kind: Literal["fp16"] = "fp16"
+
+    @property
+    def bits(self) -> int:
+        return 16
+
+
+class Int4(Backend):
+    """The project's own INT4: group-wise asymmetric integers, two codes a byte."""
+
+    kind: Literal["int4"] = "int4"
+    group_size: GroupSize = Field(default=128, description="weights that share a scale and a zero point")
+
+
+class NF4(Backend):
+    """bitsandbytes' 4-bit NormalFloat, blocks of 64."""
+
+    install: ClassVar[str] = "pip install 'qbench[nf4]'"
+    kind: Literal["nf4"] = "nf4"
+    double_quant: bool = Field(default=False, description="quantize the block scales, too")
+
+
+class Calibrated(Backend):
+    """Options of the backends that gptqmodel quantizes with a calibration text."""
+
+    install: ClassVar[str] = "pip install 'qbench[gptq]'"
+    group_size: GroupSize = Field(default=128, description="weights that share a scale")
+    checkpoint: str | None = Field(
+        default=None, description="folder or hub id of a checkpoint that is already quantized; nothing is calibrated"
+    )
+
+    @property
+    def calibrates(self) -> bool:
+        return self.checkpoint is None
+
+
+class AWQ(Calibrated):
+    """Activation-aware weight quantization, asymmetric, by gptqmodel."""
+
+    kind: Literal["awq"] = "awq"
+
+
+class GPTQ(Calibrated):
+    """GPTQ, by gptqmodel."""
+
+    kind: Literal["gptq"] = "gptq"
+    desc_act: bool = Field(default=False, description="quantize columns in the order of their activations")
+    sym: bool = Field(default=True, description="symmetric codes, without zero points")
+
+
+BackendConfig = Annotated[FP16 | Int4 | NF4 | AWQ | GPTQ, Field(discriminator="kind")]
+
+
+class CalibrationConfig(Strict):
+    """The text that AWQ and GPTQ look at while they quantize."""
+
+    text: str | None = Field(
+        default=None, description="a text file, `demo`, or `wikitext2` (hub); the model's natural choice unless given"
+    )
+    samples: int = Field(default=128, ge=1, description="number of sequences")
+    length: int = Field(default=512, ge=8, description="tokens a sequence")
+
+
+class MemoryConfig(Strict):
+    """Peak memory of the first forward after loading."""
+
+    batch_size: int = Field(default=1, ge=1)
+    seq_len: int = Field(default=512, ge=1, description="tokens in that forward")
+
+
+class ThroughputConfig(Strict):
+    """Prefill and decode speed."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
+    seq_len: int = Field(default=2048, ge=2, description="prompt plus new tokens")
+    new_tokens: int = Field(default=128, ge=2, description="tokens generated; the first belongs to the prefill")
+    trials: int = Field(default=3, ge=1, description="timed repetitions; every one is a row")
+    warmup: int = Field(default=1, ge=0, description="repetitions before them that are not counted")
+    decode: Literal["auto", "eager", "graph"] = Field(
+        default="auto", description="graph: the decode step as a CUDA graph; auto: graph on CUDA, eager elsewhere"
+    )
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _distinct_ascending(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if list(sizes) != sorted(set(sizes)):
+            raise ValueError("batch sizes must be distinct and ascending")
+        return sizes
+
+    @model_validator(mode="after")
+    def _prompt_is_left(self) -> Self:
+        if self.new_tokens >= self.seq_len:
+            raise ValueError(f"new_tokens ({self.new_tokens}) must be less than seq_len ({self.seq_len})")
+        return self
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.seq_len - self.new_tokens
+
+
+class MMLUConfig(Strict):
+    """Four-choice accuracy by lm-evaluation-harness's own task."""
+
+    num_fewshot: int = Field(default=5, ge=0, le=5)
+    data: str | None = Field(
+        default=None,
+        description="folder in the published CSV layout, or `demo`; the hub's cais/mmlu unless given",
+    )
+    subjects: tuple[str, ...] | None = Field(default=None, min_length=1, description="only these; marks rows partial")
+    limit: int | None = Field(default=None, ge=1, description="questions a subject; marks rows partial")
+    batch_size: int = Field(default=8, ge=1)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the figure covers less than the whole test set."""
+        return self.limit is not None or self.subjects is not None
+
+
+class MeasureConfig(Strict):
+    """What is measured. A key with no value means its defaults; a key that is absent or false is not measured."""
+
+    memory: MemoryConfig = MemoryConfig()
+    throughput: ThroughputConfig | None = None
+    mmlu: MMLUConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        chosen = {key: {} if value in (None, True) else value for key, value in data.items()}
+        return {key: value for key, value in chosen.items() if value is not False}
+
+
+class RunConfig(Strict):
+    """One run: a model, the backends to compare on it, and what to measure."""
+
+    name: Name
+    model: ModelConfig
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: DType = Field(default="auto", description="compute dtype of every cell; auto: float16 on CUDA, else bfloat16")
+    seed: int = Field(default=0, ge=0, description="prompts, random weights and calibration sampling")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the worker; torch's choice unless given")
+    timeout_s: float | None = Field(default=None, gt=0, description="a cell that takes longer is ended: timeout")
+    calibration: CalibrationConfig = CalibrationConfig()
+    backends: tuple[BackendConfig, ...] = Field(min_length=1)
+    measure: MeasureConfig = MeasureConfig()
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> Self:
+        labels = [backend.label.lower() for backend in self.backends]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"backends: label {', '.join(twice)} is used twice; give each a `label:` of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _quality_needs_trained_weights(self) -> Self:
+        if self.model.weights == "random" and self.measure.mmlu:
+            raise ValueError("measure.mmlu: a model with random weights has no accuracy; remove it or use real weights")
+        return self
+
+
+def backend_kinds() -> dict[str, type[Backend]]:
+    """The kinds that a configuration may name, in the order of their declaration."""
+    union, _discriminator = get_args(BackendConfig)
+    return {cls.model_fields["kind"].default: cls for cls in get_args(union)}

@@ -1,0 +1,155 @@
+"""From a YAML file and `--set KEY=VALUE` to a checked `RunConfig`, with errors that name the key and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from qbench.config import RunConfig, backend_kinds
+from qbench.errors import QbenchError
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: `KEY=VALUE` each, a dotted path into the YAML and a YAML value; an element of `backends` is named by
+            its label, its kind or its index, e.g. `backends.int4.group_size=64`.
+
+    Raises:
+        QbenchError: one line for each thing that is wrong.
+    """
+    data = _read(path)
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = "\n".join(f"  {describe(detail)}" for detail in error.errors(include_url=False))
+        raise QbenchError(f"{path} is not a valid configuration:\n{lines}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise QbenchError(f"{path}: no such file; the shipped configurations are in configs/") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise QbenchError(f"{path}: cannot be read as text ({error})") from error
+    data = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise QbenchError(f"{path}: expected keys such as `name:` and `model:` at the top level, found {_kind(data)}")
+    return data
+
+
+def _parse(text: str, where: str) -> Any:
+    """The plain values of a YAML text; a repeated key is an error, and nothing in it can run code."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise QbenchError(f"{where}{line}: not valid YAML: {problem}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise QbenchError(f"--set {override}: expected KEY=VALUE, e.g. --set measure.mmlu.limit=10")
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        node = _child(node, part, key)
+    if isinstance(node, list):
+        node[_index(node, last, key)] = _parse(text, f"--set {key}")
+    elif isinstance(node, dict):
+        node[last] = _parse(text, f"--set {key}")
+    else:
+        raise QbenchError(f"--set {key}: {'.'.join(parents)} is a single value and has no key {last}")
+
+
+def _child(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, key)]
+    if not isinstance(node, dict):
+        raise QbenchError(f"--set {key}: nothing can stand below {part}")
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _index(items: list[Any], part: str, key: str) -> int:
+    names = [str(item.get("label") or item.get("kind")) if isinstance(item, dict) else "" for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdecimal() and int(part) < len(items):
+        return int(part)
+    raise QbenchError(f"--set {key}: no element {part}{suggestion(part, names)} (there are: {', '.join(names)})")
+
+
+def describe(detail: ErrorDetails) -> str:
+    """One line for one thing that is wrong: its path, what is wrong, what would be right."""
+    where, section = _locate(detail["loc"])
+    given = detail["input"]
+    match detail["type"]:
+        case "extra_forbidden":
+            valid = list(section.model_fields)
+            unknown = str(detail["loc"][-1])
+            return f"{where}: unknown key{suggestion(unknown, valid)} (valid: {', '.join(valid)})"
+        case "missing":
+            return f"{where}: is missing"
+        case "union_tag_invalid":
+            kind = str(given.get("kind")) if isinstance(given, dict) else str(given)
+            kinds = list(backend_kinds())
+            return f"{where}.kind: unknown backend {kind!r}{suggestion(kind, kinds)} (valid: {', '.join(kinds)})"
+        case "union_tag_not_found":
+            return f"{where}.kind: is missing (one of {', '.join(backend_kinds())})"
+        case "value_error":
+            return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
+        case _:
+            return f"{where}: {detail['msg'].lower()}, not {given!r}"
+
+
+def suggestion(word: str, valid: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest valid word, or nothing."""
+    near = get_close_matches(word, list(valid), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """The dotted path of an error, and the section of the schema in which it stands.
+
+    pydantic puts the kind of a backend and the branches of a union into the path; people have not written those.
+    """
+    section: type[BaseModel] = RunConfig
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif section is RunConfig and part in backend_kinds() and path.startswith("backends"):
+            section = backend_kinds()[part]
+        elif part in section.model_fields or part == loc[-1]:
+            path += f".{part}" if path else part
+            section = _section_of(section, part) or section
+    return path, section
+
+
+def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    field = section.model_fields.get(key)
+    if field is None:
+        return None
+    candidates = [field.annotation, *get_args(field.annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _kind(data: Any) -> str:
+    return "nothing" if data is None else f"a {type(data).__name__}"

@@ -1,0 +1,171 @@
+"""What a person sees while a run goes on, and the table at its end. Data keeps SI units; people get MiB and percent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.table import Table
+
+from qbench.events import ProgressEvent
+from qbench.results import CellRow, Run
+from qbench.stats import summarize
+
+NON_TERMINAL_WIDTH = 110
+"""Columns of lines and tables in a file or a pipe, which has no width of its own."""
+
+MISSING = "–"
+
+
+def make_console() -> Console:
+    """Standard output; in a pipe, plain and wide enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=NON_TERMINAL_WIDTH)
+
+
+class LiveReporter:
+    """Bars for a terminal: the cells, and the current cell's current measure with the time it has left."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+        self._cells = progress.add_task("cells", total=None)
+        self._measure = progress.add_task("", total=None, visible=False)
+        self._label = ""
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text))
+
+    def cell_started(self, label: str, number: int, total: int) -> None:
+        self._label = label
+        self._progress.update(self._cells, completed=number - 1, total=total, description=f"cell {label}")
+
+    def progress(self, event: ProgressEvent) -> None:
+        phase = event.what.split(",")[0]
+        if self._progress.tasks[self._measure].fields.get("phase") != (self._label, phase):
+            self._progress.reset(self._measure, total=event.total, visible=True, phase=(self._label, phase))
+        self._progress.update(self._measure, completed=event.done, total=event.total, description=escape(event.what))
+
+    def cell_finished(self, row: CellRow) -> None:
+        self._progress.update(self._measure, visible=False)
+        self._progress.advance(self._cells)
+        self._console.print(finished_line(row))
+
+
+class PlainReporter:
+    """Lines for a file or a pipe: one for each thing that begins."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._prefix = ""
+        self._last = ("", -1)
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text))
+
+    def cell_started(self, label: str, number: int, total: int) -> None:
+        self._prefix = f"[{number}/{total}] {label}: "
+
+    def progress(self, event: ProgressEvent) -> None:
+        """Every new step once, and within a step each further tenth."""
+        now = (event.what, 10 * event.done // max(event.total, 1))
+        if now != self._last:
+            self._last = now
+            share = f" {event.done}/{event.total}" if event.total > 1 else ""
+            self._console.print(escape(f"{self._prefix}{event.what}{share}"))
+
+    def cell_finished(self, row: CellRow) -> None:
+        self._console.print(finished_line(row))
+
+
+@contextmanager
+def reporting(console: Console) -> Iterator[LiveReporter | PlainReporter]:
+    """The reporter that fits the console."""
+    if not console.is_terminal:
+        yield PlainReporter(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeLeftColumn(),
+    )
+    # Twice a second: drawing must not compete with what is being measured.
+    with Progress(*columns, console=console, refresh_per_second=2) as progress:
+        yield LiveReporter(console, progress)
+
+
+def finished_line(row: CellRow) -> str:
+    """One line that says how a cell ended."""
+    if row.status == "ok":
+        return f"[green]ok[/] {escape(row.label)} ({escape(row.kernel or '')}, {row.dtype}, {human_bytes(row.peak_memory_bytes)})"
+    return f"[red]{row.status}[/] {escape(row.label)}: {escape(row.error or '')}"
+
+
+def result_table(run: Run) -> Table:
+    """Memory, speed and accuracy of every cell of a run."""
+    summary = summarize(run, allow_partial=True)
+    speeds = [column for column in summary.columns if column.startswith("decode_tokens_per_s_b")]
+    table = Table(title=escape(f"{run.record.name}: {run.record.model}"), title_justify="left")
+    table.add_column("backend")
+    table.add_column("kernel", overflow="fold")
+    table.add_column("bits/weight", justify="right")
+    table.add_column("peak memory", justify="right")
+    for column in speeds:
+        table.add_column(f"tok/s, batch {column.removeprefix('decode_tokens_per_s_b')}", justify="right")
+    table.add_column("accuracy [95 % interval]", justify="right")
+    cells = run.cells.drop_duplicates("label", keep="last").set_index("label")
+    for row in summary.to_dict("records"):
+        cell = cells.loc[row["label"]]
+        table.add_row(
+            escape(display_label(row["backend"], row["label"])),
+            escape(_text(cell["kernel"], row["status"])),
+            _number(cell["effective_bits_per_weight"], "{:.2f}"),
+            human_bytes(row["peak_memory_bytes"]),
+            *(_speed(row, column) for column in speeds),
+            _accuracy(row),
+        )
+    return table
+
+
+def display_label(backend: str, label: str) -> str:
+    """What people read: FP16 for the cell fp16 of the backend fp16, a label of its own as it is."""
+    return backend.upper() if backend == label else label
+
+
+def human_bytes(value: Any) -> str:
+    """Bytes as MiB or GiB; a dash for a missing value."""
+    if pd.isna(value):
+        return MISSING
+    mib = float(value) / 2**20
+    return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
+
+
+def _text(value: Any, otherwise: str) -> str:
+    return otherwise if pd.isna(value) else str(value)
+
+
+def _number(value: Any, pattern: str) -> str:
+    return MISSING if pd.isna(value) else pattern.format(value)
+
+
+def _speed(row: dict[Any, Any], column: str) -> str:
+    if not pd.isna(row[column]):
+        return f"{row[column]:,.1f}"
+    status = row.get(f"status_b{column.removeprefix('decode_tokens_per_s_b')}")
+    return MISSING if pd.isna(status) else str(status)
+
+
+def _accuracy(row: dict[Any, Any]) -> str:
+    if pd.isna(row["mmlu"]):
+        return MISSING
+    text = f"{row['mmlu']:.1%} [{row['mmlu_ci_low']:.1%}, {row['mmlu_ci_high']:.1%}]"
+    return f"{text}, partial ({row['mmlu_n']} questions)" if row["mmlu_partial"] else text

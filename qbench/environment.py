@@ -1,0 +1,127 @@
+"""The machine and the software a run was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+PACKAGES = (
+    "qbench", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "gptqmodel",
+    "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
+)  # fmt: skip
+"""Distributions whose versions decide a figure."""
+
+
+class GPU(BaseModel):
+    """One NVIDIA device as its driver reports it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    memory_bytes: int
+
+
+class Environment(BaseModel):
+    """Everything about the machine that a reader of a figure needs; nothing that names its owner."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cpu: str
+    cores: int
+    """Cores this process may use."""
+    memory_bytes: int
+    gpus: tuple[GPU, ...]
+    driver: str | None
+    os: str
+    python: str
+    versions: dict[str, str]
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+def detect() -> Environment:
+    """Read the environment; what cannot be read is None or empty, never a guess."""
+    gpus, driver = _nvidia()
+    commit, dirty = _git(Path(__file__).parent)
+    return Environment(
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=gpus,
+        driver=driver,
+        os=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=_versions(),
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def hardware_label(environment: Environment) -> str:
+    """One phrase for captions: the GPU where there is one, else the CPU with its cores."""
+    if environment.gpus:
+        return " + ".join(gpu.name for gpu in environment.gpus)
+    return f"{environment.cpu}, {environment.cores} cores"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def _nvidia() -> tuple[tuple[GPU, ...], str | None]:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return (), None
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        gpus = tuple(
+            GPU(name=pynvml.nvmlDeviceGetName(h), memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(h).total) for h in handles
+        )
+        return gpus, pynvml.nvmlSystemGetDriverVersion()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _git(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of the code that runs, if it runs from a checkout of its own."""
+    top = _output(["git", "-C", str(folder), "rev-parse", "--show-toplevel"])
+    if top is None or Path(top).resolve() != folder.parent.resolve():
+        return None, None
+    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    changed = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
+    return commit, None if changed is None else bool(changed)
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,113 @@
+"""Where a cell runs. The local executor starts a fresh interpreter on this machine and watches it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from qbench.events import EventReader, ProgressEvent
+from qbench.job import Job
+from qbench.results import Status, write_atomically
+
+POLL_S = 0.5
+"""Seconds between two looks at a worker: rare enough not to disturb what it measures."""
+
+GRACE_S = 5.0
+"""Seconds between asking a worker to end and ending it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a worker ended that gave no row of its own."""
+
+    status: Status
+    reason: str
+
+
+class Executor(Protocol):
+    """Runs one cell to its end; events are in `out`/events.jsonl afterwards, whatever happened."""
+
+    def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
+        """None when the worker ended by itself and in order."""
+
+
+class LocalExecutor:
+    """A child process a cell, in a session of its own so that all of it can be ended together."""
+
+    def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
+        """Start the worker, pass its progress on, and end it when it takes too long or when we are interrupted."""
+        job_file = out / "job.json"
+        write_atomically(job_file, job.model_dump_json(indent=2))
+        with log.open("wb") as output:
+            worker = subprocess.Popen(
+                [_interpreter(job), "-m", "qbench.worker", str(job_file), str(out)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(job),
+                start_new_session=True,
+            )
+        try:
+            return self._watch(worker, job, EventReader(out / "events.jsonl"), progress)
+        finally:
+            _end(worker)
+
+    def _watch(
+        self, worker: subprocess.Popen[bytes], job: Job, events: EventReader, progress: Callable[[ProgressEvent], None]
+    ) -> Ending | None:
+        started = time.monotonic()
+        limit = job.config.timeout_s
+        while worker.poll() is None:
+            for event in events.new():
+                if isinstance(event, ProgressEvent):
+                    progress(event)
+            if limit is not None and time.monotonic() - started > limit:
+                return Ending("timeout", f"took longer than timeout_s ({limit:g} s) and was ended")
+            time.sleep(POLL_S)
+        return _ending(worker.returncode)
+
+
+def _ending(code: int) -> Ending | None:
+    if code == 0:
+        return None
+    if code > 0:
+        return Ending("crashed", f"the worker exited with status {code}; the log has its last words")
+    name = signal.Signals(-code).name
+    hint = ", often the system ending a process when memory runs out" if name == "SIGKILL" else ""
+    return Ending("crashed", f"the worker was killed by {name}{hint}")
+
+
+def _interpreter(job: Job) -> str:
+    python = job.backend.python
+    return str(python.expanduser()) if python else sys.executable
+
+
+def _environment(job: Job) -> dict[str, str]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if job.backend.python:
+        # The other interpreter brings the backend's libraries, not this package.
+        paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return environment
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """End what is left of the worker and of everything it started."""
+    if worker.poll() is None:
+        os.killpg(worker.pid, signal.SIGTERM)
+        try:
+            worker.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    worker.wait()

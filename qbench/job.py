@@ -1,0 +1,50 @@
+"""What a worker is told: one file, written by the runner, for one cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from qbench.config import Backend, RunConfig
+from qbench.results import CellRow
+
+
+class Job(BaseModel):
+    """One cell of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: RunConfig
+    label: str
+    folder: Path
+    """The model's local folder."""
+    answers: Path
+    """Where the cell's answers to questions are kept."""
+
+    @property
+    def backend(self) -> Backend:
+        """The configuration of this cell's backend."""
+        return next(backend for backend in self.config.backends if backend.label == self.label)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The columns that say whose row it is."""
+        return identity(self.config, self.backend)
+
+
+def identity(config: RunConfig, backend: Backend) -> dict[str, str]:
+    """The columns that every row of a cell begins with."""
+    return {"run": config.name, "model": config.model.name, "backend": backend.kind, "label": backend.label}
+
+
+def cell_row(config: RunConfig, backend: Backend, **fields: object) -> CellRow:
+    """A row of `cells.csv`: what the configuration says of the cell, and `fields`."""
+    return CellRow.model_validate(
+        {
+            **identity(config, backend),
+            "bits": backend.bits,
+            "group_size": getattr(backend, "group_size", None),
+            **fields,
+        }
+    )

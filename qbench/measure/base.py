@@ -1,0 +1,46 @@
+"""What a measure is given besides the loaded model: who it measures for, and where rows and progress go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from qbench.backends.base import LoadedModel
+from qbench.results import Row
+
+
+class Identity(TypedDict):
+    """The columns that say whose row it is."""
+
+    run: str
+    model: str
+    backend: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A measure's way back to the run."""
+
+    identity: Identity
+    """Pass on to every row: `ThroughputRow(**context.identity, …)`."""
+    emit: Callable[[Row], None]
+    """Keeps a row, durably, at once."""
+    progress: Callable[[str, int, int], None]
+    """progress(what, done, total): what a person watching would like to know; never called in a timed region."""
+    seed: int
+    answers: Path
+    """Folder for the run's answer files."""
+
+
+def random_prompt(loaded: LoadedModel, batch_size: int, tokens: int, seed: int) -> Tensor:
+    """Token ids [batch_size, tokens], uniform over the vocabulary, the same for every cell of a run."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = loaded.model.config.get_text_config(decoder=True).vocab_size
+    ids = torch.randint(vocabulary, (batch_size, tokens), generator=generator)
+    return ids.to(loaded.device)

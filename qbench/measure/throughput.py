@@ -1,0 +1,104 @@
+"""Prefill and decode speed at fixed batch sizes and lengths; every trial is a row."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch import Tensor
+
+from qbench import stats
+from qbench.backends.base import LoadedModel
+from qbench.config import ThroughputConfig
+from qbench.errors import describe_fault
+from qbench.measure.base import Context, random_prompt
+from qbench.measure.decode import Decoder, Generation, generate, make_decoder, resolve_mode
+from qbench.measure.memory import peak_bytes
+from qbench.results import Status, ThroughputRow
+
+
+def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context) -> None:
+    """Emit a `ThroughputRow` for every batch size and trial.
+
+    When a batch does not fit into memory it gets one row with status oom, and so does every larger one.
+    """
+    trials = _Trials(loaded, config, context)
+    for i, batch_size in enumerate(config.batch_sizes):
+        try:
+            trials.run(batch_size)
+        except Exception as error:
+            status, reason = describe_fault(error)
+            if status != "oom":
+                raise
+            for larger in config.batch_sizes[i:]:
+                trials.fail(larger, status, reason if larger == batch_size else f"batch {batch_size} did not fit")
+            return
+
+
+class _Trials:
+    """The timed repetitions of one cell."""
+
+    def __init__(self, loaded: LoadedModel, config: ThroughputConfig, context: Context) -> None:
+        self._loaded, self._config, self._context = loaded, config, context
+        self._mode = resolve_mode(config.decode, loaded.device)
+        self._done = 0
+        self._total = len(config.batch_sizes) * (1 + config.warmup + config.trials)
+
+    def run(self, batch_size: int) -> None:
+        config = self._config
+        self._free()
+        decoder = make_decoder(self._loaded.model, self._mode, batch_size, config.seq_len)
+        prompt = random_prompt(self._loaded, batch_size, config.prompt_tokens, self._context.seed)
+        self._progress(batch_size, "memory")
+        # Two tokens reach every allocation of a generation: the cache is at its full size from the start.
+        peak = peak_bytes(self._loaded, lambda: generate(decoder, prompt, 2))
+        for i in range(config.warmup):
+            self._progress(batch_size, f"warm-up {i + 1}/{config.warmup}")
+            self._generate(decoder, prompt)
+        for trial in range(config.trials):
+            self._progress(batch_size, f"trial {trial + 1}/{config.trials}")
+            self._emit(batch_size, trial, self._generate(decoder, prompt), peak)
+
+    def fail(self, batch_size: int, status: Status, reason: str) -> None:
+        row = self._row(batch_size, trial=0, status=status, error=reason)
+        self._context.emit(row)
+
+    def _generate(self, decoder: Decoder, prompt: Tensor) -> Generation:
+        return generate(decoder, prompt, self._config.new_tokens)
+
+    def _emit(self, batch_size: int, trial: int, sample: Generation, peak: int) -> None:
+        self._context.emit(
+            self._row(
+                batch_size,
+                trial=trial,
+                status="ok",
+                ttft_s=sample.ttft_s,
+                prefill_tokens_per_s=stats.prefill_tokens_per_s(batch_size, self._config.prompt_tokens, sample.ttft_s),
+                decode_tokens_per_s=stats.decode_tokens_per_s(batch_size, sample.step_s),
+                itl_p50_s=stats.quantile(sample.step_s, 0.5),
+                itl_p95_s=stats.quantile(sample.step_s, 0.95),
+                peak_memory_bytes=peak,
+            )
+        )
+
+    def _row(self, batch_size: int, **fields: object) -> ThroughputRow:
+        return ThroughputRow.model_validate(
+            {
+                **self._context.identity,
+                "batch_size": batch_size,
+                "prompt_tokens": self._config.prompt_tokens,
+                "new_tokens": self._config.new_tokens,
+                "decode_mode": self._mode,
+                **fields,
+            }
+        )
+
+    def _progress(self, batch_size: int, what: str) -> None:
+        self._context.progress(f"throughput, batch {batch_size}, {what}", self._done, self._total)
+        self._done += 1
+
+    def _free(self) -> None:
+        """Give back the previous batch's cache, so that it is neither counted nor in the way."""
+        gc.collect()
+        if self._loaded.device.type == "cuda":
+            torch.cuda.empty_cache()

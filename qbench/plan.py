@@ -1,0 +1,63 @@
+"""What a configuration will run: its cells, in order, and what can be refused before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qbench.config import Backend, RunConfig
+from qbench.configfile import suggestion
+from qbench.environment import Environment
+from qbench.errors import QbenchError
+from qbench.source import shapes
+
+
+def select(config: RunConfig, only: Sequence[str] = ()) -> list[Backend]:
+    """The cells of a run in the order of the configuration, or those of them that are named by label.
+
+    Raises:
+        QbenchError: a name that is no label of this configuration.
+    """
+    labels = [backend.label for backend in config.backends]
+    for name in only:
+        if name not in labels:
+            raise QbenchError(f"--only {name}: no such cell{suggestion(name, labels)} (there are: {', '.join(labels)})")
+    return [backend for backend in config.backends if not only or backend.label in only]
+
+
+def preflight(config: RunConfig, environment: Environment) -> None:
+    """Refuse what cannot work on this machine, before hours are spent on the cells that could.
+
+    Raises:
+        QbenchError: a file or folder that is not there, or CUDA on a machine without it.
+    """
+    if config.device.startswith("cuda") and not environment.gpus:
+        raise QbenchError(f"device: {config.device} asked for, but no NVIDIA GPU is visible here; use device: auto or cpu")
+    mmlu = config.measure.mmlu
+    if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
+        raise QbenchError(
+            f"measure.mmlu.data: no folder {mmlu.data}; give one with test/ and dev/ in MMLU's CSV layout, or `demo`"
+        )
+    text = config.calibration.text
+    if text not in (None, "demo", "wikitext2") and not Path(str(text)).expanduser().is_file():
+        raise QbenchError(f"calibration.text: no file {text}; give a text file, `demo` or `wikitext2`")
+    for backend in config.backends:
+        if backend.python and not backend.python.expanduser().is_file():
+            raise QbenchError(f"backends.{backend.label}.python: no interpreter {backend.python}")
+    if config.model.shape and config.model.shape not in shapes():
+        hint = suggestion(config.model.shape, shapes())
+        raise QbenchError(f"model.shape: unknown shape {config.model.shape!r}{hint} (valid: {', '.join(shapes())})")
+
+
+def describe(config: RunConfig, cells: Sequence[Backend]) -> list[str]:
+    """The plan in lines: the model, the cells with what they differ in, the measures with their settings."""
+    lines = [f"{config.name}: {config.model.name}, device {config.device}, dtype {config.dtype}"]
+    for backend in cells:
+        options = backend.model_dump(mode="json", exclude={"kind", "label", "python"}, exclude_none=True)
+        shown = ", ".join(f"{key} {value}" for key, value in options.items())
+        lines.append(f"  cell {backend.label}: {backend.kind}{f' ({shown})' if shown else ''}")
+    for name, settings in config.measure:
+        if settings is not None:
+            values = settings.model_dump(mode="json", exclude_none=True)
+            lines.append(f"  measure {name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    return lines

@@ -1,0 +1,233 @@
+"""What a run leaves behind: the row types, and the folder that holds them.
+
+A worker appends every row to `cells/<label>/events.jsonl` the moment it exists. The tidy CSVs are derived from those
+files, written whole to a temporary name and renamed, so that no reader ever meets half a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qbench.environment import Environment
+from qbench.errors import QbenchError
+
+Status = Literal["ok", "oom", "error", "crashed", "timeout", "unavailable"]
+
+
+class Row(BaseModel):
+    """One observation of one cell. The field order is the column order. Seconds and bytes; a missing value is None."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str
+    model: str
+    backend: str
+    """Kind of the backend: fp16, int4, …"""
+    label: str
+    """The cell, unique in its run."""
+
+
+class CellRow(Row):
+    """One (model, backend) pair, and what loading it cost."""
+
+    bits: int
+    group_size: int | None = None
+    status: Status
+    error: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    kernel: str | None = None
+    decode_mode: str | None = None
+    threads: int | None = None
+    quantized_layers: int | None = None
+    expected_layers: int | None = None
+    load_s: float | None = None
+    quantize_s: float | None = None
+    weight_bytes: int | None = None
+    effective_bits_per_weight: float | None = None
+    load_peak_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    calibration_sha256: str | None = None
+
+
+class MemoryRow(Row):
+    """Peak memory of the first forward after loading; joined into `cells.csv`."""
+
+    batch_size: int
+    seq_len: int
+    peak_memory_bytes: int
+
+
+class ThroughputRow(Row):
+    """One timed generation."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_mode: str
+    trial: int
+    status: Status
+    error: str | None = None
+    ttft_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    itl_p50_s: float | None = None
+    itl_p95_s: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+class AccuracyRow(Row):
+    """One subject of one task."""
+
+    task: str
+    subject: str
+    num_fewshot: int
+    n: int
+    correct: int
+    accuracy: float
+    stderr: float | None = None
+    partial: bool
+    wall_s: float | None = None
+    """Wall time of the whole task, the same in each of its rows."""
+
+
+TABLES: dict[str, type[Row]] = {"cells": CellRow, "throughput": ThroughputRow, "accuracy": AccuracyRow}
+"""The CSV files of a run, by stem."""
+
+
+class RunRecord(BaseModel):
+    """`run.json`: what was asked for, where it ran and with which software."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    model: str
+    command: str
+    config: dict[str, Any]
+    """The configuration as parsed, every default filled in."""
+    model_fingerprint: str
+    environment: Environment
+    started: datetime
+    finished: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run read back from its folder. Frames have the columns of their row types; missing values are NA."""
+
+    folder: Path
+    record: RunRecord
+    cells: pd.DataFrame
+    throughput: pd.DataFrame
+    accuracy: pd.DataFrame
+    warnings: tuple[str, ...]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        QbenchError: `folder` does not exist, is empty, or is not a run's.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise QbenchError(f"{folder}: no run.json, so this is not a run's folder; `qbench run CONFIG` makes one")
+    try:
+        record = RunRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise QbenchError(f"{path}: not written by qbench, or damaged ({error.error_count()} fields are wrong)") from error
+    frames: dict[str, pd.DataFrame] = {}
+    warnings: list[str] = []
+    for stem, row_type in TABLES.items():
+        table = folder / f"{stem}.csv"
+        if table.is_file():
+            frames[stem], found = read_table(table, row_type)
+            warnings += found
+        else:
+            frames[stem] = to_frame(row_type, [])
+    return Run(folder, record, frames["cells"], frames["throughput"], frames["accuracy"], tuple(warnings))
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders at or below `folder`, sorted.
+
+    Raises:
+        QbenchError: there is none.
+    """
+    if not folder.is_dir():
+        raise QbenchError(f"{folder}: no such folder; give a run's folder or one that holds runs, e.g. results/")
+    found = sorted(path.parent for path in folder.rglob("run.json"))
+    if not found:
+        raise QbenchError(f"{folder}: no run here (no run.json at or below it); `qbench run CONFIG` makes one")
+    return found
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`, whole or not at all.
+
+    Raises:
+        OSError: the folder is not writable or the disk is full; the old content still stands.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_table(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
+    """Write rows as a CSV whose columns are the fields of their type; None is an empty field."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row_type.model_fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.model_dump(mode="json") for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]]:
+    """Read a CSV of `row_type`, leaving out lines that are not rows.
+
+    Returns:
+        The rows as a data frame with every column of the type (missing values are NA), and one warning for each line
+        left out, such as a last line that was cut short.
+
+    Raises:
+        QbenchError: the header is not that of the table.
+    """
+    warnings: list[str] = []
+    rows: list[Row] = []
+    columns = list(row_type.model_fields)
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if header != columns:
+            raise QbenchError(f"{path}: these are not the columns of a qbench {path.stem} table; is it from another tool?")
+        for number, fields in enumerate(reader, start=2):
+            try:
+                if len(fields) != len(columns):
+                    raise ValueError
+                given = {key: value for key, value in zip(columns, fields, strict=True) if value != ""}
+                rows.append(row_type.model_validate(given))
+            except ValueError:
+                warnings.append(f"{path}: line {number} is damaged or incomplete and is left out")
+    return to_frame(row_type, rows), warnings
+
+
+def to_frame(row_type: type[Row], rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as a data frame with the columns of their type, in order, also when there is no row."""
+    frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(row_type.model_fields))
+    return frame.convert_dtypes()

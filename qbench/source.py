@@ -1,0 +1,166 @@
+"""Finding a model's files before anything is measured: hub download, folder check, random weights, fingerprint.
+
+Runs in the parent process, without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qbench import demo
+from qbench.config import ModelConfig
+from qbench.configfile import suggestion
+from qbench.errors import QbenchError
+
+SHAPES = Path(__file__).parent / "shapes"
+"""A shape is a config.json without weights: `<name>.json`."""
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja")
+"""What is fetched from the hub; never pickles."""
+
+
+def shapes() -> dict[str, Path]:
+    """The shipped shapes by name."""
+    return {path.stem: path for path in sorted(SHAPES.glob("*.json"))}
+
+
+def cache_folder() -> Path:
+    """Where models with random weights are kept: QBENCH_CACHE, else XDG_CACHE_HOME/qbench, else ~/.cache/qbench."""
+    if "QBENCH_CACHE" in os.environ:
+        return Path(os.environ["QBENCH_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qbench"
+
+
+def resolve(config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], None]) -> Path:
+    """The local folder with everything the model needs; fetches or makes what is missing.
+
+    Args:
+        dtype: of random weights: float16, bfloat16 or float32.
+        say: told in one line what takes long.
+
+    Raises:
+        QbenchError: there is no such model, or it cannot be fetched.
+    """
+    if config.weights == "random":
+        return _random_weights(_shape_config(config), dtype, seed, say)
+    if config.demo:
+        return demo.MODEL_DIR
+    if config.id:
+        say(f"fetching {config.id} from the hub (or its local cache)")
+        folder = _fetch(config.id, config.revision, MODEL_FILES)
+    else:
+        assert config.path is not None
+        folder = config.path.expanduser().resolve()
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is no model that can be loaded.
+
+    Raises:
+        QbenchError: no folder, no config.json, or no safetensors in it.
+    """
+    if not folder.is_dir():
+        raise QbenchError(f"model.path: {folder} is not a folder")
+    if not (folder / "config.json").is_file():
+        raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
+    if not list(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        why = (
+            f"only {pickled[0]}, a pickle, which could run code when it is read; convert it to safetensors"
+            if pickled
+            else "its weights are missing; for memory and speed only, add `weights: random`"
+        )
+        raise QbenchError(f"model.path: {folder} holds no safetensors: {why}")
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the small files of a model and of the names and sizes of its shards; shards are not read."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        elif path.suffix in {".json", ".model", ".txt"} and path.is_file():
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _shape_config(config: ModelConfig) -> dict[str, Any]:
+    """config.json of a shipped shape, of a hub id (shipped shapes know their id), or of a folder."""
+    known = shapes()
+    if config.shape:
+        if config.shape not in known:
+            hint = suggestion(config.shape, known)
+            raise QbenchError(f"model.shape: unknown shape {config.shape!r}{hint} (valid: {', '.join(known)})")
+        return _read_json(known[config.shape])
+    if config.path:
+        return _read_json(config.path.expanduser() / "config.json")
+    assert config.id is not None
+    for path in known.values():
+        shape = _read_json(path)
+        if shape.get("_name_or_path") == config.id:
+            return shape
+    return _read_json(_fetch(config.id, config.revision, ("config.json",)) / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QbenchError(f"{path}: not a readable config.json ({type(error).__name__})") from error
+    return data
+
+
+def _random_weights(shape: dict[str, Any], dtype: str, seed: int, say: Callable[[str], None]) -> Path:
+    """A folder of random weights for a shape, made once and kept by content."""
+    text = json.dumps(shape, indent=2, sort_keys=True)
+    key = hashlib.sha256(f"{text} {dtype} {seed}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "random" / key
+    if folder.is_dir():
+        return folder
+    say(f"making random weights once, in {folder}")
+    partial = folder.with_name(f"{key}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        (partial / "config.json").write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "qbench.random_weights", str(partial), dtype, str(seed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise QbenchError(f"random weights could not be made in {folder.parent}: {last}")
+        partial.rename(folder)
+    except OSError as error:
+        raise QbenchError(f"{folder.parent}: {error.strerror or error}; set QBENCH_CACHE to a writable folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _fetch(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise QbenchError(
+            f"model.id: {repo} is gated; accept its licence on its page and log in with `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise QbenchError(f"model.id: the hub has no {repo}, or it is private; check the name, or log in") from error
+    except RevisionNotFoundError as error:
+        raise QbenchError(f"model.revision: {repo} has no revision {revision!r}") from error
+    except Exception as error:
+        raise QbenchError(
+            f"model.id: {repo} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
+            "check the connection, or give a downloaded folder as model.path"
+        ) from error

@@ -1,0 +1,17 @@
+"""Shared fixtures. Everything runs on the CPU and offline."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tests.tiny_llama import save_tiny_llama  # noqa: E402  (transformers reads the environment when it is imported)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama of two layers, with a tokenizer."""
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))

@@ -1,0 +1,112 @@
+import pkgutil
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import qbench.backends
+from qbench import configfile, source
+from qbench.config import ModelConfig, RunConfig, backend_kinds
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def run_config(**changes: object) -> RunConfig:
+    return RunConfig.model_validate({"name": "r", "model": {"demo": True}, "backends": [{"kind": "fp16"}]} | changes)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid_and_named_after_their_file(path: Path) -> None:
+    assert configfile.load(path).name == path.stem
+
+
+def test_shipped_configurations_are_those_the_readme_names() -> None:
+    assert {path.stem for path in CONFIGS} >= {"smoke", "tinyllama", "llama3-8b", "tinyllama-shape"}
+
+
+def test_llama3_configuration_is_the_full_comparison() -> None:
+    config = configfile.load(next(path for path in CONFIGS if path.stem == "llama3-8b"))
+    assert [backend.kind for backend in config.backends] == ["fp16", "int4", "nf4", "awq", "gptq"]
+    throughput, mmlu = config.measure.throughput, config.measure.mmlu
+    assert throughput is not None
+    assert mmlu is not None
+    assert throughput.batch_sizes == (1, 8, 32)
+    assert throughput.prompt_tokens + throughput.new_tokens == 2048
+    assert (mmlu.num_fewshot, mmlu.partial) == (5, False)
+
+
+def test_every_kind_has_its_module_and_every_module_its_kind() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(qbench.backends.__path__)}
+    assert {name for name in modules if name != "base" and not name.startswith("_")} == set(backend_kinds())
+
+
+def test_label_defaults_to_the_kind() -> None:
+    config = run_config(backends=[{"kind": "int4"}, {"kind": "int4", "group_size": 64, "label": "int4-g64"}])
+    assert [backend.label for backend in config.backends] == ["int4", "int4-g64"]
+
+
+def test_an_empty_measure_means_its_defaults_and_false_means_none() -> None:
+    measure = run_config(measure={"mmlu": None, "throughput": False}).measure
+    assert measure.mmlu is not None
+    assert measure.throughput is None
+
+
+@pytest.mark.parametrize("label", ["../x", "a/b", ".hidden", "", "a b", "x" * 81])
+def test_labels_cannot_leave_the_results_folder(label: str) -> None:
+    backend = {"kind": "fp16", "label": label or "/"}
+    with pytest.raises(ValidationError):
+        run_config(backends=[backend])
+    with pytest.raises(ValidationError):
+        run_config(name=label)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({}, "exactly one of id, path, demo and shape"),
+        ({"id": "a/b", "path": "c"}, "found id and path"),
+        ({"shape": "llama-3-8b"}, "add `weights: random`"),
+        ({"demo": True, "weights": "random"}, "comes with its weights"),
+        ({"demo": True, "revision": "main"}, "revision belongs to a hub id"),
+    ],
+)
+def test_model_origin_is_one(model: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ModelConfig.model_validate(model)
+
+
+def test_random_weights_have_no_accuracy() -> None:
+    with pytest.raises(ValidationError, match="random weights has no accuracy"):
+        run_config(model={"shape": "llama-3-8b", "weights": "random"}, measure={"mmlu": None})
+
+
+def test_labels_differ_also_on_file_systems_that_ignore_case() -> None:
+    with pytest.raises(ValidationError, match="label int4 is used twice"):
+        run_config(backends=[{"kind": "int4"}, {"kind": "nf4", "label": "INT4"}])
+
+
+@pytest.mark.parametrize(
+    "throughput",
+    [{"batch_sizes": [8, 1]}, {"batch_sizes": []}, {"batch_sizes": [0]}, {"seq_len": 64, "new_tokens": 64}, {"trials": 0}],
+)
+def test_impossible_throughput_settings_are_refused(throughput: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        run_config(measure={"throughput": throughput})
+
+
+def test_shipped_shapes_are_the_published_ones() -> None:
+    """Parameter counts as on the models' cards: 8.03 and 1.10 billion."""
+    counts = {name: parameters(path) for name, path in source.shapes().items()}
+    assert counts == {"llama-3-8b": 8_030_261_248, "tinyllama-1.1b": 1_100_048_384}
+
+
+def parameters(path: Path) -> int:
+    import json
+
+    c = json.loads(path.read_text())
+    hidden, inner, heads, kv_heads = (
+        c[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    )
+    kv = hidden // heads * kv_heads
+    layer = 2 * hidden * hidden + 2 * kv * hidden + 3 * inner * hidden + 2 * hidden
+    return c["num_hidden_layers"] * layer + 2 * c["vocab_size"] * hidden + hidden

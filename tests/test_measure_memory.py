@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import torch
+
+from qbench.measure.memory import ResidentPeak, peak_live_bytes
+
+MIB = 2**20
+
+
+def test_peak_is_the_most_that_was_live_at_once() -> None:
+    def call() -> None:
+        a = torch.empty(4 * MIB, dtype=torch.uint8)
+        b = torch.empty(2 * MIB, dtype=torch.uint8)
+        del a
+        c = torch.empty(3 * MIB, dtype=torch.uint8)
+        assert b.numel() + c.numel() == 5 * MIB
+
+    assert peak_live_bytes(call) == 6 * MIB
+
+
+def test_what_an_operation_allocates_inside_is_counted() -> None:
+    """log_softmax of a bfloat16 tensor in float32: the copy and the result live side by side."""
+    x = torch.randn(MIB, dtype=torch.bfloat16)
+    assert peak_live_bytes(lambda: torch.log_softmax(x.float(), dim=0)) == 8 * MIB
+
+
+def test_what_was_there_before_is_not_counted() -> None:
+    kept = torch.empty(8 * MIB, dtype=torch.uint8)
+    assert peak_live_bytes(lambda: kept.fill_(1)) == 0
+
+
+def test_resident_peak_sees_what_was_freed_again() -> None:
+    watch = ResidentPeak()
+    block = bytearray(64 * MIB)
+    block[::4096] = b"x" * len(block[::4096])
+    del block
+    assert watch.bytes() > 60 * MIB
+    if Path("/proc/self/clear_refs").exists():
+        watch.restart()
+        assert watch.bytes() < 32 * MIB

@@ -1,0 +1,125 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qbench import environment
+from qbench.errors import QbenchError
+from qbench.results import (
+    AccuracyRow,
+    CellRow,
+    RunRecord,
+    ThroughputRow,
+    find_runs,
+    read_run,
+    read_table,
+    write_atomically,
+    write_table,
+)
+
+IDENTITY = {"run": "r", "model": "m", "backend": "int4", "label": "int4"}
+
+
+def throughput(**fields: object) -> ThroughputRow:
+    base = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 4, "decode_mode": "eager", "trial": 0, "status": "ok"}
+    return ThroughputRow.model_validate(IDENTITY | base | fields)
+
+
+def record() -> RunRecord:
+    return RunRecord(
+        name="r", model="m", command="qbench run", config={"name": "r"}, model_fingerprint="f",
+        environment=environment.detect(), started=datetime.now(UTC),
+    )  # fmt: skip
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(record().model_dump_json())
+    write_table(folder / "throughput.csv", ThroughputRow, [throughput(trial=0), throughput(trial=1)])
+    return folder
+
+
+def test_columns_are_the_fields_of_the_row_and_a_missing_value_is_empty(tmp_path: Path) -> None:
+    write_table(tmp_path / "throughput.csv", ThroughputRow, [throughput(status="oom", error='no, "room"\nat all')])
+    header, *_ = (tmp_path / "throughput.csv").read_text().splitlines()
+    assert header.split(",") == list(ThroughputRow.model_fields)
+    frame, warnings = read_table(tmp_path / "throughput.csv", ThroughputRow)
+    assert warnings == []
+    assert frame.loc[0, "error"] == 'no, "room"\nat all'
+    assert pd.isna(frame.loc[0, "decode_tokens_per_s"])
+    assert ",0.0" not in (tmp_path / "throughput.csv").read_text()
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1, max_size=20)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    error=st.none() | words,
+    ttft=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    size=st.integers(min_value=0, max_value=2**60),
+)
+def test_what_is_written_is_what_is_read(tmp_path: Path, error: str | None, ttft: float | None, size: int) -> None:
+    row = throughput(error=error, ttft_s=ttft, peak_memory_bytes=size)
+    write_table(tmp_path / "t.csv", ThroughputRow, [row])
+    frame, warnings = read_table(tmp_path / "t.csv", ThroughputRow)
+    assert warnings == []
+    read = {key: None if pd.isna(value) else value for key, value in frame.iloc[0].items()}
+    assert read == row.model_dump()
+
+
+def test_a_truncated_last_line_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "r")
+    path = folder / "throughput.csv"
+    path.write_text(path.read_text()[:-9])
+    run = read_run(folder)
+    assert list(run.throughput["trial"]) == [0]
+    assert len(run.warnings) == 1
+    assert "line 3 is damaged or incomplete" in run.warnings[0]
+
+
+def test_a_table_of_another_tool_is_refused(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "r")
+    (folder / "cells.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(QbenchError, match=r"cells\.csv: these are not the columns"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json", '{"name": 5}'])
+def test_a_foreign_run_json_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(QbenchError, match="not written by qbench, or damaged"):
+        read_run(tmp_path)
+
+
+def test_a_run_without_some_tables_has_empty_ones(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "r"))
+    assert list(run.cells.columns) == list(CellRow.model_fields)
+    assert len(run.accuracy) == 0
+    assert list(run.accuracy.columns) == list(AccuracyRow.model_fields)
+
+
+def test_runs_are_found_at_and_below_a_folder(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "b"), make_run(tmp_path / "published" / "a")
+    assert find_runs(tmp_path) == [one, two]
+    assert find_runs(one) == [one]
+
+
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(QbenchError, match="no run here"):
+        find_runs(tmp_path)
+    with pytest.raises(QbenchError, match="no such folder"):
+        find_runs(tmp_path / "nothing")
+    with pytest.raises(QbenchError, match="not a run's folder"):
+        read_run(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
