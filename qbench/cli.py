@@ -29,9 +29,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML by dotted path; may be repeated."),
 ]
-Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="LABEL", help="Only this cell; may be repeated.")
-]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="LABEL", help="Only this cell; may be repeated.")]
 
 
 def _version(wanted: bool) -> None:

@@ -69,7 +69,7 @@ class Backend(Strict):
     kind: str
     label: Name = ""
     """Name of the cell in rows, tables and plots; the kind unless given."""
-    python: Path | None = Field(default=None, description="another interpreter, for libraries that cannot live together")
+    python: Path | None = Field(default=None, description="another interpreter, for libraries that cannot share one")
 
     @model_validator(mode="before")
     @classmethod
@@ -211,19 +211,14 @@ class MMLUConfig(Strict):
 
 
 class MeasureConfig(Strict):
-    """What is measured. A key with no value means its defaults; a key that is absent or false is not measured."""
+    """What is measured: every field is the name of a module of `qbench.measure`; None is not measured.
+
+    In a YAML file a key without a value means the defaults of its measure, and `false` means None.
+    """
 
     memory: MemoryConfig = MemoryConfig()
     throughput: ThroughputConfig | None = None
     mmlu: MMLUConfig | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        chosen = {key: {} if value in (None, True) else value for key, value in data.items()}
-        return {key: value for key, value in chosen.items() if value is not False}
 
 
 class RunConfig(Strict):
@@ -232,9 +227,9 @@ class RunConfig(Strict):
     name: Name
     model: ModelConfig
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: DType = Field(default="auto", description="compute dtype of every cell; auto: float16 on CUDA, else bfloat16")
+    dtype: DType = Field(default="auto", description="compute dtype; auto: float16 on CUDA, else bfloat16")
     seed: int = Field(default=0, ge=0, description="prompts, random weights and calibration sampling")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the worker; torch's choice unless given")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of a worker; torch's choice unless given")
     timeout_s: float | None = Field(default=None, gt=0, description="a cell that takes longer is ended: timeout")
     calibration: CalibrationConfig = CalibrationConfig()
     backends: tuple[BackendConfig, ...] = Field(min_length=1)

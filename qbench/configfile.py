@@ -30,6 +30,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = _read(path)
     for override in overrides:
         _apply(data, override)
+    _spell_out_measures(data)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -75,6 +76,14 @@ def _apply(data: dict[str, Any], override: str) -> None:
         node[last] = _parse(text, f"--set {key}")
     else:
         raise QbenchError(f"--set {key}: {'.'.join(parents)} is a single value and has no key {last}")
+
+
+def _spell_out_measures(data: dict[str, Any]) -> None:
+    """In a file, `mmlu:` without a value asks for the measure with its defaults, and `mmlu: false` for none."""
+    measures = data.get("measure")
+    if isinstance(measures, dict):
+        chosen = {key: {} if value is None else value for key, value in measures.items()}
+        data["measure"] = {key: value for key, value in chosen.items() if value is not False}
 
 
 def _child(node: Any, part: str, key: str) -> Any:

@@ -74,7 +74,7 @@ class PlainReporter:
     def progress(self, event: ProgressEvent) -> None:
         """Every new step once, and within a step each further tenth."""
         now = (event.what, 10 * event.done // max(event.total, 1))
-        if now != self._last:
+        if now != self._last and not event.done == event.total == 1:
             self._last = now
             share = f" {event.done}/{event.total}" if event.total > 1 else ""
             self._console.print(escape(f"{self._prefix}{event.what}{share}"))
@@ -106,7 +106,8 @@ def reporting(console: Console) -> Iterator[LiveReporter | PlainReporter]:
 def finished_line(row: CellRow) -> str:
     """One line that says how a cell ended."""
     if row.status == "ok":
-        return f"[green]ok[/] {escape(row.label)} ({escape(row.kernel or '')}, {row.dtype}, {human_bytes(row.peak_memory_bytes)})"
+        details = f"{row.kernel}, {row.dtype}, {human_bytes(row.peak_memory_bytes)}"
+        return f"[green]ok[/] {escape(row.label)} ({escape(details)})"
     return f"[red]{row.status}[/] {escape(row.label)}: {escape(row.error or '')}"
 
 
@@ -126,7 +127,7 @@ def result_table(run: Run) -> Table:
     for row in summary.to_dict("records"):
         cell = cells.loc[row["label"]]
         table.add_row(
-            escape(display_label(row["backend"], row["label"])),
+            _backend(row),
             escape(_text(cell["kernel"], row["status"])),
             _number(cell["effective_bits_per_weight"], "{:.2f}"),
             human_bytes(row["peak_memory_bytes"]),
@@ -134,6 +135,11 @@ def result_table(run: Run) -> Table:
             _accuracy(row),
         )
     return table
+
+
+def _backend(row: dict[Any, Any]) -> str:
+    label = escape(display_label(row["backend"], row["label"]))
+    return label if row["status"] == "ok" else f"{label} [red]({row['status']})[/]"
 
 
 def display_label(backend: str, label: str) -> str:

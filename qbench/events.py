@@ -74,7 +74,7 @@ class EventReader:
         self._offset = 0
 
     def new(self) -> Iterator[RowEvent | ProgressEvent]:
-        """Complete, valid lines; a last line without its newline waits for the next call, a damaged one is passed over."""
+        """Complete, valid lines; one without its newline waits for the next call, a damaged one is passed over."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from qbench.config import Backend, RunConfig
-from qbench.results import CellRow
+from qbench.results import CellRow, Identity
 
 
 class Job(BaseModel):
@@ -28,14 +28,14 @@ class Job(BaseModel):
         return next(backend for backend in self.config.backends if backend.label == self.label)
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> Identity:
         """The columns that say whose row it is."""
         return identity(self.config, self.backend)
 
 
-def identity(config: RunConfig, backend: Backend) -> dict[str, str]:
+def identity(config: RunConfig, backend: Backend) -> Identity:
     """The columns that every row of a cell begins with."""
-    return {"run": config.name, "model": config.model.name, "backend": backend.kind, "label": backend.label}
+    return Identity(run=config.name, model=config.model.name, backend=backend.kind, label=backend.label)
 
 
 def cell_row(config: RunConfig, backend: Backend, **fields: object) -> CellRow:

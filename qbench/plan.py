@@ -32,7 +32,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         QbenchError: a file or folder that is not there, or CUDA on a machine without it.
     """
     if config.device.startswith("cuda") and not environment.gpus:
-        raise QbenchError(f"device: {config.device} asked for, but no NVIDIA GPU is visible here; use device: auto or cpu")
+        raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
     mmlu = config.measure.mmlu
     if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
         raise QbenchError(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +21,15 @@ from qbench.environment import Environment
 from qbench.errors import QbenchError
 
 Status = Literal["ok", "oom", "error", "crashed", "timeout", "unavailable"]
+
+
+class Identity(TypedDict):
+    """The columns that say whose row it is."""
+
+    run: str
+    model: str
+    backend: str
+    label: str
 
 
 class Row(BaseModel):
@@ -145,7 +154,8 @@ def read_run(folder: Path) -> Run:
     try:
         record = RunRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise QbenchError(f"{path}: not written by qbench, or damaged ({error.error_count()} fields are wrong)") from error
+        wrong = error.error_count()
+        raise QbenchError(f"{path}: not written by qbench, or damaged ({wrong} fields are wrong)") from error
     frames: dict[str, pd.DataFrame] = {}
     warnings: list[str] = []
     for stem, row_type in TABLES.items():
@@ -215,7 +225,7 @@ def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]
         reader = csv.reader(file)
         header = next(reader, [])
         if header != columns:
-            raise QbenchError(f"{path}: these are not the columns of a qbench {path.stem} table; is it from another tool?")
+            raise QbenchError(f"{path}: these are not the columns of a qbench table; is it from another tool?")
         for number, fields in enumerate(reader, start=2):
             try:
                 if len(fields) != len(columns):

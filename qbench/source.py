@@ -139,7 +139,8 @@ def _random_weights(shape: dict[str, Any], dtype: str, seed: int, say: Callable[
             raise QbenchError(f"random weights could not be made in {folder.parent}: {last}")
         partial.rename(folder)
     except OSError as error:
-        raise QbenchError(f"{folder.parent}: {error.strerror or error}; set QBENCH_CACHE to a writable folder") from error
+        reason = error.strerror or error
+        raise QbenchError(f"{folder.parent}: {reason}; set QBENCH_CACHE to a writable folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

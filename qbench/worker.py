@@ -137,7 +137,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The compute dtype that `auto` stands for: float16 on CUDA; bfloat16 elsewhere, where float16 products are slow."""
+    """The compute dtype that `auto` stands for: float16 on CUDA, else bfloat16, since CPUs are slow at float16."""
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.bfloat16
     resolved: torch.dtype = getattr(torch, dtype)

@@ -7,8 +7,10 @@ import pytest
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The models of the tests are too small to gain from threads, which wait for each other badly on a busy machine.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-from tests.tiny_llama import save_tiny_llama  # noqa: E402  (transformers reads the environment when it is imported)
+from tests.tiny_llama import save_tiny_llama  # after the environment, which transformers reads at import
 
 
 @pytest.fixture(scope="session")

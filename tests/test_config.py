@@ -45,10 +45,9 @@ def test_label_defaults_to_the_kind() -> None:
     assert [backend.label for backend in config.backends] == ["int4", "int4-g64"]
 
 
-def test_an_empty_measure_means_its_defaults_and_false_means_none() -> None:
-    measure = run_config(measure={"mmlu": None, "throughput": False}).measure
-    assert measure.mmlu is not None
-    assert measure.throughput is None
+def test_a_configuration_survives_json() -> None:
+    config = run_config(measure={"throughput": {"seq_len": 64, "new_tokens": 8}})
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize("label", ["../x", "a/b", ".hidden", "", "a b", "x" * 81])
@@ -77,7 +76,7 @@ def test_model_origin_is_one(model: dict[str, object], words: str) -> None:
 
 def test_random_weights_have_no_accuracy() -> None:
     with pytest.raises(ValidationError, match="random weights has no accuracy"):
-        run_config(model={"shape": "llama-3-8b", "weights": "random"}, measure={"mmlu": None})
+        run_config(model={"shape": "llama-3-8b", "weights": "random"}, measure={"mmlu": {}})
 
 
 def test_labels_differ_also_on_file_systems_that_ignore_case() -> None:
@@ -87,7 +86,13 @@ def test_labels_differ_also_on_file_systems_that_ignore_case() -> None:
 
 @pytest.mark.parametrize(
     "throughput",
-    [{"batch_sizes": [8, 1]}, {"batch_sizes": []}, {"batch_sizes": [0]}, {"seq_len": 64, "new_tokens": 64}, {"trials": 0}],
+    [
+        {"batch_sizes": [8, 1]},
+        {"batch_sizes": []},
+        {"batch_sizes": [0]},
+        {"seq_len": 64, "new_tokens": 64},
+        {"trials": 0},
+    ],
 )
 def test_impossible_throughput_settings_are_refused(throughput: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

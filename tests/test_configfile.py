@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qbench import configfile
-from qbench.config import GPTQ, RunConfig
+from qbench.config import GPTQ, MMLUConfig, RunConfig
 from qbench.errors import QbenchError
 
 GOOD = """
@@ -40,10 +40,18 @@ def message(path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("seq_len: 64", "seqlen: 64", "measure.throughput.seqlen: unknown key; did you mean seq_len? (valid: batch_sizes,"),
+        (
+            "seq_len: 64",
+            "seqlen: 64",
+            "measure.throughput.seqlen: unknown key; did you mean seq_len? (valid: batch_sizes,",
+        ),
         ("desc_act: true", "desc_akt: true", "backends[2].desc_akt: unknown key; did you mean desc_act?"),
         ("name: r", "nmae: r", "nmae: unknown key; did you mean name?"),
-        ("kind: int4", "kind: int5", "backends[1].kind: unknown backend 'int5'; did you mean int4? (valid: fp16, int4,"),
+        (
+            "kind: int4",
+            "kind: int5",
+            "backends[1].kind: unknown backend 'int5'; did you mean int4? (valid: fp16, int4,",
+        ),
         ("kind: int4", "group_size: 128", "backends[1].kind: is missing (one of fp16,"),
         ("seq_len: 64", "seq_len: many", "measure.throughput.seq_len: input should be a valid integer"),
         ("label: gptq-act", "label: int4", "label int4 is used twice"),
@@ -102,6 +110,12 @@ def test_overrides_reach_every_kind_of_place_with_the_types_of_the_yaml(good: Pa
     assert config.measure.mmlu is not None
     assert config.measure.mmlu.data == "/some/folder"
     assert config.calibration.samples == 3
+
+
+def test_an_empty_measure_means_its_defaults_and_false_means_none(tmp_path: Path) -> None:
+    measure = configfile.load(write(tmp_path, GOOD + "  mmlu:\n"), ["measure.throughput=false"]).measure
+    assert measure.mmlu == MMLUConfig()
+    assert measure.throughput is None
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,6 @@ def test_gaussian_weights_lose_one_percent_of_their_energy() -> None:
     """Rate-distortion bounds any 4-bit code of a Gaussian by 0.39 %; plain asymmetric rounding is known at 1.01 %."""
     weight = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
     lost = (dequantize(quantize(weight)) - weight).pow(2).sum() / weight.pow(2).sum()
-    assert 0.0039 < lost.item()
     assert lost.item() == pytest.approx(0.0101, abs=0.0003)
 
 

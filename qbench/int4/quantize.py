@@ -72,7 +72,7 @@ def quantize(
 
 
 def dequantize(q: QuantizedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight [out_features, in_features] that the codes stand for, s (q - z), each product rounded once to `dtype`."""
+    """The weight [out_features, in_features] that the codes stand for: s (q - z), rounded once to `dtype`."""
     columns = q.shape[1]
     codes = _grouped(unpack(q.qweight, columns), q.group_size).to(dtype)
     weight = (codes - q.zeros[..., None].to(dtype)) * q.scales[..., None].to(dtype)
@@ -89,4 +89,4 @@ def _grouped(rows: Tensor, group_size: int) -> Tensor:
     missing = -columns % size
     if missing:
         rows = torch.cat((rows, rows[:, -1:].expand(-1, missing)), dim=1)
-    return rows.unflatten(1, (-1, size))
+    return rows.view(rows.shape[0], -1, size)

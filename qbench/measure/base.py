@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from qbench.backends.base import LoadedModel
-from qbench.results import Row
-
-
-class Identity(TypedDict):
-    """The columns that say whose row it is."""
-
-    run: str
-    model: str
-    backend: str
-    label: str
+from qbench.results import Identity, Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ class GraphDecoder:
     def _capture(self) -> Callable[[], None]:
         if self._token.device.type != "cuda":
             return self._forward
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._forward()  # lets libraries allocate workspaces, which a capture must not
@@ -146,7 +146,7 @@ class GraphDecoder:
         return replay
 
 
-class PreallocatedLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
     """A layer of the cache in one buffer [batch_size, kv_heads, seq_len, head_dim], filled from the left."""
 
     def __init__(self, seq_len: int) -> None:
@@ -193,8 +193,8 @@ def preallocated_cache(model: PreTrainedModel, seq_len: int) -> Cache:
 
 
 def _next_token(model: PreTrainedModel, input_ids: Tensor, cache: Cache) -> Tensor:
-    out = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1].argmax(-1, keepdim=True)
+    logits: Tensor = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return logits[:, -1].argmax(-1, keepdim=True)
 
 
 class _HostClock:
@@ -218,7 +218,7 @@ class _CudaClock:
         self._marks: list[torch.cuda.Event] = []
 
     def mark(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         self._marks.append(event)
 

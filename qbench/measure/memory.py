@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch._C._profiler import _EventType, _ProfilerEvent
+from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 
 from qbench.backends.base import LoadedModel
 from qbench.config import MemoryConfig
@@ -35,9 +35,7 @@ def measure(loaded: LoadedModel, config: MemoryConfig, context: Context) -> None
 
     peak = peak_bytes(loaded, forward)
     context.emit(
-        MemoryRow(
-            **context.identity, batch_size=config.batch_size, seq_len=config.seq_len, peak_memory_bytes=peak
-        )
+        MemoryRow(**context.identity, batch_size=config.batch_size, seq_len=config.seq_len, peak_memory_bytes=peak)
     )
     context.progress("memory", 1, 1)
 
@@ -73,8 +71,8 @@ def _allocations(roots: list[_ProfilerEvent]) -> list[int]:
     while stack:
         event = stack.pop()
         stack.extend(event.children)
-        kind, fields = event.typed
-        if kind == _EventType.Allocation and fields.device.type == "cpu":
+        fields = event.extra_fields
+        if isinstance(fields, _ExtraFields_Allocation) and fields.device.type == "cpu":
             sizes.append((event.start_time_ns, fields.alloc_size))
     return [size for _, size in sorted(sizes, key=lambda pair: pair[0])]
 

@@ -1,0 +1,171 @@
+"""The program as its users meet it: exit status, what is printed, what is on disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from qbench.cli import app
+from qbench.config import backend_kinds
+from tests.test_runner import interpreter
+
+cli = CliRunner()
+
+YAML = """
+name: tiny
+model: {{path: {model}}}
+backends: [{{kind: fp16}}, {{kind: int4}}]
+measure:
+  throughput: {{batch_sizes: [1, 2], seq_len: 24, new_tokens: 4, trials: 2}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Path:
+    """A working folder with tiny.yaml in it."""
+    (tmp_path / "tiny.yaml").write_text(YAML.format(model=tiny_llama))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, str]:
+    """A finished run and what was printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(YAML.format(model=tiny_llama))
+    done = subprocess.run(
+        [sys.executable, "-m", "qbench", "run", "tiny.yaml"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_says_where_it_is_and_ends_with_a_table(measured: tuple[Path, str]) -> None:
+    _, printed = measured
+    assert "[2/2] int4: throughput, batch 2, trial 2/2" in printed
+    rows = [line for line in printed.splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == ["FP16", "INT4"]
+    assert "tok/s, batch 1" in printed
+    assert "qbench plot results/tiny" in printed
+    assert "\x1b" not in printed
+
+
+def test_a_run_leaves_the_files_that_the_readme_names(measured: tuple[Path, str]) -> None:
+    folder = measured[0] / "results" / "tiny"
+    for name in ("run.json", "cells.csv", "throughput.csv", "accuracy.csv", "summary.csv", "logs/int4.log"):
+        assert (folder / name).is_file(), name
+
+
+@pytest.mark.parametrize("argument", ["results/tiny", "results", "results/"])
+def test_plot_draws_a_run_or_a_folder_of_runs(
+    measured: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: str
+) -> None:
+    monkeypatch.chdir(measured[0])
+    result = cli.invoke(app, ["plot", argument, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "tiny").iterdir()} == {
+        "memory.png", "memory.svg", "throughput.png", "throughput.svg",
+    }  # fmt: skip
+
+
+def test_a_failed_cell_is_status_one_and_a_line_with_the_reason(here: Path) -> None:
+    broken = interpreter(here, "exit 3")
+    result = cli.invoke(app, ["run", "tiny.yaml", "--only", "fp16", "--set", f"backends.fp16.python={broken}"])
+    assert result.exit_code == 1
+    assert "crashed fp16: the worker exited with status 3" in " ".join(result.output.split())
+    assert "FP16 (crashed)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["run", "tiny.yaml", "--only", "int8"], "did you mean int4?"),
+        (["run", "tiny.yaml", "--set", "measure.thruput.trials=1"], "unknown key; did you mean throughput?"),
+        (["run", "tiny.yaml", "--set", "device=cuda"], "no NVIDIA GPU is visible"),
+        (["run", "tiny.yaml", "--set", "model.path=/nowhere"], "model.path: /nowhere is not a folder"),
+        (["run", "tiny.yaml", "--results", "tiny.yaml"], "results cannot be written here"),
+        (["run", "tiny.yaml", "--dry-run", "--set", "device=cuda"], "no NVIDIA GPU is visible"),
+        (["validate", "nothing.yaml"], "no such file"),
+        (["plot", "nowhere"], "no such folder"),
+        (["plot", "."], "no run here"),
+    ],
+)
+def test_what_the_user_can_mend_is_status_two_and_one_message(here: Path, arguments: list[str], words: str) -> None:
+    result = cli.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert sorted(path.name for path in here.iterdir()) == ["tiny.yaml"]
+
+
+def test_an_unknown_option_is_status_two(here: Path) -> None:
+    assert cli.invoke(app, ["run", "tiny.yaml", "--onyl", "int4"]).exit_code == 2
+
+
+def test_dry_run_says_the_plan_and_touches_nothing(here: Path) -> None:
+    result = cli.invoke(app, ["run", "tiny.yaml", "--dry-run", "--set", "seed=7"])
+    assert result.exit_code == 0
+    assert "cell int4: int4 (group_size 128)" in result.output
+    assert not (here / "results").exists()
+
+
+def test_validate_names_the_cells(here: Path) -> None:
+    result = cli.invoke(app, ["validate", "tiny.yaml"])
+    assert result.exit_code == 0
+    assert "cells fp16, int4" in result.output
+
+
+def test_backends_says_of_every_kind_whether_it_works_here() -> None:
+    result = cli.invoke(app, ["backends"])
+    assert result.exit_code == 0
+    for kind in backend_kinds():
+        assert kind in result.output
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["plot"], ["backends"], ["validate"]])
+def test_help_has_an_example(command: list[str]) -> None:
+    result = cli.invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "qbench " + (command[0] if command else "run") in " ".join(result.output.split())
+
+
+def test_commands_that_need_no_model_import_no_torch(here: Path) -> None:
+    """Checked by what is imported, since times drift."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from qbench.cli import app; "
+        "r = CliRunner().invoke(app, ['run', 'tiny.yaml', '--dry-run']); assert r.exit_code == 0, r.output; "
+        "import qbench.plots, qbench.runner; "
+        "heavy = {'torch', 'transformers', 'scipy.stats', 'lm_eval'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_keeps_finished_rows_ends_the_worker_and_exits_130(here: Path) -> None:
+    sleeper = interpreter(here, "sleep 600")
+    arguments = ["run", "tiny.yaml", "--set", "backends=[{kind: int4}, {kind: fp16, python: " + sleeper + "}]"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qbench", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    job = here / "results/tiny/cells/fp16/job.json"
+    deadline = time.monotonic() + 300
+    while not job.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1.0)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finished rows are kept" in error
+    assert children
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert (here / "results/tiny/throughput.csv").read_text().count(",int4,") == 2 * 4

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from qbench import environment, plan
+from qbench.errors import QbenchError
+from tests.test_config import run_config
+
+TWO = [{"kind": "fp16"}, {"kind": "int4"}]
+
+
+@pytest.fixture(scope="module")
+def laptop() -> environment.Environment:
+    return environment.detect().model_copy(update={"gpus": ()})
+
+
+def test_cells_keep_the_order_of_the_configuration() -> None:
+    config = run_config(backends=TWO)
+    assert [cell.label for cell in plan.select(config)] == ["fp16", "int4"]
+    assert [cell.label for cell in plan.select(config, ["int4", "fp16"])] == ["fp16", "int4"]
+    assert [cell.label for cell in plan.select(config, ["int4"])] == ["int4"]
+
+
+def test_only_must_name_a_cell() -> None:
+    with pytest.raises(QbenchError, match=r"--only int8: no such cell; did you mean int4\? \(there are: fp16, int4\)"):
+        plan.select(run_config(backends=TWO), ["int8"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": "cuda"}, "no NVIDIA GPU is visible"),
+        ({"measure": {"mmlu": {"data": "/nowhere"}}}, "measure.mmlu.data: no folder /nowhere"),
+        ({"calibration": {"text": "/nowhere.txt"}}, "calibration.text: no file /nowhere.txt"),
+        ({"backends": [{"kind": "fp16", "python": "/nowhere"}]}, "backends.fp16.python: no interpreter"),
+        (
+            {"model": {"shape": "llama-3-9b", "weights": "random"}},
+            "unknown shape 'llama-3-9b'; did you mean llama-3-8b",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_first(
+    laptop: environment.Environment, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(QbenchError, match=words.replace("?", r"\?")):
+        plan.preflight(run_config(**changes), laptop)
+
+
+def test_what_can_work_is_not_refused(laptop: environment.Environment, tmp_path: Path) -> None:
+    plan.preflight(run_config(measure={"mmlu": {"data": str(tmp_path)}}), laptop)
+    gpu = environment.GPU(name="x", memory_bytes=1)
+    plan.preflight(run_config(device="cuda:0"), laptop.model_copy(update={"gpus": (gpu,)}))
+
+
+def test_the_description_names_cells_and_measures_with_their_settings() -> None:
+    config = run_config(backends=TWO, measure={"throughput": {"seq_len": 64, "new_tokens": 8}})
+    text = "\n".join(plan.describe(config, plan.select(config)))
+    assert "cell int4: int4 (group_size 128)" in text
+    assert "seq_len 64" in text
+    assert "mmlu" not in text

@@ -1,0 +1,262 @@
+"""Runs with workers that end in every way a process can end.
+
+The worker of a cell is whatever `python:` names, so a script in its place crashes, hangs or starves for real.
+"""
+
+import os
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from qbench import runner
+from qbench.config import RunConfig
+from qbench.errors import QbenchError
+from qbench.events import ProgressEvent
+from qbench.results import CellRow, read_run
+
+QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}
+
+
+class Watcher:
+    """Keeps what a reporter is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.finished: list[CellRow] = []
+        self.events: list[ProgressEvent] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def cell_started(self, label: str, number: int, total: int) -> None:
+        pass
+
+    def progress(self, event: ProgressEvent) -> None:
+        self.events.append(event)
+
+    def cell_finished(self, row: CellRow) -> None:
+        self.finished.append(row)
+
+
+def config(model: Path, backends: list[dict[str, object]], **changes: object) -> RunConfig:
+    base = {"name": "r", "model": {"path": model}, "backends": backends, "measure": QUICK}
+    return RunConfig.model_validate(base | changes)
+
+
+def run(
+    settings: RunConfig, results: Path, *, fresh: bool = False, only: tuple[str, ...] = ()
+) -> tuple[Path, bool, Watcher]:
+    watcher = Watcher()
+    folder, ok = runner.run(settings, results, watcher, command="qbench run x", fresh=fresh, only=only)
+    return folder, ok, watcher
+
+
+def interpreter(folder: Path, script: str) -> str:
+    """An executable that stands in for a worker's Python."""
+    path = folder / f"python-{abs(hash(script))}"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two real cells."""
+    folder, ok, _ = run(config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}]), tmp_path_factory.mktemp("results"))
+    assert ok
+    return folder
+
+
+def test_every_trial_is_a_row_and_every_cell_is_whole(finished: Path) -> None:
+    data = read_run(finished)
+    assert list(data.cells["label"]) == ["fp16", "int4"]
+    assert set(data.cells["status"]) == {"ok"}
+    assert len(data.throughput) == 2 * 2 * 2
+    assert (data.throughput["decode_tokens_per_s"] > 0).all()
+    assert list(data.cells["quantized_layers"]) == [0, 14]
+    assert data.record.finished is not None
+    assert data.record.environment.versions["torch"]
+
+
+def test_memory_of_the_cells_is_that_of_their_weights_and_more(finished: Path) -> None:
+    fp16, int4 = (row for _, row in read_run(finished).cells.iterrows())
+    assert int4["weight_bytes"] < fp16["weight_bytes"] < fp16["peak_memory_bytes"]
+    assert fp16["effective_bits_per_weight"] == 16
+    assert int4["effective_bits_per_weight"] == 4 + (16 + 8) / 128
+    assert fp16["peak_rss_bytes"] > 0
+
+
+def test_rows_say_what_was_measured(finished: Path) -> None:
+    row = read_run(finished).throughput.iloc[0]
+    assert (row["prompt_tokens"], row["new_tokens"], row["decode_mode"]) == (20, 4, "eager")
+    cell = read_run(finished).cells.iloc[1]
+    assert (cell["kernel"], cell["dtype"], cell["device"], cell["threads"]) == ("reference", "bfloat16", "cpu", 1)
+
+
+def test_the_summary_is_derived_from_the_rows(finished: Path) -> None:
+    summary = pd.read_csv(finished / "summary.csv")
+    trials = read_run(finished).throughput.query("label == 'int4' and batch_size == 2")["decode_tokens_per_s"]
+    assert summary.set_index("label").loc["int4", "decode_tokens_per_s_b2"] == pytest.approx(trials.median())
+
+
+def test_the_same_command_again_measures_nothing(finished: Path, tiny_llama: Path) -> None:
+    before = (finished / "throughput.csv").read_bytes()
+    _, ok, watcher = run(config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}]), finished.parent)
+    assert ok
+    assert watcher.finished == []
+    assert "already measured" in watcher.said[0]
+    assert (finished / "throughput.csv").read_bytes() == before
+
+
+def test_another_configuration_does_not_mix_with_old_rows(finished: Path, tiny_llama: Path) -> None:
+    changed = config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4", "group_size": 64}])
+    with pytest.raises(QbenchError, match=r"backends\.1\.group_size: 128 there, 64 now") as caught:
+        run(changed, finished.parent)
+    assert "--fresh" in str(caught.value)
+
+
+def test_fresh_starts_over(tiny_llama: Path, tmp_path: Path) -> None:
+    run(config(tiny_llama, [{"kind": "int4"}]), tmp_path)
+    folder, ok, watcher = run(config(tiny_llama, [{"kind": "fp16"}]), tmp_path, fresh=True)
+    assert ok
+    assert [row.label for row in watcher.finished] == ["fp16"]
+    assert list(read_run(folder).cells["label"]) == ["fp16"]
+
+
+def test_only_measures_the_named_cell_and_the_rest_can_follow(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}])
+    folder, _, _ = run(settings, tmp_path, only=("int4",))
+    assert list(read_run(folder).cells["label"]) == ["int4"]
+    _, _, watcher = run(settings, tmp_path)
+    assert [row.label for row in watcher.finished] == ["fp16"]
+    assert list(read_run(folder).cells["label"]) == ["fp16", "int4"]
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "words"),
+    [
+        ("kill -KILL $$", "crashed", "killed by SIGKILL, often the system ending a process when memory runs out"),
+        ("kill -SEGV $$", "crashed", "killed by SIGSEGV"),
+        ("exit 3", "crashed", "exited with status 3"),
+        ("exit 0", "crashed", "ended without a result"),
+        ("sleep 600", "timeout", "longer than timeout_s (2 s)"),
+    ],
+)
+def test_a_worker_that_dies_is_a_row_and_the_others_run(
+    tiny_llama: Path, tmp_path: Path, script: str, status: str, words: str
+) -> None:
+    broken = {"kind": "fp16", "label": "broken", "python": interpreter(tmp_path, script)}
+    limit = {"timeout_s": 2.0} if status == "timeout" else {}
+    backends = [broken] if limit else [broken, {"kind": "int4"}]
+    folder, ok, watcher = run(config(tiny_llama, backends, **limit), tmp_path / "results")
+    assert not ok
+    row = watcher.finished[0]
+    assert row.status == status
+    assert words in (row.error or "")
+    assert list(read_run(folder).cells["status"]) == [status, "ok"][: len(backends)]
+
+
+def test_a_failed_cell_is_measured_again_by_the_same_command(tiny_llama: Path, tmp_path: Path) -> None:
+    flag = tmp_path / "mended"
+    script = f'test -e {flag} || exit 3; exec {sys.executable} "$@"'
+    settings = config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, script)}])
+    assert not run(settings, tmp_path / "results")[1]
+    flag.touch()
+    folder, ok, _ = run(settings, tmp_path / "results")
+    assert ok
+    assert list(read_run(folder).cells["status"]) == ["ok"]
+
+
+def test_a_timeout_ends_what_the_worker_started(tiny_llama: Path, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    script = f"sleep 600 & echo $! > {pid_file}; wait"
+    settings = config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, script)}], timeout_s=2.0)
+    run(settings, tmp_path / "results")
+    child = int(pid_file.read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "a process of the worker is still alive"
+        time.sleep(0.05)
+
+
+def test_a_batch_that_does_not_fit_is_oom_and_so_are_larger_ones(tiny_llama: Path, tmp_path: Path) -> None:
+    sizes = {"batch_sizes": [1, 10**11, 10**12], "seq_len": 8, "new_tokens": 2, "trials": 1}
+    folder, ok, watcher = run(config(tiny_llama, [{"kind": "int4"}], measure={"throughput": sizes}), tmp_path)
+    assert not ok
+    assert watcher.finished[0].status == "oom"
+    trials = read_run(folder).throughput
+    assert list(trials["status"]) == ["ok", "oom", "oom"]
+    assert list(trials["batch_size"]) == [1, 10**11, 10**12]
+    assert pd.isna(trials["decode_tokens_per_s"].iloc[1])
+    assert "did not fit" in trials["error"].iloc[2]
+
+
+def test_a_model_that_does_not_fit_is_oom(tiny_llama: Path, tmp_path: Path) -> None:
+    """A real limit on the worker's memory, below the 1 GiB that this shape takes."""
+    import json
+
+    big = tmp_path / "big"
+    big.mkdir()
+    shape = json.loads((tiny_llama / "config.json").read_text()) | {"vocab_size": 2**21, "tie_word_embeddings": True}
+    (big / "config.json").write_text(json.dumps(shape))
+    from qbench import source
+    from qbench.config import ModelConfig
+
+    os.environ["QBENCH_CACHE"] = str(tmp_path / "cache")
+    folder = source.resolve(ModelConfig(path=big, weights="random"), dtype="bfloat16", seed=0, say=print)
+    del os.environ["QBENCH_CACHE"]
+    script = f'exec {sys.executable} -c "{STARVE}" "$@"'
+    settings = config(folder, [{"kind": "fp16", "python": interpreter(tmp_path, script)}], measure={})
+    _, ok, watcher = run(settings, tmp_path / "results")
+    assert not ok
+    assert watcher.finished[0].status == "oom", watcher.finished[0].error
+
+
+STARVE = (
+    "import resource, runpy, sys, torch, transformers, psutil; "
+    "from transformers import AutoModelForCausalLM, PreTrainedModel; import qbench.worker; "
+    "now = psutil.Process().memory_info().vms; "
+    "resource.setrlimit(resource.RLIMIT_AS, (now + 2**29, now + 2**29)); "
+    "sys.argv = sys.argv[2:]; qbench.worker.main()"
+)
+"""Takes the worker's arguments after `-m qbench.worker`, and leaves it half a GiB beyond what its libraries hold."""
+
+
+@pytest.mark.parametrize("names", [("notes.txt",), ("run.json",)])
+def test_a_folder_of_somebody_else_is_not_touched(tiny_llama: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("mine")
+    with pytest.raises(QbenchError):
+        run(config(tiny_llama, [{"kind": "fp16"}]), tmp_path)
+    assert {path.name for path in folder.iterdir()} == set(names)
+
+
+def test_results_that_cannot_be_written_are_said_before_anything_runs(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where the folder should be")
+    with pytest.raises(QbenchError, match=r"results cannot be written here .* --results"):
+        run(config(tiny_llama, [{"kind": "fp16"}]), tmp_path / "results")
+
+
+def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_path: Path) -> None:
+    """The second cell is interrupted; the first is in the tables, and the run goes on from there."""
+    settings = config(tiny_llama, [{"kind": "int4"}, {"kind": "fp16", "python": interpreter(tmp_path, "sleep 600")}])
+
+    class Impatient(Watcher):
+        def cell_finished(self, row: CellRow) -> None:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.alarm(2)
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(settings, tmp_path / "results", Impatient(), command="qbench run x")
+    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    data = read_run(tmp_path / "results" / "r")
+    assert list(data.cells["label"]) == ["int4"]
+    assert len(data.throughput) == 4

@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from qbench import source
+from qbench.config import ModelConfig
+from qbench.errors import QbenchError
+from tests.tiny_llama import save_tiny_llama
+
+
+def resolve(dtype: str = "bfloat16", seed: int = 0, **model: object) -> Path:
+    return source.resolve(ModelConfig.model_validate(model), dtype=dtype, seed=seed, say=lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_folder_with_config_and_safetensors_is_taken_as_it_is(tiny_llama: Path) -> None:
+    assert resolve(path=tiny_llama) == tiny_llama
+
+
+def test_the_demo_model_is_in_the_package() -> None:
+    assert (resolve(demo=True) / "model.safetensors").is_file()
+
+
+def test_folders_that_are_no_models_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(QbenchError, match="nowhere is not a folder"):
+        resolve(path=tmp_path / "nowhere")
+    with pytest.raises(QbenchError, match=r"holds no config\.json"):
+        resolve(path=tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(QbenchError, match="add `weights: random`"):
+        resolve(path=tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(QbenchError, match=r"pytorch_model\.bin, a pickle, .* convert it to safetensors"):
+        resolve(path=tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_with_the_remedy() -> None:
+    with pytest.raises(QbenchError, match=r"model\.id: nobody/nothing is not in the local cache .* model\.path"):
+        resolve(id="nobody/nothing")
+
+
+def test_a_name_that_is_no_hub_id_is_refused() -> None:
+    with pytest.raises(QbenchError, match=r"model\.id: the hub has no a/b/c"):
+        resolve(id="a/b/c")
+
+
+def test_an_unknown_shape_is_refused_with_the_nearest() -> None:
+    with pytest.raises(QbenchError, match=r"unknown shape 'llama-8b'; did you mean llama-3-8b\?"):
+        resolve(shape="llama-8b", weights="random")
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(QbenchError, match=r"config\.json: not a readable config\.json"):
+        resolve(path=tmp_path, weights="random")
+
+
+def test_random_weights_are_an_ordinary_checkpoint_made_once(tiny_llama: Path, cache: Path) -> None:
+    folder = resolve(path=tiny_llama, weights="random", seed=3)
+    assert folder.is_relative_to(cache)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    assert model.dtype == torch.bfloat16
+    weight = model.get_parameter("model.layers.1.mlp.gate_proj.weight").float()
+    assert weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.02)
+    assert (model.get_parameter("model.norm.weight") == 1).all()
+    written = (folder / "model-00001.safetensors").stat().st_mtime_ns
+    assert resolve(path=tiny_llama, weights="random", seed=3) == folder
+    assert (folder / "model-00001.safetensors").stat().st_mtime_ns == written
+
+
+def test_random_weights_follow_their_seed(tiny_llama: Path) -> None:
+    one, other = (
+        load_file(resolve(path=tiny_llama, weights="random", seed=seed) / "model-00001.safetensors") for seed in (1, 2)
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(one[name], other[name])
+
+
+def test_a_shape_known_by_its_hub_id_needs_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ModelConfig(id="meta-llama/Meta-Llama-3-8B-Instruct", weights="random")
+    monkeypatch.setattr(source, "_random_weights", lambda shape, *_: shape)
+    assert source.resolve(asked, dtype="bfloat16", seed=0, say=print)["hidden_size"] == 4096  # type: ignore[index]
+
+
+def test_a_cache_that_cannot_be_written_is_said(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path / "file"))
+    with pytest.raises(QbenchError, match="set QBENCH_CACHE to a writable folder"):
+        resolve(path=tiny_llama, weights="random")
+
+
+def test_the_fingerprint_follows_the_model(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "m")
+    before = source.fingerprint(folder)
+    assert source.fingerprint(folder) == before
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}))
+    assert source.fingerprint(folder) != before
