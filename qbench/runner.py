@@ -44,20 +44,26 @@ class RunFolder:
         self.path = folder
         self._config = config
 
-    def prepare(self, *, fresh: bool) -> None:
-        """Make the folder, or make sure that what it holds belongs to this configuration.
+    def check(self, *, fresh: bool) -> None:
+        """Make sure that what the folder holds belongs to this configuration, or may be deleted. Changes nothing.
 
         Raises:
-            QbenchError: it is another configuration's, not a run's, or not writable.
+            QbenchError: it is another configuration's, or not a run's.
         """
-        record = self.path / "run.json"
-        if record.exists():
-            if fresh:
-                self._clear()
-            else:
+        if (self.path / "run.json").exists():
+            if not fresh:
                 self._same_config()
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise QbenchError(f"{self.path}: is not empty and holds no run; choose another `name:` or --results")
+
+    def make(self, *, fresh: bool) -> None:
+        """Make the folder, empty if `fresh`.
+
+        Raises:
+            QbenchError: it cannot be written.
+        """
+        if fresh:
+            self._clear()
         try:
             for folder in (self.path, self.path / "cells", self.path / "logs", self.path / "answers"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -146,9 +152,10 @@ def run(
     cells = plan.select(config, only)
     plan.preflight(config, machine)
     folder = RunFolder(results / config.name, config)
-    folder.prepare(fresh=fresh)
+    folder.check(fresh=fresh)
     dtype = ("float16" if machine.gpus else "bfloat16") if config.dtype == "auto" else config.dtype
     model = source.resolve(config.model, dtype=dtype, seed=config.seed, say=reporter.say)
+    folder.make(fresh=fresh)
     record = RunRecord(
         name=config.name,
         model=config.model.name,
