@@ -90,7 +90,7 @@ def _interpreter(job: Job) -> str:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     if job.backend.python:
         # The other interpreter brings the backend's libraries, not this package.
         paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]

@@ -99,3 +99,15 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linears of attention and MLP blocks by name: every `nn.Linear` but the output embedding."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+
+
+def run_once(linears: Iterable[nn.Module], options: LoadOptions) -> None:
+    """One forward of each linear on a row of zeros.
+
+    Some kernels repack their weights at the first forward, and only one without gradients gives the fast layout: after
+    this, what the linears hold is what every later forward reads.
+    """
+    with torch.no_grad():
+        for linear in linears:
+            width: Any = linear.in_features
+            linear(torch.zeros(1, width, dtype=options.dtype, device=options.device))

@@ -1,0 +1,236 @@
+"""What AWQ and GPTQ share: gptqmodel quantizes, saves a checkpoint, and loads it with the fastest kernel it has here.
+
+Inference loads through gptqmodel and not through transformers, whose loaders of these formats turn bfloat16 into
+float16 for AWQ on CUDA, and hand `sym` and `desc_act` over in the wrong order for GPTQ (optimum 2.3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.hooks import remove_hook_from_submodules
+from huggingface_hub import constants, snapshot_download
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from qbench.backends.base import LoadedModel, block_linears, run_once, storage_bytes
+from qbench.calibration import Calibration
+from qbench.config import Calibrated
+from qbench.errors import QbenchError
+from qbench.models import LoadOptions, load_tokenizer, skeleton
+
+# gptqmodel sets variables at import that would reach everything else in this process: the order of the GPUs, torch's
+# allocator, the hub's cache. They are given their usual values first. One CPU worker, its choice on two cores, it
+# refuses itself.
+for _variable, _value in {
+    "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:False",
+    "HF_HOME": constants.HF_HOME,
+    "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+    "GPTQMODEL_CPU_WORKERS": str(min(12, max(2, (os.cpu_count() or 1) // 2))),
+}.items():
+    os.environ.setdefault(_variable, _value)
+
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
+from gptqmodel.nn_modules.hooked_linear import STOP_FORWARD_EXCEPTION  # noqa: E402
+from gptqmodel.nn_modules.qlinear import BaseQuantLinear  # noqa: E402
+
+__all__ = ["BACKEND", "load_quantized"]
+
+GROUP_SIZES = (32, 64, 128)
+"""What the kernels of both methods run on every device. Others can be packed, and then fail in the first forward."""
+
+
+def load_quantized(
+    options: LoadOptions,
+    config: Calibrated,
+    calibration: Calibration | None,
+    *,
+    method: str,
+    packer: BACKEND,
+    **scheme: Any,
+) -> LoadedModel:
+    """Quantize by `method` with the options `scheme`, or take the ready checkpoint; then load it for inference.
+
+    `packer` is the kernel class that lays out the codes; the one that multiplies is chosen when the checkpoint is
+    loaded.
+
+    Raises:
+        QbenchError: `config.group_size` has no kernel or does not divide the inputs of a linear; or the ready
+            checkpoint is missing, of another method, bit width, group size or model.
+    """
+    expected = block_linears(skeleton(options))
+    if config.checkpoint is None:
+        assert calibration is not None, "config.calibrates"
+        _check_group_size(config, expected)
+        folder, quantize_s = _quantize(options, config, calibration, packer, {"method": method, **scheme})
+    else:
+        folder, quantize_s = find_checkpoint(config, method), None
+    model = _load_for_inference(options, folder)
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, BaseQuantLinear) and name in expected}
+    _check_same_model(linears, expected, folder)
+    run_once(linears.values(), replace(options, dtype=model.dtype))
+    tensors = [tensor for linear in linears.values() for tensor in _tensors(linear)]
+    return LoadedModel(
+        model=model,
+        tokenizer=load_tokenizer(options),
+        device=options.device,
+        dtype=model.dtype,
+        kernel="+".join(sorted({type(linear).__name__ for linear in linears.values()})),
+        quantized=tuple(linears),
+        expected=tuple(expected),
+        extra_tensors=tuple(tensors),
+        linear_bytes=storage_bytes(tensors),
+        linear_weights=sum(linear.weight.numel() for linear in expected.values()),
+        quantize_s=quantize_s,
+    )
+
+
+def find_checkpoint(config: Calibrated, method: str) -> Path:
+    """The folder of `config.checkpoint`, fetched from the hub if need be.
+
+    Raises:
+        QbenchError: there is none, or it was not quantized by `method` as `config` says.
+    """
+    folder = Path(str(config.checkpoint)).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(config.checkpoint), ignore_patterns=["*.bin", "*.pt", "*.pth"]))
+        except Exception as error:
+            raise QbenchError(
+                f"{config.label}: checkpoint {config.checkpoint} is neither a folder nor a hub repository that can be "
+                f"fetched ({type(error).__name__})"
+            ) from error
+    file, found = _read_scheme(config, folder)
+    for key, value, remedy in (
+        ("quant_method", method, "name a checkpoint of this backend's method"),
+        ("bits", config.bits, "name a checkpoint of that width"),
+        ("group_size", config.group_size, f"set group_size to {found['group_size']}"),
+    ):
+        if found[key] != value:
+            raise QbenchError(f"{config.label}: {file} says {key} {found[key]}, not {value}: {remedy}")
+    return folder
+
+
+def _read_scheme(config: Calibrated, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how a checkpoint was quantized, and its quant_method, bits and group_size.
+
+    transformers, gptqmodel, AutoAWQ and llm-compressor write a section of config.json; older AutoGPTQ and AutoAWQ a
+    file of their own, which need not name the method.
+    """
+    for name, written_by in (("config.json", None), ("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        file = folder / name
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found = content.get("quantization_config") if written_by is None else content
+        if found:
+            return file, {
+                "quant_method": found.get("quant_method") or found.get("method") or written_by,
+                "bits": found.get("bits", found.get("w_bit")),
+                "group_size": found.get("group_size", found.get("q_group_size")),
+            }
+    raise QbenchError(
+        f"{config.label}: {folder / 'config.json'} has no quantization_config: this is no quantized checkpoint. "
+        "Remove `checkpoint` to quantize here"
+    )
+
+
+def _check_group_size(config: Calibrated, linears: dict[str, nn.Linear]) -> None:
+    size = config.group_size
+    if size not in GROUP_SIZES:
+        raise QbenchError(f"{config.label}: group_size {size} has no {config.bits}-bit kernel: choose 32, 64 or 128")
+    for name, linear in linears.items():
+        if linear.in_features % size:
+            fitting = [str(other) for other in GROUP_SIZES if linear.in_features % other == 0]
+            remedy = f"choose {' or '.join(fitting)}" if fitting else "this model needs another backend"
+            raise QbenchError(
+                f"{config.label}: group_size {size} does not divide the {linear.in_features} inputs of {name}: {remedy}"
+            )
+
+
+def _check_same_model(quantized: dict[str, BaseQuantLinear], expected: dict[str, nn.Linear], folder: Path) -> None:
+    for name, linear in quantized.items():
+        found, wanted = (f"{m.in_features} inputs and {m.out_features} outputs" for m in (linear, expected[name]))
+        if found != wanted:
+            raise QbenchError(f"{folder} is a checkpoint of another model: {name} has {found}, here {wanted}")
+
+
+def _quantize(
+    options: LoadOptions, config: Calibrated, calibration: Calibration, packer: BACKEND, scheme: dict[str, Any]
+) -> tuple[Path, float]:
+    """The folder of the new checkpoint, and the seconds that quantizing took, without loading and saving."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    checkpoint = (options.work / "checkpoint").resolve()
+    source = _with_tokenizer(options, options.folder)
+    how = QuantizeConfig(
+        bits=config.bits,
+        group_size=config.group_size,
+        device=str(options.device),
+        offload_to_disk=False,
+        pack_impl="original",  # the faster ones are compiled at their first use, which would count as quantizing
+        **scheme,
+    )
+    # AWQ takes 16-bit weights only.
+    dtype = torch.bfloat16 if options.dtype == torch.float32 else options.dtype
+    quantizer = GPTQModel.load(str(source), how, dtype=dtype, trust_remote_code=options.trust_remote_code)
+    sequences = calibration.sequences(load_tokenizer(options), quantizer.model.config.vocab_size)
+    torch.manual_seed(calibration.seed)
+    with contextlib.chdir(options.work):  # gptqmodel writes its logs into the current folder
+        start = time.perf_counter()
+        quantizer.quantize(sequences, backend=packer)
+        quantize_s = time.perf_counter() - start
+        quantizer.save(str(checkpoint))
+    del quantizer
+    # An exception that gptqmodel raises again and again keeps, through its traceback, the model and its activations.
+    STOP_FORWARD_EXCEPTION.__traceback__ = None
+    gc.collect()
+    if options.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return checkpoint, quantize_s
+
+
+def _load_for_inference(options: LoadOptions, folder: Path) -> PreTrainedModel:
+    """The plain transformers model inside gptqmodel's wrapper, all of it on `options.device`."""
+    device = options.device
+    if device.type == "cuda" and device.index is None:  # gptqmodel would spread the layers over every GPU
+        device = torch.device("cuda", torch.cuda.current_device())
+    wrapper = GPTQModel.load(
+        str(_with_tokenizer(options, folder)),
+        device_map={"": str(device)},
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
+    model: PreTrainedModel = wrapper.model
+    # On CUDA every layer gets a hook that moves its inputs; on one device it only costs time.
+    remove_hook_from_submodules(model)
+    return model.eval()
+
+
+def _with_tokenizer(options: LoadOptions, folder: Path) -> Path:
+    """`folder`, or, where it has no tokenizer, links to its files beside a placeholder: gptqmodel insists on one."""
+    if load_tokenizer(replace(options, folder=folder)) is not None:
+        return folder.resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+    linked = Path(tempfile.mkdtemp(prefix="linked-", dir=options.work.resolve()))
+    words = Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(linked)
+    for file in folder.iterdir():
+        if not (linked / file.name).exists():
+            (linked / file.name).symlink_to(file.resolve())
+    return linked
+
+
+def _tensors(linear: nn.Module) -> list[torch.Tensor]:
+    """Everything that a linear holds: some kernels keep their repacked scales as plain attributes."""
+    plain = [value for value in vars(linear).values() if isinstance(value, torch.Tensor)]
+    return [*linear.parameters(), *linear.buffers(), *plain]

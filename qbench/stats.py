@@ -1,0 +1,158 @@
+"""Figures from raw samples and rows. Pure functions; each figure's formula stands in its docstring."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qbench.results import Run
+
+CHANCE_LEVEL = 0.25
+"""Accuracy of guessing among four choices."""
+
+CELL_DTYPES = {
+    "run": "string",
+    "model": "string",
+    "backend": "string",
+    "label": "string",
+    "status": "string",
+    "error": "string",
+    "peak_memory_bytes": "Int64",
+}
+MMLU_DTYPES = {
+    "mmlu": "Float64",
+    "mmlu_ci_low": "Float64",
+    "mmlu_ci_high": "Float64",
+    "mmlu_n": "Int64",
+    "mmlu_partial": "boolean",
+}
+
+
+def prefill_tokens_per_s(batch_size: int, prompt_tokens: int, ttft_s: float) -> float:
+    """batch_size × prompt_tokens ÷ ttft_s.
+
+    Raises:
+        ValueError: `ttft_s` is not positive.
+    """
+    if not ttft_s > 0:
+        raise ValueError(f"the time to the first token must be positive, not {ttft_s} s")
+    return batch_size * prompt_tokens / ttft_s
+
+
+def decode_tokens_per_s(batch_size: int, step_s: Sequence[float]) -> float:
+    """batch_size × len(step_s) ÷ sum(step_s), where `step_s` holds the steps after the first token.
+
+    Raises:
+        ValueError: there is no step, or the steps took no time.
+    """
+    total_s = sum(step_s)
+    if not total_s > 0:
+        raise ValueError(f"{len(step_s)} decode steps in {total_s} s give no speed")
+    return batch_size * len(step_s) / total_s
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The value at position q × (len(values) − 1) of the sorted values, interpolated linearly between neighbours.
+
+    Raises:
+        ValueError: there is no value, or `q` is outside 0..1.
+    """
+    if not len(values):
+        raise ValueError("a quantile needs at least one value")
+    return float(np.quantile(values, q))
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the true accuracy by Wilson's score: (c ± h) ÷ (1 + z²/n).
+
+    c = p + z²/2n, h = z √(p(1 − p)/n + z²/4n²), with p = correct ÷ n and z the normal quantile at (1 + confidence) ÷ 2.
+
+    Raises:
+        ValueError: `n` is not positive, or `correct` is outside 0..n.
+    """
+    if n <= 0:
+        raise ValueError("an accuracy over no question has no interval")
+    # Costs a second to import, which `qbench --help` must not pay.
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, n).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, gain) points that no other point dominates, cheapest first.
+
+    A point dominates another if its cost is not higher, its gain not lower, and one of the two is better. Points that
+    are equal do not dominate each other: all of them are on the front, or none.
+    """
+    by_cost = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i))
+    front: list[int] = []
+    for i in by_cost:
+        if not front or points[i][1] > points[front[-1]][1] or points[i] == points[front[-1]]:
+            front.append(i)
+    return front
+
+
+def batch_sizes(run: Run) -> list[int]:
+    """The batch sizes that the run's configuration asked for or that its rows have, ascending."""
+    asked = ((run.record.config.get("measure") or {}).get("throughput") or {}).get("batch_sizes") or ()
+    return sorted({int(size) for size in (*asked, *run.throughput["batch_size"])})
+
+
+def decode_trials(run: Run, label: str, batch_size: int) -> list[float]:
+    """Decode tokens/s of every ok trial of a cell at a batch size."""
+    rows = _trials(run, label, batch_size)
+    return [float(value) for value in rows.loc[rows["status"] == "ok", "decode_tokens_per_s"].dropna()]
+
+
+def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
+    """One row a cell, in the order of `cells.csv`; of cells that are there twice, the last.
+
+    For each batch size n, `decode_tokens_per_s_b<n>` is the median over the ok trials and `status_b<n>` is ok or what
+    went wrong in some trial. `mmlu` is sum(correct) ÷ sum(n) over all questions of the cell, a fraction, with its 95 %
+    Wilson interval. What was not measured is NA, never 0, and so is an accuracy over part of the questions unless
+    `allow_partial`.
+    """
+    sizes = batch_sizes(run)
+    cells = run.cells.drop_duplicates("label", keep="last").to_dict("records")
+    rows = [
+        {**{key: cell[key] for key in CELL_DTYPES}, **_decode(run, cell["label"], sizes)}
+        | _mmlu(run, cell["label"], allow_partial)
+        for cell in cells
+    ]
+    decode_dtypes = {
+        **{f"decode_tokens_per_s_b{size}": "Float64" for size in sizes},
+        **{f"status_b{size}": "string" for size in sizes},
+    }
+    dtypes = CELL_DTYPES | decode_dtypes | MMLU_DTYPES
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
+
+
+def _trials(run: Run, label: str, batch_size: int) -> pd.DataFrame:
+    rows = run.throughput
+    return rows[(rows["label"] == label) & (rows["batch_size"] == batch_size)]
+
+
+def _decode(run: Run, label: str, sizes: Sequence[int]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for size in sizes:
+        speeds = decode_trials(run, label, size)
+        statuses = [str(status) for status in _trials(run, label, size)["status"]]
+        failed = [status for status in statuses if status != "ok"]
+        columns[f"decode_tokens_per_s_b{size}"] = statistics.median(speeds) if speeds else pd.NA
+        columns[f"status_b{size}"] = failed[-1] if failed else "ok" if statuses else pd.NA
+    return columns
+
+
+def _mmlu(run: Run, label: str, allow_partial: bool) -> dict[str, Any]:
+    rows = run.accuracy[(run.accuracy["label"] == label) & (run.accuracy["task"] == "mmlu")]
+    rows = rows.drop_duplicates("subject", keep="last")
+    n, correct, partial = int(rows["n"].sum()), int(rows["correct"].sum()), bool(rows["partial"].any())
+    if n == 0 or (partial and not allow_partial):
+        return dict.fromkeys(MMLU_DTYPES, pd.NA)
+    low, high = wilson_interval(correct, n)
+    return {"mmlu": correct / n, "mmlu_ci_low": low, "mmlu_ci_high": high, "mmlu_n": n, "mmlu_partial": partial}

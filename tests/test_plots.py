@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from qbench import plot_style
+from qbench.plots import FIGURES, draw, mmlu_figure, throughput_figure
+from qbench.results import Run
+from qbench.stats import summarize, wilson_interval
+from tests.made_up_run import GIB, cell, eight_cells, five_cells, made_up_run, measured, trial
+
+NAMES = ("memory", "throughput", "mmlu", "pareto")
+
+
+@pytest.fixture(scope="module")
+def five() -> dict[str, Figure]:
+    return figures(made_up_run(five_cells()))
+
+
+@pytest.fixture(scope="module")
+def eight() -> dict[str, Figure]:
+    return figures(made_up_run(eight_cells()))
+
+
+def figures(run: Run, *, allow_partial: bool = False) -> dict[str, Figure]:
+    made = {}
+    with plot_style.drawing():
+        for name, make in FIGURES.items():
+            figure = make(run, summarize(run, allow_partial=allow_partial))
+            if figure:
+                figure.draw_without_rendering()
+                made[name] = figure
+    return made
+
+
+def bars(axes: Axes) -> dict[float, Rectangle]:
+    """The bars by the row that they stand in."""
+    return {bar.get_y() + bar.get_height() / 2: bar for bar in axes.patches if isinstance(bar, Rectangle)}
+
+
+def widths(axes: Axes) -> dict[float, float]:
+    return {row: bar.get_width() for row, bar in bars(axes).items()}
+
+
+def cell_names(axes: Axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def note(axes: Axes, row: int) -> str:
+    """What is written in the row of a cell."""
+    (text,) = (text.get_text() for text in axes.texts if getattr(text, "xy", (0, -1))[1] == row and text.get_text())
+    return text
+
+
+def visible_texts(figure: Figure) -> Iterator[Text]:
+    """Every text that is drawn; axes also keep labels of ticks beyond their limits."""
+    hidden = set()
+    for axes in figure.axes:
+        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+            for tick in axis.get_major_ticks():
+                if not (low <= tick.get_loc() <= high and tick.label1.get_visible()):
+                    hidden.add(tick.label1)
+                hidden.add(tick.label2)
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_visible() and text.get_text().strip() and text not in hidden:
+            yield text
+
+
+def box_of(text: Text) -> tuple[float, float, float, float]:
+    # An annotation's extent includes its line; only its words must stay clear.
+    return Text.get_window_extent(text).extents  # type: ignore[return-value]
+
+
+def overlap(first: Text, second: Text) -> bool:
+    (a0, b0, a1, b1), (c0, d0, c1, d1) = box_of(first), box_of(second)
+    return a0 < c1 - 1 and c0 < a1 - 1 and b0 < d1 - 1 and d0 < b1 - 1
+
+
+def assert_readable(figure: Figure) -> None:
+    texts = list(visible_texts(figure))
+    clashes = [(a.get_text(), b.get_text()) for a, b in combinations(texts, 2) if overlap(a, b)]
+    assert clashes == []
+    width, height = figure.get_size_inches() * figure.dpi
+    for text in texts:
+        left, low, right, high = box_of(text)
+        assert left >= -1, text.get_text()
+        assert low >= -1, text.get_text()
+        assert right <= width + 1, text.get_text()
+        assert high <= height + 1, text.get_text()
+        assert text.get_fontsize() >= 11, text.get_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_five_cells_are_readable(five: dict[str, Figure], name: str) -> None:
+    assert_readable(five[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eight_cells_with_long_labels_are_readable(eight: dict[str, Figure], name: str) -> None:
+    assert_readable(eight[name])
+
+
+def test_the_overlap_check_sees_an_overlap() -> None:
+    figure = plot_style.new_figure(3)
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.5, 0.51, "two")
+    with pytest.raises(AssertionError):
+        assert_readable(figure)
+
+
+def test_memory_bars_are_the_peak_memory_in_gib(five: dict[str, Figure]) -> None:
+    (axes,) = five["memory"].axes
+    assert axes.get_xlabel() == "peak memory (GiB)"
+    assert widths(axes) == pytest.approx({0: 15.93, 1: 5.74, 2: 6.12, 4: 5.91})
+    assert axes.get_xlim()[0] == 0
+
+
+def test_memory_bars_name_their_value_and_ratio_to_fp16(five: dict[str, Figure]) -> None:
+    (axes,) = five["memory"].axes
+    assert note(axes, 0) == "15.93 GiB"
+    # 5.74 ÷ 15.93 = 0.3603
+    assert note(axes, 1) == "5.74 GiB\n0.36 × FP16"
+
+
+def test_memory_of_a_small_model_is_in_mib_and_without_fp16_has_no_ratio() -> None:
+    run = made_up_run([cell("int4", peak_memory_bytes=3 * 2**20), cell("fp16", status="oom")])
+    (axes,) = figures(run)["memory"].axes
+    assert axes.get_xlabel() == "peak memory (MiB)"
+    assert note(axes, 0) == "3.0 MiB"
+    assert widths(axes) == {0: 3}
+
+
+def test_throughput_has_a_panel_for_each_batch_size_with_median_bars(five: dict[str, Figure]) -> None:
+    panels = five["throughput"].axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["batch 1", "batch 8", "batch 32"]
+    assert widths(panels[0]) == {0: 41.5, 1: 98, 2: 38.5, 4: 120}
+    assert widths(panels[2]) == {1: 1502, 2: 905, 4: 1702}
+    assert all(axes.get_xlim()[0] == 0 for axes in panels)
+    assert note(panels[2], 1) == "1,502"
+
+
+def test_throughput_marks_the_range_of_the_trials(five: dict[str, Figure]) -> None:
+    spans = [line.get_segments()[0][:, 0].tolist() for line in five["throughput"].axes[1].collections]
+    assert spans == [[305, 318], [512, 541], [240, 251], [601, 640]]
+
+
+def test_one_trial_has_no_range() -> None:
+    run = made_up_run([cell("int4"), trial("int4", None, 1, decode_tokens_per_s=5.0)], batch_sizes=(1,))
+    (axes,) = figures(run)["throughput"].axes
+    assert not axes.collections
+
+
+@pytest.mark.parametrize(("name", "panel"), [("memory", 0), ("throughput", 0), ("throughput", 2), ("mmlu", 0)])
+def test_a_failed_cell_keeps_its_place_with_its_status(five: dict[str, Figure], name: str, panel: int) -> None:
+    assert cell_names(five[name].axes[0]) == ["FP16", "INT4", "NF4", "AWQ", "GPTQ"]
+    axes = five[name].axes[panel]
+    assert note(axes, 3) == "unavailable"
+    assert 3 not in bars(axes)
+
+
+def test_a_batch_without_memory_says_oom_in_place_of_its_bar(five: dict[str, Figure]) -> None:
+    axes = five["throughput"].axes[2]
+    assert note(axes, 0) == "oom"
+    assert 0 not in bars(axes)
+
+
+def test_a_value_of_a_cell_that_failed_later_is_shown_with_its_status() -> None:
+    run = made_up_run([cell("int4", status="crashed", peak_memory_bytes=2 * GIB)])
+    (axes,) = figures(run)["memory"].axes
+    assert note(axes, 0) == "2.00 GiB\ncrashed"
+    assert widths(axes) == {0: 2}
+
+
+def test_a_cell_that_was_not_measured_says_so() -> None:
+    (axes,) = figures(made_up_run([cell("int4", peak_memory_bytes=GIB), cell("nf4")]))["memory"].axes
+    assert note(axes, 1) == "no result"
+
+
+def test_mmlu_bars_are_percent_with_wilson_intervals(five: dict[str, Figure]) -> None:
+    (axes,) = five["mmlu"].axes
+    assert axes.get_xlabel() == "accuracy (%)"
+    assert widths(axes)[0] == pytest.approx(100 * 9304 / 14_042)
+    low, high = wilson_interval(9304, 14_042)
+    assert axes.collections[0].get_segments()[0][:, 0] == pytest.approx([100 * low, 100 * high])  # type: ignore[attr-defined]
+    assert note(axes, 0) == "66.3%\n65.5% to 67.0%"
+
+
+@pytest.mark.parametrize("correct", [1, 1500, 3500, 9000])
+def test_the_chance_line_is_named_and_in_view(correct: int) -> None:
+    (axes,) = figures(made_up_run(measured("int4", "int4", 1, {}, correct)))["mmlu"].axes
+    assert any(np.all(np.equal(line.get_xdata(), 25)) for line in axes.lines)
+    assert "chance 25%" in [text.get_text() for text in axes.texts]
+    assert axes.get_xlim()[1] > 25
+
+
+def test_pareto_points_are_memory_and_accuracy(five: dict[str, Figure]) -> None:
+    (axes,) = five["pareto"].axes
+    points = [tuple(dot.get_offsets()[0]) for dot in axes.collections]  # type: ignore[attr-defined]
+    accuracies = [100 * correct / 14_042 for correct in (9304, 9122, 9101, 9050)]
+    assert points == [pytest.approx(point) for point in zip((15.93, 5.74, 6.12, 5.91), accuracies, strict=True)]
+
+
+def test_the_front_goes_in_steps_through_its_points(five: dict[str, Figure]) -> None:
+    (axes,) = five["pareto"].axes
+    corners = axes.lines[-1].get_xydata()
+    int4, fp16 = (5.74, 100 * 9122 / 14_042), (15.93, 100 * 9304 / 14_042)
+    assert corners[0] == pytest.approx(int4)  # type: ignore[index]
+    assert any(corner == pytest.approx(fp16) for corner in corners)
+    assert all(a[0] == b[0] or a[1] == b[1] for a, b in pairwise(corners))
+
+
+def test_names_on_the_front_stand_out(five: dict[str, Figure]) -> None:
+    weights = {text.get_text(): text.get_weight() for text in five["pareto"].axes[0].texts}
+    assert weights == {"FP16": "bold", "INT4": "bold", "NF4": "normal", "GPTQ": "normal"}
+
+
+def test_a_cell_without_a_point_is_named_below_the_pareto_plot(five: dict[str, Figure]) -> None:
+    assert "Not shown: AWQ (unavailable)" in caption(five["pareto"])
+
+
+def caption(figure: Figure) -> str:
+    return figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("made", ["five", "eight"])
+def test_a_cell_has_one_colour_in_all_figures(made: str, request: pytest.FixtureRequest) -> None:
+    shown: dict[str, Figure] = request.getfixturevalue(made)
+    for panel in (*shown["throughput"].axes, shown["mmlu"].axes[0]):
+        for row, bar in bars(panel).items():
+            same = bars(shown["memory"].axes[0])[row]
+            assert (bar.get_facecolor(), bar.get_hatch()) == (same.get_facecolor(), same.get_hatch())
+    dots = [tuple(dot.get_facecolor()[0]) for dot in shown["pareto"].axes[0].collections]
+    assert dots == [bar.get_facecolor() for bar in bars(shown["memory"].axes[0]).values()]
+
+
+def test_a_kind_has_the_same_colour_whatever_other_cells_there_are() -> None:
+    assert plot_style.cell_styles(["nf4", "int4"]) == plot_style.cell_styles(["int4", "nf4"])[::-1]
+
+
+def test_two_cells_of_a_kind_share_the_hue_and_differ_in_hatch_and_lightness() -> None:
+    first, second = plot_style.cell_styles(["gptq", "gptq"])
+    assert first.edge == second.edge
+    assert first.hatch != second.hatch
+    assert sum(second.fill) > sum(first.fill)
+
+
+def test_a_new_kind_gets_a_colour_that_no_known_kind_has() -> None:
+    (style,) = plot_style.cell_styles(["hqq"])
+    assert style.edge not in plot_style.KIND_COLORS.values()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_caption_tells_model_hardware_dtype_day_and_run(five: dict[str, Figure], name: str) -> None:
+    text = caption(five[name])
+    for part in ("meta-llama/Meta-Llama-3-8B-Instruct", "NVIDIA A100-SXM4-80GB", "float16", "2026-10-05", "made-up"):
+        assert part in text
+
+
+def test_draw_writes_every_figure_as_png_and_svg(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "plots"
+    paths = draw(made_up_run(five_cells()), out)
+    assert [path.name for path in paths] == [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
+    assert sorted(out.iterdir()) == sorted(paths)
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths if path.suffix == ".png")
+    assert all("</svg>" in path.read_text() for path in paths if path.suffix == ".svg")
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (draw(made_up_run(five_cells()), tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_figure_without_any_value_is_left_out(tmp_path: Path) -> None:
+    run = made_up_run([cell("int4", peak_memory_bytes=GIB), trial("int4", None, 1, status="oom")])
+    assert [path.name for path in draw(run, tmp_path)] == ["memory.png", "memory.svg"]
+    assert draw(made_up_run([cell("int4", status="error")], batch_sizes=None), tmp_path) == []
+    assert draw(made_up_run([]), tmp_path) == []
+
+
+def test_partial_accuracy_is_drawn_only_on_demand_and_marked() -> None:
+    run = made_up_run(five_cells(partial=True))
+    assert set(figures(run)) == {"memory", "throughput"}
+    shown = figures(run, allow_partial=True)
+    for name in ("mmlu", "pareto"):
+        assert "partial: 285 questions" in shown[name].get_suptitle()
+        assert_readable(shown[name])
+
+
+def test_demo_questions_are_not_called_mmlu() -> None:
+    shown = figures(made_up_run(five_cells(), mmlu={"data": "demo"}))
+    assert shown["mmlu"].get_suptitle() == "Accuracy on demo questions, not MMLU"
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["a$b", "$x^2$", "$$", r"\frac{$", "tab\tand\nnewline", "%s {0} <b>&amp;</b>", "x" * 300, "W" * 300, "é-ü-ß", "_"],
+)
+def test_odd_model_names_are_drawn_as_they_are(model: str, tmp_path: Path) -> None:
+    run = made_up_run(five_cells(), model=model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(draw(run, tmp_path)) == 8
+    shown = figures(run)["memory"]
+    assert_readable(shown)
+    if len(model) < 50:
+        assert " ".join(model.split()) in caption(shown).replace(r"\$", "$")
+
+
+def test_a_dollar_is_never_the_start_of_a_formula() -> None:
+    with plot_style.drawing():
+        figure = plot_style.new_figure(3)
+        formula, literal = figure.text(0, 0, "$x$"), figure.text(0, 0, plot_style.plain("$x$"))
+    assert literal.get_window_extent().width > 1.5 * formula.get_window_extent().width
+
+
+def test_shortened_names_keep_both_ends() -> None:
+    assert plot_style.shorten("gptq-desc-act-64", 16) == "gptq-desc-act-64"
+    assert plot_style.shorten("gptq-desc-act-group-64", 11) == "gptq-…up-64"
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 2), (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)])
+def test_any_number_of_batch_sizes_is_readable(sizes: tuple[int, ...]) -> None:
+    speeds = {size: [100_000.0 * size, 120_000.0 * size] for size in sizes}
+    rows = [row for kind in ("fp16", "int4") for row in measured(kind, kind, 5, speeds, 9000)]
+    run = made_up_run([*rows, cell("awq", status="unavailable")], batch_sizes=sizes)
+    with plot_style.drawing():
+        figure = throughput_figure(run, summarize(run))
+        assert figure
+        figure.draw_without_rendering()
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == [f"batch {size}" for size in sizes]
+    assert_readable(figure)
+
+
+def test_equal_points_are_both_named_on_the_front() -> None:
+    rows = [row for label in ("int4", "nf4", "awq") for row in measured(label, label, 5, {}, 9000)]
+    shown = figures(made_up_run(rows))["pareto"]
+    assert {text.get_text(): text.get_weight() for text in shown.axes[0].texts} == dict.fromkeys(
+        ("INT4", "NF4", "AWQ"), "bold"
+    )
+    assert_readable(shown)
+
+
+def test_drawing_ignores_and_keeps_the_users_settings(tmp_path: Path) -> None:
+    with mpl.rc_context({"font.size": 30, "text.usetex": True}):
+        before = dict(mpl.rcParams)
+        draw(made_up_run(five_cells()), tmp_path / "a")
+        assert dict(mpl.rcParams) == before
+    draw(made_up_run(five_cells()), tmp_path / "b")
+    assert (tmp_path / "a" / "mmlu.svg").read_bytes() == (tmp_path / "b" / "mmlu.svg").read_bytes()
+
+
+def test_import_opens_no_display_and_loads_no_torch() -> None:
+    code = "import sys, qbench.plots; sys.exit(bool({'torch', 'matplotlib.pyplot', 'scipy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_question_no_figure() -> None:
+    run = made_up_run([cell("int4", peak_memory_bytes=GIB)])
+    assert mmlu_figure(run, summarize(run)) is None

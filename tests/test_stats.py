@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qbench.stats import (
+    CHANCE_LEVEL,
+    batch_sizes,
+    decode_tokens_per_s,
+    decode_trials,
+    pareto_front,
+    prefill_tokens_per_s,
+    quantile,
+    summarize,
+    wilson_interval,
+)
+from tests.made_up_run import cell, five_cells, made_up_run, subject, trial, trials
+
+
+def test_prefill_speed_counts_every_prompt_of_the_batch() -> None:
+    # 8 prompts of 1920 tokens in 2 s.
+    assert prefill_tokens_per_s(8, 1920, 2.0) == 7680
+
+
+def test_decode_speed_is_that_of_the_steps_after_the_first_token() -> None:
+    # 4 sequences, 3 steps, 12 tokens in 0.5 s; the mean of the steps' speeds would be 25.3.
+    assert decode_tokens_per_s(4, [0.125, 0.125, 0.25]) == 24
+
+
+@pytest.mark.parametrize("step_s", [[], [0.0]])
+def test_no_decode_time_is_no_speed(step_s: list[float]) -> None:
+    with pytest.raises(ValueError, match="decode steps"):
+        decode_tokens_per_s(1, step_s)
+
+
+def test_prefill_needs_a_time() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        prefill_tokens_per_s(1, 10, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("q", "expected"),
+    # Sorted 10 20 30 50; positions 0, 1.5, 3 × 0.95 = 2.85, 3.
+    [(0, 10), (0.5, 25), (0.95, 47), (1, 50)],
+)
+def test_quantile_interpolates_between_neighbours(q: float, expected: float) -> None:
+    assert quantile([50, 10, 30, 20], q) == pytest.approx(expected)
+
+
+def test_quantile_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        quantile([], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # z² = 3.8415. Centre 0.5; half-width 1.96 ÷ 1.038415 × √(0.0025 + 0.000096) = 0.09617.
+        (50, 100, 0.40383, 0.59617),
+        # p = 0: from 0 to z² ÷ (n + z²) = 3.8415 ÷ 13.8415.
+        (0, 10, 0, 0.27753),
+        (10, 10, 0.72247, 1),
+    ],
+)
+def test_wilson_interval_by_hand(correct: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=1e-5)
+
+
+def test_wilson_interval_is_wider_with_more_confidence() -> None:
+    low, high = wilson_interval(50, 100)
+    lower, higher = wilson_interval(50, 100, confidence=0.99)
+    assert lower < low < high < higher
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (1, 0), (3, 2), (-1, 2)])
+def test_wilson_interval_refuses_impossible_counts(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match=r"interval|k"):
+        wilson_interval(correct, n)
+
+
+def test_chance_is_one_in_four() -> None:
+    assert CHANCE_LEVEL == 0.25
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([], []),
+        ([(5.0, 0.6)], [0]),
+        # The second costs more and gives less.
+        ([(5.0, 0.6), (6.0, 0.5)], [0]),
+        ([(16.0, 0.66), (5.0, 0.6), (6.0, 0.59)], [1, 0]),
+        # As dear, but better; as good, but dearer.
+        ([(5.0, 0.6), (5.0, 0.7)], [1]),
+        ([(6.0, 0.6), (5.0, 0.6)], [1]),
+        # Equal points stand or fall together.
+        ([(5.0, 0.6), (5.0, 0.6), (4.0, 0.5)], [2, 0, 1]),
+        ([(5.0, 0.6), (5.0, 0.6), (4.0, 0.7)], [2]),
+    ],
+)
+def test_pareto_front_by_hand(points: list[tuple[float, float]], front: list[int]) -> None:
+    assert pareto_front(points) == front
+
+
+def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[0] <= b[0] and a[1] >= b[1] and a != b
+
+
+# Few distinct values, so that ties and duplicates are common.
+@given(st.lists(st.tuples(st.integers(0, 5).map(float), st.integers(0, 5).map(float)), max_size=12))
+def test_pareto_front_is_what_no_point_dominates(points: list[tuple[float, float]]) -> None:
+    undominated = [i for i, point in enumerate(points) if not any(dominates(other, point) for other in points)]
+    front = pareto_front(points)
+    assert sorted(front) == undominated
+    assert [points[i] for i in front] == sorted(points[i] for i in front)
+
+
+def test_summary_is_one_row_a_cell_in_their_order() -> None:
+    summary = summarize(made_up_run(five_cells()))
+    assert list(summary["label"]) == ["fp16", "int4", "nf4", "awq", "gptq"]
+    assert list(summary.columns) == [
+        "run", "model", "backend", "label", "status", "error", "peak_memory_bytes",
+        "decode_tokens_per_s_b1", "decode_tokens_per_s_b8", "decode_tokens_per_s_b32",
+        "status_b1", "status_b8", "status_b32",
+        "mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial",
+    ]  # fmt: skip
+
+
+def test_summary_keeps_the_last_of_two_rows_of_a_cell() -> None:
+    rows = [cell("int4", status="crashed"), cell("nf4"), cell("int4", peak_memory_bytes=7)]
+    summary = summarize(made_up_run(rows)).set_index("label")
+    assert len(summary) == 2
+    assert summary.loc["int4", "status"] == "ok"
+    assert summary.loc["int4", "peak_memory_bytes"] == 7
+
+
+def test_failed_cell_is_a_row_with_its_reason_and_no_figure() -> None:
+    awq = summarize(made_up_run(five_cells())).set_index("label").loc["awq"]
+    assert awq["status"] == "unavailable"
+    assert awq["error"] == "no module named gptqmodel"
+    assert awq[["peak_memory_bytes", "decode_tokens_per_s_b1", "status_b1", "mmlu", "mmlu_n"]].isna().all()
+
+
+def test_speed_is_the_median_over_the_ok_trials() -> None:
+    rows = [cell("int4"), *trials("int4", None, 1, [10, 90, 20, 30])]
+    assert summarize(made_up_run(rows))["decode_tokens_per_s_b1"].tolist() == [25]
+
+
+def test_batch_without_memory_has_a_status_and_no_speed() -> None:
+    fp16 = summarize(made_up_run(five_cells())).set_index("label").loc["fp16"]
+    assert fp16["status"] == "ok"
+    assert fp16["status_b8"] == "ok"
+    assert fp16["status_b32"] == "oom"
+    assert pd.isna(fp16["decode_tokens_per_s_b32"])
+
+
+def test_a_failed_trial_does_not_hide_behind_its_ok_siblings() -> None:
+    rows = [cell("int4"), *trials("int4", None, 8, [10, 30]), trial("int4", None, 8, status="oom")]
+    row = summarize(made_up_run(rows)).iloc[0]
+    assert row["decode_tokens_per_s_b8"] == 20
+    assert row["status_b8"] == "oom"
+
+
+def test_batch_sizes_are_those_asked_for_and_those_measured() -> None:
+    rows = [cell("int4"), trial("int4", None, 4, decode_tokens_per_s=1.0)]
+    assert batch_sizes(made_up_run(rows, batch_sizes=(1, 8))) == [1, 4, 8]
+    assert batch_sizes(made_up_run(rows, batch_sizes=None)) == [4]
+    assert batch_sizes(made_up_run([], batch_sizes=None)) == []
+
+
+def test_decode_trials_are_the_ok_ones_of_that_cell_and_batch() -> None:
+    run = made_up_run(five_cells())
+    assert decode_trials(run, "int4", 8) == [512, 530, 541]
+    assert decode_trials(run, "fp16", 32) == []
+    assert decode_trials(run, "awq", 1) == []
+
+
+def test_accuracy_is_over_all_questions_not_the_mean_of_subjects() -> None:
+    rows = [cell("int4"), subject("int4", None, "law", 10, 10), subject("int4", None, "physics", 40, 90)]
+    row = summarize(made_up_run(rows)).iloc[0]
+    # 50 of 100; the mean of 1 and 4/9 would be 0.72.
+    assert row["mmlu"] == 0.5
+    assert row["mmlu_n"] == 100
+    assert (row["mmlu_ci_low"], row["mmlu_ci_high"]) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert not row["mmlu_partial"]
+
+
+def test_accuracy_counts_a_repeated_subject_once_and_other_tasks_never() -> None:
+    rows = [
+        cell("int4"),
+        subject("int4", None, "law", 1, 10),
+        subject("int4", None, "law", 5, 10),
+        subject("int4", None, "law", 10, 10, task="another"),
+    ]
+    row = summarize(made_up_run(rows)).iloc[0]
+    assert (row["mmlu"], row["mmlu_n"]) == (0.5, 10)
+
+
+def test_partial_accuracy_is_left_out_unless_asked_for() -> None:
+    run = made_up_run([cell("int4"), subject("int4", None, "law", 5, 10, partial=True)])
+    assert summarize(run)[["mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial"]].isna().all(axis=None)
+    row = summarize(run, allow_partial=True).iloc[0]
+    assert row["mmlu"] == 0.5
+    assert row["mmlu_partial"]
+
+
+def test_one_partial_subject_makes_the_cell_partial() -> None:
+    rows = [cell("int4"), subject("int4", None, "law", 5, 10), subject("int4", None, "art", 5, 10, partial=True)]
+    assert summarize(made_up_run(rows))["mmlu"].isna().all()
+
+
+def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
+    full = summarize(made_up_run(five_cells()))
+    empty = summarize(made_up_run([cell("int4", status="error")]))
+    assert full.dtypes.to_dict() == empty.dtypes.to_dict()
+    assert summarize(made_up_run([])).empty
+
+
+def test_summary_as_csv_leaves_missing_values_empty() -> None:
+    text = summarize(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
+    assert text.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 12
+
+
+def test_import_leaves_scipy_and_torch_alone() -> None:
+    code = "import sys, qbench.stats; sys.exit(bool({'scipy', 'torch', 'matplotlib'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
