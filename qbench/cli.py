@@ -95,6 +95,8 @@ def plot(
             run_data = read_run(folder)
             for warning in run_data.warnings:
                 typer.secho(f"warning: {warning}", err=True, fg="yellow")
+            if not allow_partial and run_data.accuracy["partial"].any():
+                typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
             # A run stands at out/<name>, also below a folder of runs such as results/published.
             target = out / (folder.relative_to(results) if folder != results else Path(folder.resolve().name))
             for path in plots.draw(run_data, target, allow_partial=allow_partial):

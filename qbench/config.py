@@ -152,7 +152,7 @@ class CalibrationConfig(Strict):
         default=None, description="a text file, `demo`, or `wikitext2` (hub); the model's natural choice unless given"
     )
     samples: int = Field(default=128, ge=1, description="number of sequences")
-    length: int = Field(default=512, ge=8, description="tokens a sequence")
+    length: int = Field(default=512, ge=16, description="tokens a sequence")
 
 
 class MemoryConfig(Strict):

@@ -14,7 +14,7 @@ from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
 from qbench.events import ProgressEvent
-from qbench.results import CellRow, Run
+from qbench.results import CellRow, Run, display_label
 from qbench.stats import summarize
 
 NON_TERMINAL_WIDTH = 110
@@ -140,11 +140,6 @@ def result_table(run: Run) -> Table:
 def _backend(row: dict[Any, Any]) -> str:
     label = escape(display_label(row["backend"], row["label"]))
     return label if row["status"] == "ok" else f"{label} [red]({row['status']})[/]"
-
-
-def display_label(backend: str, label: str) -> str:
-    """What people read: FP16 for the cell fp16 of the backend fp16, a label of its own as it is."""
-    return backend.upper() if backend == label else label
 
 
 def human_bytes(value: Any) -> str:

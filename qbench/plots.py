@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from qbench import plot_style as style
-from qbench.console import display_label
-from qbench.results import Run
+from qbench.results import Run, display_label
 from qbench.stats import CHANCE_LEVEL, batch_sizes, decode_trials, pareto_front, summarize
 
 PANELS_A_ROW = 3

@@ -182,6 +182,11 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
+def display_label(backend: str, label: str) -> str:
+    """What people read: FP16 for the cell fp16 of the backend fp16, a label of its own as it is."""
+    return backend.upper() if backend == label else label
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`, whole or not at all.
 

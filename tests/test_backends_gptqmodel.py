@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import LlamaForCausalLM, StaticCache
 
 if find_spec("gptqmodel") is None:  # not pytest.importorskip: importing it is for the backend, which prepares for it
     pytest.skip("gptqmodel is not installed", allow_module_level=True)
@@ -230,6 +231,17 @@ def test_a_float32_run_computes_in_float32(method: Method, options: LoadOptions,
     loaded = method.load(replace(options, dtype=torch.float32), config, None)
     assert loaded.dtype == torch.float32
     assert tiny.logits(loaded).isfinite().all()
+
+
+def test_only_the_loaded_model_stays_in_memory(tiny_llama: Path, tmp_path: Path) -> None:
+    before = models_in_memory()
+    loaded = gptq.load(tiny.options(tiny_llama, tmp_path), GPTQ(), tiny.CALIBRATION)
+    assert models_in_memory() - before == {id(loaded.model)}
+
+
+def models_in_memory() -> set[int]:
+    gc.collect()
+    return {id(item) for item in gc.get_objects() if isinstance(item, LlamaForCausalLM)}
 
 
 def test_the_same_seed_gives_the_same_codes(tiny_llama: Path, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def test_sequences_are_stretches_of_the_text_and_follow_the_seed(tmp_path: Path,
 def test_a_text_that_is_too_short_is_said(tmp_path: Path, tiny_llama: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("w5 w6 w7")
-    found = calibration.prepare(CalibrationConfig(text=str(text), length=8), PATH, seed=0)
-    with pytest.raises(QbenchError, match=r"has 3 tokens, fewer than calibration\.length \(8\)"):
+    found = calibration.prepare(CalibrationConfig(text=str(text), length=16), PATH, seed=0)
+    with pytest.raises(QbenchError, match=r"has 3 tokens, fewer than calibration\.length \(16\)"):
         found.sequences(AutoTokenizer.from_pretrained(tiny_llama), 512)
 
 

@@ -42,6 +42,7 @@ for _variable, _value in {
 }.items():
     os.environ.setdefault(_variable, _value)
 
+import gptqmodel  # noqa: E402
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
 from gptqmodel.nn_modules.hooked_linear import STOP_FORWARD_EXCEPTION  # noqa: E402
 from gptqmodel.nn_modules.qlinear import BaseQuantLinear  # noqa: E402
@@ -191,12 +192,22 @@ def _quantize(
         quantize_s = time.perf_counter() - start
         quantizer.save(str(checkpoint))
     del quantizer
-    # An exception that gptqmodel raises again and again keeps, through its traceback, the model and its activations.
-    STOP_FORWARD_EXCEPTION.__traceback__ = None
-    gc.collect()
-    if options.device.type == "cuda":
-        torch.cuda.empty_cache()
+    _let_go()
     return checkpoint, quantize_s
+
+
+def _let_go() -> None:
+    """Free what gptqmodel keeps after quantizing, which would be measured as memory of the model.
+
+    The traceback of an exception that it raises again and again, and the idle threads with their last task, hold the
+    whole 16-bit model and the activations.
+    """
+    STOP_FORWARD_EXCEPTION.__traceback__ = None
+    gptqmodel.get_device_thread_pool().shutdown()
+    gptqmodel._DEVICE_THREAD_POOL = None  # a later quantization starts its own
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _load_for_inference(options: LoadOptions, folder: Path) -> PreTrainedModel:

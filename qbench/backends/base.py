@@ -96,9 +96,16 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linears of attention and MLP blocks by name: every `nn.Linear` but the output embedding."""
+    """The linears of attention and MLP blocks by name: every `nn.Linear` but the output embedding.
+
+    Raises:
+        QbenchError: there is none, as in architectures that multiply by other modules.
+    """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    if not linears:
+        raise QbenchError(f"{type(model).__name__} has no nn.Linear in its blocks: there is nothing to quantize")
+    return linears
 
 
 def run_once(linears: Iterable[nn.Module], options: LoadOptions) -> None:

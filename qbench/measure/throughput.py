@@ -42,10 +42,13 @@ class _Trials:
         self._loaded, self._config, self._context = loaded, config, context
         self._mode = resolve_mode(config.decode, loaded.device)
         self._done = 0
+        self._trial = 0
         self._total = len(config.batch_sizes) * (1 + config.warmup + config.trials)
 
     def run(self, batch_size: int) -> None:
+        """All repetitions at one batch size."""
         config = self._config
+        self._trial = 0
         self._free()
         decoder = make_decoder(self._loaded.model, self._mode, batch_size, config.seq_len)
         prompt = random_prompt(self._loaded, batch_size, config.prompt_tokens, self._context.seed)
@@ -55,22 +58,22 @@ class _Trials:
         for i in range(config.warmup):
             self._progress(batch_size, f"warm-up {i + 1}/{config.warmup}")
             self._generate(decoder, prompt)
-        for trial in range(config.trials):
-            self._progress(batch_size, f"trial {trial + 1}/{config.trials}")
-            self._emit(batch_size, trial, self._generate(decoder, prompt), peak)
+        for self._trial in range(config.trials):
+            self._progress(batch_size, f"trial {self._trial + 1}/{config.trials}")
+            self._emit(batch_size, self._generate(decoder, prompt), peak)
 
     def fail(self, batch_size: int, status: Status, reason: str) -> None:
-        row = self._row(batch_size, trial=0, status=status, error=reason)
-        self._context.emit(row)
+        """The row of the trial that failed, or of one that was not even tried."""
+        self._context.emit(self._row(batch_size, status=status, error=reason))
+        self._trial = 0
 
     def _generate(self, decoder: Decoder, prompt: Tensor) -> Generation:
         return generate(decoder, prompt, self._config.new_tokens)
 
-    def _emit(self, batch_size: int, trial: int, sample: Generation, peak: int) -> None:
+    def _emit(self, batch_size: int, sample: Generation, peak: int) -> None:
         self._context.emit(
             self._row(
                 batch_size,
-                trial=trial,
                 status="ok",
                 ttft_s=sample.ttft_s,
                 prefill_tokens_per_s=stats.prefill_tokens_per_s(batch_size, self._config.prompt_tokens, sample.ttft_s),
@@ -86,6 +89,7 @@ class _Trials:
             {
                 **self._context.identity,
                 "batch_size": batch_size,
+                "trial": self._trial,
                 "prompt_tokens": self._config.prompt_tokens,
                 "new_tokens": self._config.new_tokens,
                 "decode_mode": self._mode,
