@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,8 @@ def run(
             for line in plan.describe(chosen, plan.select(chosen, only or ())):
                 out.print(escape(line))
             return
+        # As after Ctrl-C, the worker is ended and the tables are written before we go.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         with console.reporting(out) as reporter:
             command = shlex.join(["qbench", *sys.argv[1:]])
             folder, ok = runner.run(chosen, results, reporter, command=command, only=only or (), fresh=fresh)
@@ -97,9 +100,7 @@ def plot(
                 typer.secho(f"warning: {warning}", err=True, fg="yellow")
             if not allow_partial and run_data.accuracy["partial"].any():
                 typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
-            # A run stands at out/<name>, also below a folder of runs such as results/published.
-            target = out / (folder.relative_to(results) if folder != results else Path(folder.resolve().name))
-            for path in plots.draw(run_data, target, allow_partial=allow_partial):
+            for path in plots.draw(run_data, out / folder.resolve().name, allow_partial=allow_partial):
                 typer.echo(path)
 
 

@@ -169,16 +169,20 @@ def read_run(folder: Path) -> Run:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The run folders at or below `folder`, sorted.
+    """`folder` if it is a run's, else the runs directly in it, sorted; `published/` is a folder of runs of its own.
 
     Raises:
         QbenchError: there is none.
     """
     if not folder.is_dir():
         raise QbenchError(f"{folder}: no such folder; give a run's folder or one that holds runs, e.g. results/")
-    found = sorted(path.parent for path in folder.rglob("run.json"))
+    if (folder / "run.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/run.json"))
     if not found:
-        raise QbenchError(f"{folder}: no run here (no run.json at or below it); `qbench run CONFIG` makes one")
+        raise QbenchError(
+            f"{folder}: no run here (no run.json in it or one folder below); `qbench run CONFIG` makes one"
+        )
     return found
 
 

@@ -148,7 +148,8 @@ def test_commands_that_need_no_model_import_no_torch(here: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_ctrl_c_keeps_finished_rows_ends_the_worker_and_exits_130(here: Path) -> None:
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_keeps_finished_rows_and_ends_its_worker(here: Path, sent: int, status: int) -> None:
     sleeper = interpreter(here, "sleep 600")
     arguments = ["run", "tiny.yaml", "--set", "backends=[{kind: int4}, {kind: fp16, python: " + sleeper + "}]"]
     process = subprocess.Popen(
@@ -162,10 +163,10 @@ def test_ctrl_c_keeps_finished_rows_ends_the_worker_and_exits_130(here: Path) ->
         time.sleep(0.1)
     time.sleep(1.0)
     children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, sent)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "finished rows are kept" in error
+    assert process.returncode == status
+    assert ("finished rows are kept" in error) == (sent == signal.SIGINT)
     assert children
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert (here / "results/tiny/throughput.csv").read_text().count(",int4,int4,") == 4

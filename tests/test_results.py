@@ -102,10 +102,11 @@ def test_a_run_without_some_tables_has_empty_ones(tmp_path: Path) -> None:
     assert list(run.accuracy.columns) == list(AccuracyRow.model_fields)
 
 
-def test_runs_are_found_at_and_below_a_folder(tmp_path: Path) -> None:
-    one, two = make_run(tmp_path / "b"), make_run(tmp_path / "published" / "a")
+def test_runs_are_found_in_a_folder_and_published_ones_in_theirs(tmp_path: Path) -> None:
+    one, two, published = (make_run(tmp_path / name) for name in ("a", "b", "published/c"))
     assert find_runs(tmp_path) == [one, two]
     assert find_runs(one) == [one]
+    assert find_runs(tmp_path / "published") == [published]
 
 
 def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
