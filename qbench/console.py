@@ -117,12 +117,12 @@ def result_table(run: Run) -> Table:
     speeds = [column for column in summary.columns if column.startswith("decode_tokens_per_s_b")]
     table = Table(title=escape(f"{run.record.name}: {run.record.model}"), title_justify="left")
     table.add_column("backend")
-    table.add_column("kernel", overflow="fold")
+    table.add_column("kernel")
     table.add_column("bits/weight", justify="right")
     table.add_column("peak memory", justify="right")
     for column in speeds:
-        table.add_column(f"tok/s, batch {column.removeprefix('decode_tokens_per_s_b')}", justify="right")
-    table.add_column("accuracy [95 % interval]", justify="right")
+        table.add_column(f"tok/s at {column.removeprefix('decode_tokens_per_s_b')}", justify="right")
+    table.add_column("accuracy, % [95 %]", justify="right")
     cells = run.cells.drop_duplicates("label", keep="last").set_index("label")
     for row in summary.to_dict("records"):
         cell = cells.loc[row["label"]]
@@ -168,5 +168,5 @@ def _speed(row: dict[Any, Any], column: str) -> str:
 def _accuracy(row: dict[Any, Any]) -> str:
     if pd.isna(row["mmlu"]):
         return MISSING
-    text = f"{row['mmlu']:.1%} [{row['mmlu_ci_low']:.1%}, {row['mmlu_ci_high']:.1%}]"
+    text = f"{100 * row['mmlu']:.1f} [{100 * row['mmlu_ci_low']:.1f}, {100 * row['mmlu_ci_high']:.1f}]"
     return f"{text}, partial ({row['mmlu_n']} questions)" if row["mmlu_partial"] else text

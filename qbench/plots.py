@@ -267,7 +267,7 @@ def _setting(run: Run, name: str) -> Record:
 def _accuracy_title(run: Run, summary: pd.DataFrame, pattern: str) -> str:
     """The title, which says so if the questions are not MMLU's or not all of them."""
     demo = _setting(run, "mmlu").get("data") == "demo"
-    title = pattern.format("Accuracy on demo questions, not MMLU" if demo else "MMLU accuracy")
+    title = pattern.format("Accuracy on the demo questions" if demo else "MMLU accuracy")
     return f"{title}\npartial: {_questions(summary)}" if summary["mmlu_partial"].any() else title
 
 

@@ -51,7 +51,7 @@ def test_a_run_says_where_it_is_and_ends_with_a_table(measured: tuple[Path, str]
     assert "[2/2] int4: throughput, batch 2, trial 2/2" in printed
     rows = [line for line in printed.splitlines() if line.startswith("│")]
     assert [row.split()[1] for row in rows] == ["FP16", "INT4"]
-    assert "tok/s, batch 1" in printed
+    assert "tok/s at 1" in printed
     assert "qbench plot results/tiny" in printed
     assert "\x1b" not in printed
 

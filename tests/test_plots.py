@@ -300,7 +300,7 @@ def test_partial_accuracy_is_drawn_only_on_demand_and_marked() -> None:
 
 def test_demo_questions_are_not_called_mmlu() -> None:
     shown = figures(made_up_run(five_cells(), mmlu={"data": "demo"}))
-    assert shown["mmlu"].get_suptitle() == "Accuracy on demo questions, not MMLU"
+    assert shown["mmlu"].get_suptitle() == "Accuracy on the demo questions"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ def pack(codes: Tensor) -> Tensor:
     return even[:, 0::2] | (even[:, 1::2] << 4)
 
 
-def unpack(packed: Tensor, columns: int) -> Tensor:
-    """The inverse of `pack`: uint8 codes [rows, columns]."""
-    nibbles = torch.stack((packed & 0xF, packed >> 4), dim=-1)
-    return nibbles.flatten(start_dim=1)[:, :columns]
+def unpack(packed: Tensor, columns: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """The inverse of `pack`: codes [rows, columns] as `dtype`, written once, without intermediate bytes."""
+    codes = packed.new_empty(packed.shape[0], 2 * packed.shape[1], dtype=dtype)
+    codes[:, 0::2] = packed & 0xF
+    codes[:, 1::2] = packed >> 4
+    return codes[:, :columns]

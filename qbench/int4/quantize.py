@@ -74,9 +74,19 @@ def quantize(
 def dequantize(q: QuantizedTensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight [out_features, in_features] that the codes stand for: s (q - z), rounded once to `dtype`."""
     columns = q.shape[1]
-    codes = _grouped(unpack(q.qweight, columns), q.group_size).to(dtype)
-    weight = (codes - q.zeros[..., None].to(dtype)) * q.scales[..., None].to(dtype)
-    return weight.flatten(start_dim=1)[:, :columns]
+    size = _group_columns(columns, q.group_size)
+    whole = columns // size
+    weight = unpack(q.qweight, columns, dtype)
+    zeros, scales = q.zeros[..., None].to(dtype), q.scales[..., None].to(dtype)
+    # In place: a model's forward does this for every linear, and fresh memory costs more than the arithmetic.
+    weight[:, : whole * size].view(-1, whole, size).sub_(zeros[:, :whole]).mul_(scales[:, :whole])
+    if columns % size:
+        weight[:, whole * size :].sub_(zeros[:, -1]).mul_(scales[:, -1])
+    return weight
+
+
+def _group_columns(columns: int, group_size: int) -> int:
+    return columns if group_size == -1 else min(group_size, columns)
 
 
 def _grouped(rows: Tensor, group_size: int) -> Tensor:
@@ -85,7 +95,7 @@ def _grouped(rows: Tensor, group_size: int) -> Tensor:
     The filling changes neither the minimum nor the maximum of the group, and is cut off again.
     """
     columns = rows.shape[1]
-    size = columns if group_size == -1 else min(group_size, columns)
+    size = _group_columns(columns, group_size)
     missing = -columns % size
     if missing:
         rows = torch.cat((rows, rows[:, -1:].expand(-1, missing)), dim=1)
