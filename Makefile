@@ -33,6 +33,9 @@ lint: setup  ## ruff and mypy
 test: lint  ## lint, types, tests
 	$(BIN)/pytest
 
+bench: setup  ## our INT4 linear against torch's, as ratios
+	$(BIN)/python benchmarks/int4_linear.py
+
 clean:  ## remove what was made, but no published results
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/smoke plots/smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
