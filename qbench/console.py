@@ -17,7 +17,7 @@ from qbench.events import ProgressEvent
 from qbench.results import CellRow, Run, display_label
 from qbench.stats import summarize
 
-NON_TERMINAL_WIDTH = 110
+NON_TERMINAL_WIDTH = 120
 """Columns of lines and tables in a file or a pipe, which has no width of its own."""
 
 MISSING = "–"
