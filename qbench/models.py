@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,8 +24,8 @@ class LoadOptions:
     trust_remote_code: bool = False
 
 
-def load_16bit(options: LoadOptions) -> PreTrainedModel:
-    """The checkpoint as it is, in `options.dtype` on `options.device`, safetensors only."""
+def load_pretrained(options: LoadOptions, **how: Any) -> PreTrainedModel:
+    """The checkpoint in `options.dtype` on `options.device`, safetensors only; `how` goes to transformers as it is."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         options.folder,
         dtype=options.dtype,
@@ -32,6 +33,7 @@ def load_16bit(options: LoadOptions) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=options.trust_remote_code,
         local_files_only=True,
+        **how,
     )
     return model.eval()
 

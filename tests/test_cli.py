@@ -153,7 +153,12 @@ def test_an_interrupted_run_keeps_finished_rows_and_ends_its_worker(here: Path, 
     sleeper = interpreter(here, "sleep 600")
     arguments = ["run", "tiny.yaml", "--set", "backends=[{kind: int4}, {kind: fp16, python: " + sleeper + "}]"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "qbench", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "qbench", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them, and what they start, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     job = here / "results/tiny/cells/fp16/job.json"
     deadline = time.monotonic() + 300

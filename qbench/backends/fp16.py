@@ -5,12 +5,12 @@ from __future__ import annotations
 from qbench.backends.base import LoadedModel, block_linears, storage_bytes
 from qbench.calibration import Calibration
 from qbench.config import FP16
-from qbench.models import LoadOptions, load_16bit, load_tokenizer
+from qbench.models import LoadOptions, load_pretrained, load_tokenizer
 
 
 def load(options: LoadOptions, config: FP16, calibration: Calibration | None) -> LoadedModel:
     """The checkpoint as published, in `options.dtype`. Nothing is quantized, so nothing is expected to be."""
-    model = load_16bit(options)
+    model = load_pretrained(options)
     linears = block_linears(model).values()
     return LoadedModel(
         model=model,

@@ -9,7 +9,7 @@ from qbench.calibration import Calibration
 from qbench.config import Int4
 from qbench.errors import QbenchError
 from qbench.int4 import QuantLinear, quantize_model
-from qbench.models import LoadOptions, load_16bit, load_tokenizer
+from qbench.models import LoadOptions, load_pretrained, load_tokenizer
 
 
 def load(options: LoadOptions, config: Int4, calibration: Calibration | None) -> LoadedModel:
@@ -18,7 +18,7 @@ def load(options: LoadOptions, config: Int4, calibration: Calibration | None) ->
     Raises:
         QbenchError: a weight holds NaN or infinity.
     """
-    model = load_16bit(options)
+    model = load_pretrained(options)
     expected = tuple(block_linears(model))
     started = time.perf_counter()
     try:

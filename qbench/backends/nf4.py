@@ -10,31 +10,24 @@ from __future__ import annotations
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig
 
 from qbench.backends.base import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.calibration import Calibration
 from qbench.config import NF4
-from qbench.models import LoadOptions, load_tokenizer, skeleton
+from qbench.models import LoadOptions, load_pretrained, load_tokenizer, skeleton
 
 
 def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> LoadedModel:
     """Quantize while loading. Embeddings and the output head stay in `options.dtype`; no calibration is needed."""
     expected = block_linears(skeleton(options))
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        options.folder,
-        dtype=options.dtype,
-        device_map={"": options.device},
-        use_safetensors=True,
-        trust_remote_code=options.trust_remote_code,
-        local_files_only=True,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=options.dtype,
-            bnb_4bit_use_double_quant=config.double_quant,
-        ),
-    ).eval()
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=options.dtype,
+        bnb_4bit_use_double_quant=config.double_quant,
+    )
+    model = load_pretrained(options, quantization_config=how)
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit) and name in expected}
     run_once(linears.values(), options)
     scales = tuple(tensor for linear in linears.values() for tensor in state_tensors(linear.weight.quant_state))
