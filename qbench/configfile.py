@@ -34,7 +34,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        lines = "\n".join(f"  {describe(detail)}" for detail in error.errors(include_url=False))
+        details = error.errors(include_url=False)
+        # Elements that are wrong themselves are not counted by pydantic, which then calls their list too short.
+        told = [d for d in details if d["type"] != "too_short" or not d["input"]]
+        lines = "\n".join(f"  {describe(detail)}" for detail in told)
         raise QbenchError(f"{path} is not a valid configuration:\n{lines}") from error
 
 
