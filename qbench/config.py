@@ -79,7 +79,7 @@ class Backend(Strict):
         return data
 
     @property
-    def bits(self) -> int:
+    def weight_bits(self) -> int:
         """Bits of a stored weight code."""
         return 4
 
@@ -95,15 +95,33 @@ class FP16(Backend):
     kind: Literal["fp16"] = "fp16"
 
     @property
-    def bits(self) -> int:
+    def weight_bits(self) -> int:
         return 16
 
 
 class Int4(Backend):
-    """The project's own INT4: group-wise asymmetric integers, two codes a byte."""
+    """The project's own INT4: group-wise integers with a scale and an offset each, two codes a byte."""
 
     kind: Literal["int4"] = "int4"
-    group_size: GroupSize = Field(default=128, description="weights that share a scale and a zero point")
+    bits: Literal[4, 8] = 4
+    group_size: GroupSize | Literal[0] = Field(
+        default=128, description="weights that share a scale and an offset; 0: the whole tensor"
+    )
+    symmetric: bool = Field(default=False, description="scales only, without offsets")
+    search: Literal["mse", "none"] = Field(
+        default="mse", description="mse: scales of the least squared error; none: plain round-to-nearest"
+    )
+    kernel: Literal["auto", "triton", "cpu", "aten", "reference"] = Field(
+        default="auto", description="what multiplies; the fastest that serves here unless given"
+    )
+    lm_head: Literal["16bit", "int8"] = Field(default="16bit", description="int8: the output embedding, too, in 8 bits")
+    checkpoint: Path | None = Field(
+        default=None, description="folder that `qbench quantize` wrote; nothing is quantized while loading"
+    )
+
+    @property
+    def weight_bits(self) -> int:
+        return self.bits
 
 
 class NF4(Backend):

@@ -43,7 +43,7 @@ def cell_row(config: RunConfig, backend: Backend, **fields: object) -> CellRow:
     return CellRow.model_validate(
         {
             **identity(config, backend),
-            "bits": backend.bits,
+            "bits": backend.weight_bits,
             "group_size": getattr(backend, "group_size", None),
             **fields,
         }

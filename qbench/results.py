@@ -59,6 +59,7 @@ class CellRow(Row):
     threads: int | None = None
     quantized_layers: int | None = None
     expected_layers: int | None = None
+    lm_head_bits: int | None = None
     load_s: float | None = None
     quantize_s: float | None = None
     weight_bytes: int | None = None

@@ -72,7 +72,7 @@ class Cell:
             work=self._out,
             trust_remote_code=config.model.trust_remote_code,
         )
-        self._log.progress("loading and quantizing" if job.backend.bits < 16 else "loading", 0, 1)
+        self._log.progress("loading and quantizing" if job.backend.weight_bits < 16 else "loading", 0, 1)
         self._resident = resident = ResidentPeak()
         started = time.perf_counter()
         loaded = backend.load(options, job.backend, calibrated)
@@ -82,6 +82,7 @@ class Cell:
             "kernel": loaded.kernel,
             "quantized_layers": len(loaded.quantized),
             "expected_layers": len(loaded.expected),
+            "lm_head_bits": loaded.lm_head_bits,
             "load_s": elapsed - (loaded.quantize_s or 0.0),
             "quantize_s": loaded.quantize_s,
             "weight_bytes": loaded.weight_bytes,

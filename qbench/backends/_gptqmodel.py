@@ -116,7 +116,7 @@ def find_checkpoint(config: Calibrated, method: str) -> Path:
     file, found = _read_scheme(config, folder)
     for key, value, remedy in (
         ("quant_method", method, "name a checkpoint of this backend's method"),
-        ("bits", config.bits, "name a checkpoint of that width"),
+        ("bits", config.weight_bits, "name a checkpoint of that width"),
         ("group_size", config.group_size, f"set group_size to {found['group_size']}"),
     ):
         if found[key] != value:
@@ -149,7 +149,7 @@ def _read_scheme(config: Calibrated, folder: Path) -> tuple[Path, dict[str, Any]
 def _check_group_size(config: Calibrated, linears: dict[str, nn.Linear]) -> None:
     size = config.group_size
     if size not in GROUP_SIZES:
-        raise QbenchError(f"{config.label}: group_size {size} has no {config.bits}-bit kernel: choose 32, 64 or 128")
+        raise QbenchError(f"{config.label}: group_size {size} has no {config.weight_bits}-bit kernel: choose 32, 64 or 128")
     for name, linear in linears.items():
         if linear.in_features % size:
             fitting = [str(other) for other in GROUP_SIZES if linear.in_features % other == 0]
@@ -174,7 +174,7 @@ def _quantize(
     checkpoint = (options.work / "checkpoint").resolve()
     source = _with_tokenizer(options, options.folder)
     how = QuantizeConfig(
-        bits=config.bits,
+        bits=config.weight_bits,
         group_size=config.group_size,
         device=str(options.device),
         offload_to_disk=False,

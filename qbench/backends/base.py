@@ -43,6 +43,8 @@ class LoadedModel:
     """Bytes that hold the linears of attention and MLP blocks: codes, scales, zeros, code books."""
     linear_weights: int
     """Weights of those linears, out_features x in_features each."""
+    lm_head_bits: int = 16
+    """Bits of the output embedding."""
     quantize_s: float | None = None
     """Seconds spent quantizing; None when the checkpoint came quantized or there was nothing to do."""
 

@@ -22,7 +22,15 @@ def load(options: LoadOptions, config: Int4, calibration: Calibration | None) ->
     expected = tuple(block_linears(model))
     started = time.perf_counter()
     try:
-        quantize_model(model, expected, group_size=config.group_size)
+        quantize_model(
+            model,
+            expected,
+            bits=config.bits,
+            group_size=config.group_size,
+            symmetric=config.symmetric,
+            search=config.search,
+            kernel=config.kernel,
+        )
     except ValueError as error:
         raise QbenchError(f"{error}; the checkpoint is damaged or is not in 16 bit") from error
     quantize_s = time.perf_counter() - started
@@ -32,10 +40,10 @@ def load(options: LoadOptions, config: Int4, calibration: Calibration | None) ->
         tokenizer=load_tokenizer(options),
         device=options.device,
         dtype=options.dtype,
-        kernel=QuantLinear.kernel,
+        kernel=next(iter(layers.values())).kernel.name,
         quantized=tuple(layers),
         expected=expected,
-        linear_bytes=storage_bytes(t for layer in layers.values() for t in (layer.qweight, layer.scales, layer.zeros)),
+        linear_bytes=storage_bytes(t for layer in layers.values() for t in layer.packed().values()),
         linear_weights=sum(layer.out_features * layer.in_features for layer in layers.values()),
         quantize_s=quantize_s,
     )
