@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qbench.int4.kernels import WeightSpec, choose
+from qbench.int4.kernels import Kernel, WeightSpec, choose
+from qbench.int4.kernels import kernel as kernel_of
 from qbench.int4.quantize import QuantizedTensor, Search, dequantize, quantize
 
 
@@ -29,7 +30,7 @@ class QuantLinear(nn.Module):
         """
         super().__init__()
         self.spec = WeightSpec.of(weight)
-        self.kernel = choose(self.spec, weight.qweight.device, kernel)
+        self.kernel_name = choose(self.spec, weight.qweight.device, kernel).name
         packed = self.kernel.pack(weight)
         self._names = tuple(packed)
         for name, tensor in packed.items():
@@ -58,6 +59,11 @@ class QuantLinear(nn.Module):
             linear.weight.detach(), bits=bits, group_size=group_size, symmetric=symmetric, search=search, name=name
         )
         return cls(weight, bias, kernel=kernel)
+
+    @property
+    def kernel(self) -> Kernel:
+        """What multiplies."""
+        return kernel_of(self.kernel_name)
 
     @property
     def in_features(self) -> int:
@@ -106,7 +112,7 @@ class QuantLinear(nn.Module):
         spec = self.spec
         return (
             f"in_features={spec.in_features}, out_features={spec.out_features}, bits={spec.bits}, "
-            f"group_size={spec.group_size}, kernel={self.kernel.name}"
+            f"group_size={spec.group_size}, kernel={self.kernel_name}"
         )
 
 

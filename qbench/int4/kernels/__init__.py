@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ KERNELS = ("triton", "cpu", "aten", "reference")
 __all__ = ["KERNELS", "Kernel", "Tensors", "WeightSpec", "choose", "kernel"]
 
 
+@cache
 def kernel(name: str) -> Kernel:
     """A kernel by its module's name.
 

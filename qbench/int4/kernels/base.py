@@ -51,7 +51,7 @@ class Kernel(Protocol):
 
     @property
     def name(self) -> str:
-        """What a row's `kernel` column says."""
+        """The module's, and what a row's `kernel` column says."""
 
     def refusal(self, spec: WeightSpec, device: torch.device) -> str | None:
         """Why this kernel cannot serve such a weight on such a device; None where it can."""

@@ -1,0 +1,96 @@
+/* 4-bit weights on CPUs: what the files of this library share.
+
+   A weight [N, K] is held in tiles of 16 rows. K is padded to Kp, a multiple of 32, N to a multiple of 16. A tile is
+   Kp / 8 blocks of 64 bytes; a block holds 8 columns of the 16 rows as 16 words of 32 bits, one a row. The nibbles of a
+   word, from its lowest, are the columns 0 2 4 6 1 3 5 7: so shifting 16-bit lanes right by 4 p leaves the columns
+   (2 p, 2 p + 1) of every row side by side, the order that products of pairs want, and shifting 32-bit lanes leaves one
+   column of every row.
+
+   Scales and zeros of a tile are [groups][2][16] values of 16 bits: of each group the scales of its 16 rows, then their
+   zeros. A weight is s (q - 8) + z. Columns are worked off in segments, of which none crosses a group's end. */
+#ifndef QINT4_H
+#define QINT4_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { ROWS = 16, BLOCK = 8, K_ALIGN = 32, MAX_SEGMENT = 128, AHEAD = 4096 /* bytes prefetched ahead */ };
+
+/* Instruction sets, each including the ones before it. */
+enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, AVX512_VNNI = 3, AMX = 4 };
+
+typedef struct {
+    const uint32_t *words;  /* [tiles][kp / 8][16] */
+    const uint16_t *scales; /* [tiles][groups][2][16] */
+    int scales_are_fp16;    /* else bfloat16 */
+    ptrdiff_t n, k, kp, groups, group_size;
+} Weight;
+
+/* x [m][k] times a weight, to y [m][n], both float32 or both bfloat16. */
+typedef struct {
+    Weight w;
+    const void *x;
+    void *y;
+    ptrdiff_t m, segment, segments; /* columns of a segment; the last may have fewer */
+    /* What a product makes of x first, row by row (see `Prepare`). Rows of x are padded with zeros to kp columns. */
+    float *sums;     /* [m][segments]: sums of x over a segment */
+    float *floats;   /* [m][kp] */
+    uint16_t *tiles; /* bfloat16 [m / 16][kp / 32][16][32] */
+    int8_t *limbs;   /* [kp / limbs_width][2][m][limbs_width], see limbs.h */
+    float *steps;    /* [m][segments] */
+    ptrdiff_t limbs_width;
+} Product;
+
+/* Works off [first, last) of what is counted. */
+typedef void (*Range)(void *context, ptrdiff_t first, ptrdiff_t last);
+
+/* Calls `work` over [0, count) in pieces, on so many threads of torch's own pool. */
+void qint4_parallel(Range work, void *context, ptrdiff_t count, ptrdiff_t piece, int threads);
+
+/* A product is two ranges: the first prepares rows of x, the second works off tiles of the weight. */
+typedef struct {
+    Range prepare, multiply;
+    ptrdiff_t piece;       /* tiles that a thread takes at a time */
+    ptrdiff_t limbs_width; /* the widest that it wants, if it wants limbs */
+} Method;
+
+extern const Method f32_generic, f32_avx2, f32_avx512, bf16_vnni, bf16_amx_small, bf16_amx, bf16_amx_large;
+
+static inline ptrdiff_t segment_columns(const Product *p, ptrdiff_t g)
+{
+    ptrdiff_t left = p->w.kp - g * p->segment;
+    return left < p->segment ? left : p->segment;
+}
+
+static inline const uint16_t *scales_at(const Weight *w, ptrdiff_t tile, ptrdiff_t k)
+{
+    return w->scales + (tile * w->groups + k / w->group_size) * 2 * ROWS;
+}
+
+static inline float bf16_to_float(uint16_t bits)
+{
+    union { uint32_t u; float f; } value = {(uint32_t)bits << 16};
+    return value.f;
+}
+
+static inline uint16_t float_to_bf16(float f)
+{
+    union { float f; uint32_t u; } value = {f};
+    return (uint16_t)((value.u + 0x7fff + (value.u >> 16 & 1)) >> 16);
+}
+
+/* Finite values only. */
+static inline float fp16_to_float(uint16_t bits)
+{
+    union { uint32_t u; float f; } value = {(uint32_t)(bits & 0x7fff) << 13};
+    return (bits & 0x8000 ? -0x1p112f : 0x1p112f) * value.f;
+}
+
+/* The 16 scales or zeros at `from` as float32. */
+static inline void load_scales(const Weight *w, const uint16_t *from, float *to)
+{
+    for (int i = 0; i < ROWS; i++)
+        to[i] = w->scales_are_fp16 ? fp16_to_float(from[i]) : bf16_to_float(from[i]);
+}
+
+#endif
