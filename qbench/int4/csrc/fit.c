@@ -6,15 +6,17 @@
 typedef struct {
     const float *groups; /* [count][size] */
     ptrdiff_t size;
-    int bits, symmetric, fp16, refits, ranges;
-    const float *parts;      /* [ranges] */
+    int bits, symmetric, fp16, starts, refits;
+    const float (*start)[2];        /* [starts] of part and place */
     const float *plain_s, *plain_z; /* [count] */
-    float *s, *z;            /* [count] */
-    uint8_t *codes;          /* [count][size] */
+    float *s, *z;                   /* [count] */
 } Fit;
 
-typedef struct { float q, qq, qw; } Sums;
-typedef struct { float error, s, z; } Best;
+/* Sums over runs of so many are float32, longer ones double: a group may be a whole tensor. */
+enum { RUN = 1024 };
+
+typedef struct { double q, qq, qw; } Sums;
+typedef struct { double error; float s, z; } Best;
 
 static inline float stored(float f, int fp16)
 {
@@ -38,46 +40,58 @@ static inline __attribute__((always_inline)) float code(float w, float inverse, 
 
 static inline __attribute__((always_inline)) Sums sums_of(const float *w, ptrdiff_t n, float s, float z, float middle)
 {
-    float inverse = s == 0 ? 0 : 1 / s, q = 0, qq = 0, qw = 0;
+    const float inverse = s == 0 ? 0 : 1 / s;
+    Sums sums = {0, 0, 0};
+    for (ptrdiff_t from = 0; from < n; from += RUN) {
+        ptrdiff_t end = n - from < RUN ? n : from + RUN;
+        float q = 0, qq = 0, qw = 0;
 #pragma omp simd reduction(+ : q, qq, qw)
-    for (ptrdiff_t i = 0; i < n; i++) {
-        float c = code(w[i], inverse, z, -middle, middle - 1);
-        q += c;
-        qq += c * c;
-        qw += c * w[i];
+        for (ptrdiff_t i = from; i < end; i++) {
+            float c = code(w[i], inverse, z, -middle, middle - 1);
+            q += c;
+            qq += c * c;
+            qw += c * w[i];
+        }
+        sums = (Sums){sums.q + q, sums.qq + qq, sums.qw + qw};
     }
-    return (Sums){q, qq, qw};
+    return sums;
 }
 
-static inline __attribute__((always_inline)) float error_of(const float *w, ptrdiff_t n, float s, float z, float middle)
+static inline __attribute__((always_inline)) double error_of(const float *w, ptrdiff_t n, float s, float z, float middle)
 {
-    float inverse = s == 0 ? 0 : 1 / s, sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (ptrdiff_t i = 0; i < n; i++) {
-        float d = s * code(w[i], inverse, z, -middle, middle - 1) + z - w[i];
-        sum += d * d;
+    const float inverse = s == 0 ? 0 : 1 / s;
+    double sum = 0;
+    for (ptrdiff_t from = 0; from < n; from += RUN) {
+        ptrdiff_t end = n - from < RUN ? n : from + RUN;
+        float run = 0;
+#pragma omp simd reduction(+ : run)
+        for (ptrdiff_t i = from; i < end; i++) {
+            float d = s * code(w[i], inverse, z, -middle, middle - 1) + z - w[i];
+            run += d * d;
+        }
+        sum += run;
     }
     return sum;
 }
 
-static inline void weigh(Best *best, float s, float z, Sums c, float squares, float sum, float n)
+static inline void weigh(Best *best, float s, float z, Sums c, double squares, double sum, double n)
 {
-    float error = squares - 2 * (s * c.qw + z * sum) + s * s * c.qq + z * (2 * s * c.q + n * z);
+    double error = squares - 2 * (s * c.qw + z * sum) + (double)s * s * c.qq + z * (2 * s * c.q + n * z);
     if (error < best->error) *best = (Best){error, s, z};
 }
 
-static inline __attribute__((always_inline)) void try_and_refit(const Fit *f, const float *w, float squares, float sum,
+static inline __attribute__((always_inline)) void try_and_refit(const Fit *f, const float *w, double squares, double sum,
                                                                 Best *best, float s, float z)
 {
-    float n = (float)f->size;
+    double n = (double)f->size;
     Sums c = sums_of(w, f->size, s, z, (float)(1 << (f->bits - 1)));
     weigh(best, s, z, c, squares, sum, n);
     if (f->symmetric) {
-        if (c.qq > 0) s = stored(c.qw / c.qq, f->fp16);
+        if (c.qq > 0) s = stored((float)(c.qw / c.qq), f->fp16);
     } else {
-        float variance = n * c.qq - c.q * c.q;
-        if (variance > 0) s = stored((n * c.qw - c.q * sum) / variance, f->fp16);
-        z = stored((sum - s * c.q) / n, f->fp16);
+        double variance = n * c.qq - c.q * c.q;
+        if (variance > 0) s = stored((float)((n * c.qw - c.q * sum) / variance), f->fp16);
+        z = stored((float)((sum - s * c.q) / n), f->fp16);
     }
     weigh(best, s, z, c, squares, sum, n);
 }
@@ -88,17 +102,18 @@ static inline __attribute__((always_inline)) void fit_groups(const Fit *f, ptrdi
     for (ptrdiff_t g = first; g < last; g++) {
         const float *w = f->groups + g * f->size;
         const float plain_s = f->plain_s[g], plain_z = f->plain_z[g];
-        float squares = 0, sum = 0;
+        double squares = 0, sum = 0;
 #pragma omp simd reduction(+ : squares, sum)
         for (ptrdiff_t i = 0; i < f->size; i++) {
             sum += w[i];
-            squares += w[i] * w[i];
+            squares += (double)w[i] * w[i];
         }
         Best best = {INFINITY, plain_s, plain_z};
-        for (int r = 0; r < f->ranges; r++) {
-            float s = stored(plain_s * f->parts[r], f->fp16);
-            float z = f->symmetric ? 0 : stored(plain_z - plain_s / 2 + s / 2, f->fp16);
-            try_and_refit(f, w, squares, sum, &best, s, z);
+        for (int i = 0; i < f->starts; i++) {
+            float part = f->start[i][0], place = f->start[i][1], s = stored(plain_s * part, f->fp16);
+            float centre = plain_z - plain_s / 2 + plain_s * (middle - 0.5f) * (1 - part) * place;
+            if (!f->symmetric) try_and_refit(f, w, squares, sum, &best, s, stored(centre + s / 2, f->fp16));
+            else if (place == 0) try_and_refit(f, w, squares, sum, &best, s, 0);
         }
         for (int r = 0; r < f->refits; r++) try_and_refit(f, w, squares, sum, &best, best.s, best.z);
         /* Errors from sums lose digits; what is promised of them is checked on the weights. */
@@ -108,10 +123,6 @@ static inline __attribute__((always_inline)) void fit_groups(const Fit *f, ptrdi
         }
         f->s[g] = best.s;
         f->z[g] = best.z;
-        float inverse = best.s == 0 ? 0 : 1 / best.s;
-#pragma omp simd
-        for (ptrdiff_t i = 0; i < f->size; i++)
-            f->codes[g * f->size + i] = (uint8_t)(int)(code(w[i], inverse, best.z, -middle, middle - 1) + middle);
     }
 }
 
@@ -131,10 +142,10 @@ fit_avx512(void *fit, ptrdiff_t first, ptrdiff_t last)
 #endif
 
 void qint4_fit(int level, const float *groups, ptrdiff_t count, ptrdiff_t size, int bits, int symmetric, int fp16,
-               const float *parts, int ranges, int refits, const float *plain_s, const float *plain_z, float *s,
-               float *z, uint8_t *codes, int threads)
+               const float *start, int starts, int refits, const float *plain_s, const float *plain_z, float *s,
+               float *z, int threads)
 {
-    Fit fit = {groups, size, bits, symmetric, fp16, refits, ranges, parts, plain_s, plain_z, s, z, codes};
+    Fit fit = {groups, size, bits, symmetric, fp16, starts, refits, (const float (*)[2])start, plain_s, plain_z, s, z};
     Range work = fit_generic;
 #if defined(__x86_64__)
     if (level >= AVX512) work = fit_avx512;

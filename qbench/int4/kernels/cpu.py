@@ -7,23 +7,16 @@ products dequantize a block of rows, while it fits the cache, and leave the prod
 
 from __future__ import annotations
 
-import ctypes
-import importlib.machinery
-import os
-from functools import cache
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qbench.int4 import native
 from qbench.int4.kernels.base import Tensors, WeightSpec, full_scales, stored_scales
+from qbench.int4.native import Weight
 from qbench.int4.quantize import QuantizedTensor
 
 ROWS, K_ALIGN, MAX_SEGMENT = 16, 32, 128
-LEVELS = ("generic", "avx2", "avx512", "avx512vnni", "amx")
-"""Instruction sets in the order of the library's numbers; each includes the ones before it."""
-BF16_FROM = LEVELS.index("avx512vnni")
 
 DEQUANTIZE_FROM = 64
 """Rows of activations from which dequantizing a block and torch's product are faster than the product here. AMX has a
@@ -34,62 +27,6 @@ BLOCK_BYTES = 1 << 21
 name = "cpu"
 
 
-class _Weight(ctypes.Structure):
-    """`Weight` of qint4.h."""
-
-    _fields_ = (
-        ("words", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("scales_are_fp16", ctypes.c_int),
-        *((size, ctypes.c_ssize_t) for size in ("n", "k", "kp", "groups", "group_size")),
-    )
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """The compiled library, or None where it was not built."""
-    folder = Path(__file__).parents[1]
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_qint4{suffix}"
-        if path.is_file():
-            try:
-                return _declared(ctypes.CDLL(str(path)))
-            except OSError:  # built for another machine
-                continue
-    return None
-
-
-def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
-    """Tell ctypes the functions' arguments: else it would cut pointers and sizes to 32 bits."""
-    pointer, size, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
-    weight = ctypes.POINTER(_Weight)
-    lib.qint4_pack.argtypes = [pointer, size, size, size, pointer]
-    lib.qint4_unpack.argtypes = [pointer, size, size, size, pointer]
-    lib.qint4_matmul.argtypes = [weight, number, pointer, pointer, size, number, size, number]
-    lib.qint4_dequantize.argtypes = [weight, number, size, size, number, pointer, number]
-    lib.qint4_fit.argtypes = [
-        *(number, pointer, size, size, number, number, number, pointer, number, number),
-        *(pointer, pointer, pointer, pointer, pointer, number),
-    ]
-    for function in (lib.qint4_pack, lib.qint4_unpack, lib.qint4_dequantize, lib.qint4_fit):
-        function.restype = None
-    return lib
-
-
-@cache
-def level() -> int:
-    """Index into LEVELS of the best instruction set here; the variable QBENCH_CPU_LEVEL names a lesser one."""
-    lib = library()
-    assert lib is not None
-    best: int = lib.qint4_level()
-    asked = os.environ.get("QBENCH_CPU_LEVEL")
-    if asked is None:
-        return best
-    if asked not in LEVELS[: best + 1]:
-        raise ValueError(f"QBENCH_CPU_LEVEL={asked}: this CPU offers {', '.join(LEVELS[: best + 1])}")
-    return LEVELS.index(asked)
-
-
 def refusal(spec: WeightSpec, device: torch.device) -> str | None:
     """Other devices and bits, groups that are no multiple of 32, and machines where nothing was compiled."""
     if device.type != "cpu":
@@ -98,7 +35,7 @@ def refusal(spec: WeightSpec, device: torch.device) -> str | None:
         return f"multiplies 4 bits, not {spec.bits}"
     if spec.groups > 1 and spec.group_columns % K_ALIGN:
         return f"needs a group_size that is a multiple of {K_ALIGN}, not {spec.group_columns}"
-    if library() is None:
+    if native.library() is None:
         return "was not compiled: install a C compiler, then `pip install --force-reinstall --no-deps qbench`"
     return None
 
@@ -110,7 +47,7 @@ def pack(q: QuantizedTensor) -> dict[str, Tensor]:
     tiles = -(-rows // ROWS)
     words = torch.empty(tiles, padded // 8, ROWS, dtype=torch.int32)
     codes = q.qweight.contiguous()
-    _library().qint4_pack(codes.data_ptr(), rows, codes.shape[1], padded, words.data_ptr())
+    native.loaded().qint4_pack(codes.data_ptr(), rows, codes.shape[1], padded, words.data_ptr())
     both = torch.stack(full_scales(q), dim=1)
     even = F.pad(both, (0, 0, 0, 0, 0, tiles * ROWS - rows))
     return {"words": words, "scales": even.view(tiles, ROWS, 2, -1).permute(0, 3, 2, 1).contiguous()}
@@ -120,7 +57,7 @@ def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
     """The inverse of `pack`."""
     codes = torch.empty(spec.out_features, -(-spec.in_features // 2), dtype=torch.uint8)
     words = tensors["words"]
-    _library().qint4_unpack(
+    native.loaded().qint4_unpack(
         words.data_ptr(), spec.out_features, codes.shape[1], _padded(spec.in_features), codes.data_ptr()
     )
     if spec.in_features % 2:
@@ -132,14 +69,16 @@ def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
 
 def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     """x [M, in_features] times the weight; bfloat16 stays bfloat16 where the CPU multiplies it, else float32."""
-    best = level()
-    if x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and best < BF16_FROM):
+    if not len(x):
+        return x.new_empty(0, spec.out_features)
+    best = native.level()
+    if x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and best < native.BF16_FROM):
         return matmul(x.float(), tensors, spec).to(x.dtype)
     weight = _weight(tensors, spec)
-    if len(x) >= DEQUANTIZE_FROM and not (x.dtype == torch.bfloat16 and LEVELS[best] == "amx"):
+    if len(x) >= DEQUANTIZE_FROM and not (x.dtype == torch.bfloat16 and native.LEVELS[best] == "amx"):
         return _dequantize_and_multiply(x, weight, spec, best)
     out = x.new_empty(len(x), spec.out_features)
-    failed = _library().qint4_matmul(
+    failed = native.loaded().qint4_matmul(
         weight,
         best,
         x.data_ptr(),
@@ -154,7 +93,7 @@ def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     return out
 
 
-def _dequantize_and_multiply(x: Tensor, weight: _Weight, spec: WeightSpec, best: int) -> Tensor:
+def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, best: int) -> Tensor:
     """The product by blocks of rows of the weight."""
     rows = max(1, BLOCK_BYTES // (weight.kp * x.itemsize * ROWS)) * ROWS
     block = x.new_empty(rows, weight.kp)
@@ -162,16 +101,16 @@ def _dequantize_and_multiply(x: Tensor, weight: _Weight, spec: WeightSpec, best:
     for first in range(0, spec.out_features, rows):
         last = min(first + rows, spec.out_features)
         tiles = first // ROWS, -(-last // ROWS)
-        _library().qint4_dequantize(
+        native.loaded().qint4_dequantize(
             weight, best, *tiles, x.dtype == torch.bfloat16, block.data_ptr(), torch.get_num_threads()
         )
         out[:, first:last] = F.linear(x, block[: last - first, : spec.in_features])
     return out
 
 
-def _weight(tensors: Tensors, spec: WeightSpec) -> _Weight:
+def _weight(tensors: Tensors, spec: WeightSpec) -> Weight:
     words, scales = tensors["words"], tensors["scales"]
-    return _Weight(
+    return Weight(
         words.data_ptr(),
         scales.data_ptr(),
         scales.dtype == torch.float16,
@@ -192,9 +131,3 @@ def _segment(spec: WeightSpec) -> int:
     if spec.groups == 1:
         return MAX_SEGMENT
     return next(size for size in (MAX_SEGMENT, 64, K_ALIGN) if spec.group_columns % size == 0)
-
-
-def _library() -> ctypes.CDLL:
-    lib = library()
-    assert lib is not None, "refusal() comes first"
-    return lib

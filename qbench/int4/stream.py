@@ -1,0 +1,252 @@
+"""Loading a model tensor by tensor: each is read, quantized if it is a weight of a block's linear, and let go.
+
+Never more than one 16-bit weight of the linears is in memory. Between `stream`, which collects the quantized weights
+in the plain layout, and `place`, which puts them into the model, siblings may be joined.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qbench.backends.base import block_linears
+from qbench.config import Int4
+from qbench.errors import QbenchError
+from qbench.int4.linear import QuantLinear
+from qbench.int4.quantize import PER_ROW, QuantizedTensor, quantize
+from qbench.int4.shards import StoredTensor, find_shards, read_header
+from qbench.models import LoadOptions, skeleton
+
+QuantizeOne = Callable[[str, Tensor], QuantizedTensor]
+"""From the name and the value of a 16-bit weight to the quantized one."""
+
+LEFTOVERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+"""Tensors of old checkpoints that models compute today."""
+
+
+class Assembly:
+    """A model that is filled tensor by tensor; its parameters begin on the meta device."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        self.model: PreTrainedModel = skeleton(options)
+        self.linears = block_linears(self.model)
+        self._device = options.device
+        self._loaded: set[str] = set()
+        real = (name for name, tensor in self.model.state_dict().items() if not tensor.is_meta)
+        self._optional = {name for name in real if self._ignored(name, "missing")}
+        self._tied = _tied(self.model)
+        kept = self.model._get_dtype_plan(options.dtype)
+        self._kept = [(re.compile(pattern.replace("*", ".*")), dtype) for pattern, dtype in kept.items()]
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every tensor that a 16-bit checkpoint holds, a tied one under each of its names."""
+        return {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+
+    def match(
+        self, stored: Iterable[StoredTensor], shapes: Mapping[str, torch.Size], folder: Path
+    ) -> list[tuple[str, StoredTensor]]:
+        """The tensors stored in a folder with the names they have in the model, in the order of the files.
+
+        Raises:
+            QbenchError: one is missing, unexpected or of another shape.
+        """
+        found: dict[str, StoredTensor] = {}
+        unexpected = []
+        for tensor in stored:
+            name = next((n for n in (tensor.name, self._with_prefix(tensor.name)) if n in shapes), None)
+            if name is not None:
+                found[name] = tensor
+            elif not self._ignored(tensor.name, "unexpected", LEFTOVERS):
+                unexpected.append(tensor)
+        missing = [name for name in shapes if name not in found and self._needed(name, found)]
+        self._refuse(missing, unexpected, folder)
+        for name, tensor in found.items():
+            if tensor.shape != shapes[name]:
+                raise QbenchError(
+                    f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, where config.json asks for "
+                    f"{list(shapes[name])}; the files are of two models, copy or download the folder again"
+                )
+        return list(found.items())
+
+    def read(self, name: str, stored: StoredTensor) -> Tensor:
+        """A tensor on the device, in the dtype that the model holds it in."""
+        give_back()
+        kept = next((dtype for pattern, dtype in self._kept if pattern.search(name)), None)
+        return stored.read(self._device, kept or _get(self.model, name).dtype)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Make a tensor the model's; a tied one takes all of its names, unless the file holds another under one."""
+        twins = self._tied.get(name, ())
+        loaded = [_get(self.model, twin) for twin in twins if twin in self._loaded]
+        same = next((twin for twin in loaded if torch.equal(twin, tensor)), None)
+        parameter = nn.Parameter(tensor, requires_grad=False) if same is None else same
+        self._loaded.add(name)
+        for each in (name, *(twin for twin in twins if twin not in self._loaded)):
+            _set(self.model, each, parameter)
+
+    def finish(self) -> PreTrainedModel:
+        """The model with its computed buffers on the device."""
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self._device)
+        return self.model
+
+    def _with_prefix(self, name: str) -> str:
+        """As it is called where the file was saved without the head."""
+        return f"{self.model.base_model_prefix}.{name}"
+
+    def _needed(self, name: str, found: Mapping[str, StoredTensor]) -> bool:
+        """Whether a missing tensor is neither tied to one that is there nor a buffer that may keep its first value."""
+        if any(twin in found for twin in self._tied.get(name, ())):
+            return False
+        return name not in self._optional
+
+    def _ignored(self, name: str, how: str, more: Iterable[str] = ()) -> bool:
+        patterns = getattr(self.model, f"_keys_to_ignore_on_load_{how}") or ()
+        return any(re.search(pattern, name) for pattern in (*patterns, *more))
+
+    def _refuse(self, missing: list[str], unexpected: list[StoredTensor], folder: Path) -> None:
+        kind = type(self.model).__name__
+        remedy = "copy or download the folder again, or use a backend that loads through transformers, such as fp16"
+        if missing:
+            raise QbenchError(
+                f"{folder}: no shard holds {_some(missing)}, which config.json ({kind}) asks for; {remedy}"
+            )
+        if unexpected:
+            raise QbenchError(
+                f"{unexpected[0].file}: {_some([tensor.name for tensor in unexpected])} is no weight of the model in "
+                f"config.json ({kind}); {remedy}"
+            )
+
+
+def stream(options: LoadOptions, quantize_one: QuantizeOne) -> tuple[PreTrainedModel, dict[str, QuantizedTensor]]:
+    """Read a 16- or 32-bit model.
+
+    Returns:
+        The model with the linears of its blocks still without weights (their biases are there), and those weights,
+        quantized, by the name of the linear.
+
+    Raises:
+        QbenchError: a shard is missing, truncated or damaged, its tensors are not the model's, or the model is
+            quantized already.
+    """
+    assembly = Assembly(options)
+    weights = {}
+    for name, stored in source_tensors(assembly, options):
+        linear = name.removesuffix(".weight")
+        if linear in assembly.linears:
+            weights[linear] = quantize_one(name, assembly.read(name, stored))
+        else:
+            assembly.put(name, assembly.read(name, stored))
+    return assembly.finish(), {name: weights[name] for name in assembly.linears}
+
+
+def source_tensors(assembly: Assembly, options: LoadOptions) -> list[tuple[str, StoredTensor]]:
+    """What `options.folder` holds of the model, by its names there.
+
+    Raises:
+        QbenchError: see `stream`.
+    """
+    scheme = getattr(assembly.model.config, "quantization_config", None)
+    if scheme is not None:
+        raise QbenchError(
+            f"{options.folder / 'config.json'}: these weights are quantized already ({scheme.get('quant_method')}); "
+            "give the 16-bit model, and what `qbench quantize` made of it as `checkpoint:`"
+        )
+    stored = [tensor for shard in find_shards(options.folder) for tensor in read_header(shard)]
+    return assembly.match(stored, assembly.shapes(), options.folder)
+
+
+def place(model: PreTrainedModel, weights: dict[str, QuantizedTensor], *, kernel: str = "auto") -> None:
+    """Put quantized weights in the place of the model's linears, with the biases these have. Empties `weights`.
+
+    Raises:
+        ValueError: the kernel cannot serve one of them.
+    """
+    for name in list(weights):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        # Popped within the call: the plain layout is gone before the next weight is repacked.
+        model.set_submodule(name, QuantLinear(weights.pop(name), _bias(linear), kernel=kernel))
+        give_back()
+
+
+def place_head(model: PreTrainedModel) -> None:
+    """Put the output embedding into 8 bits, a scale a row, for the fastest kernel; a tied input embedding stays.
+
+    Raises:
+        QbenchError: the model has no such linear, or its weight holds NaN or infinity.
+    """
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), None)
+    if name is None or not isinstance(head, nn.Linear):
+        raise QbenchError(f"lm_head: {type(model).__name__} has no linear output embedding; use lm_head: 16bit")
+    quantize_one = quantizer(Int4(bits=8, group_size=PER_ROW, symmetric=True))
+    weight, bias = quantize_one(f"{name}.weight", head.weight.detach()), _bias(head)
+    del head.weight  # the 16-bit one is not needed while the kernel repacks this one
+    model.set_submodule(name, QuantLinear(weight, bias))
+    del weight
+    give_back()
+
+
+def quantizer(config: Int4) -> QuantizeOne:
+    """`quantize` with the options of a cell; what it refuses becomes a QbenchError."""
+
+    def quantize_one(name: str, weight: Tensor) -> QuantizedTensor:
+        try:
+            return quantize(
+                weight,
+                bits=config.bits,
+                group_size=config.group_size,
+                symmetric=config.symmetric,
+                search=config.search,
+                name=name,
+            )
+        except ValueError as error:
+            raise QbenchError(f"{error}; the checkpoint is damaged, or its weights need `dtype: bfloat16`") from error
+
+    return quantize_one
+
+
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps what lies between blocks in use, which would count as ours."""
+    with suppress(OSError, AttributeError):  # only glibc has this
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _bias(linear: nn.Linear) -> Tensor | None:
+    return None if linear.bias is None else linear.bias.detach()
+
+
+def _tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For each parameter that has several names, its other names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(n for n in group if n != name) for group in names.values() for name in group if len(group) > 1}
+
+
+def _get(model: nn.Module, name: str) -> Tensor:
+    module, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(module), leaf)
+    return tensor
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        module._buffers[leaf] = tensor.detach()
+    else:
+        setattr(module, leaf, tensor)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
