@@ -1,93 +1,119 @@
 """Our INT4 linear against torch's bfloat16 linear and its 4-bit kernel, as ratios measured in one run on this CPU.
 
-    python benchmarks/int4_linear.py [--out FILE.csv]
+    python benchmarks/int4_linear.py [--out FOLDER]
 
 Weights are rotated through several copies, so that every call reads them from memory, as a model's forward does. The
-three are timed in turn, and the ratio is taken within each turn, so that a machine whose speed drifts still compares.
+three, and a plain sum over memory that tells how fast it can be read, are timed in turn, and ratios are taken within
+each turn, so that a machine whose speed drifts still compares. A row has the median of the turns and, of each ratio,
+its quartiles.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import pandas as pd
+import numpy as np
+import record
 import torch
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
-from qbench.int4 import QuantLinear
+from qbench.int4 import QuantLinear, native
+from qbench.int4.kernels import WeightSpec, choose
+from qbench.int4.quantize import QuantizedTensor
 
-SHAPES = ((4096, 4096), (14336, 4096))
+SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))
 """(out_features, in_features) of Llama-3-8B."""
-BATCHES = (1, 8, 32)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 GROUP_SIZE = 128
-COLD_BYTES = 1 << 29
-TURNS = 7
+COLD_BYTES = 1 << 28
+"""Weights of each kind are more than this together."""
 
 Forward = Callable[[Tensor], Tensor]
 
 
+def random_weight(out_features: int, in_features: int) -> QuantizedTensor:
+    """Codes at random: the speed of a product does not depend on them."""
+    groups = in_features // GROUP_SIZE
+    return QuantizedTensor(
+        torch.randint(256, (out_features, in_features // 2), dtype=torch.uint8),
+        torch.rand(out_features, groups).bfloat16(),
+        torch.rand(out_features, groups).bfloat16(),
+        torch.Size((out_features, in_features)),
+        4,
+        GROUP_SIZE,
+    )
+
+
 def forwards(out_features: int, in_features: int) -> dict[str, Iterator[Forward]]:
     """For each kernel, an endless rotation of layers that are too many for the cache."""
-    copies = max(2, COLD_BYTES // (out_features * in_features * 2))
-    linears = [nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(copies)]
-    return {
-        "int4": itertools.cycle([QuantLinear.from_linear(linear, group_size=GROUP_SIZE) for linear in linears]),
-        "bfloat16": itertools.cycle(linears),
-        "aten_int4pack": itertools.cycle([_int4pack(linear) for linear in linears]),
+    weight = random_weight(out_features, in_features)
+    copies = COLD_BYTES // weight.nbytes + 1
+    kernels = {"int4": choose(WeightSpec.of(weight), torch.device("cpu")).name, "aten": "aten"}
+    layers: dict[str, Iterator[Forward]] = {
+        name: itertools.cycle([QuantLinear(weight, kernel=kernel) for _ in range(copies)])
+        for name, kernel in kernels.items()
     }
-
-
-def _int4pack(linear: nn.Linear) -> Forward:
-    """torch's weight-only 4-bit product on random codes: its speed does not depend on them."""
-    codes = torch.randint(16, linear.weight.shape, dtype=torch.int32)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-    scales = torch.rand(linear.in_features // GROUP_SIZE, linear.out_features, 2, dtype=torch.bfloat16)
-
-    def forward(x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP_SIZE, scales)
-        return out
-
-    return forward
+    wide = [nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(copies // 3 + 1)]
+    return layers | {"bfloat16": itertools.cycle(wide)}
 
 
 @torch.inference_mode()
-def seconds(forward: Forward, x: Tensor) -> float:
+def seconds(forward: Callable[[Any], Any], x: Tensor) -> float:
     """Of one call."""
     start = time.perf_counter()
     forward(x)
     return time.perf_counter() - start
 
 
-def main(out: Annotated[Path | None, typer.Option(help="also write the rows as CSV")] = None) -> None:
+def turn(kernels: dict[str, Iterator[Forward]], x: Tensor, memory: Tensor, calls: int) -> dict[str, float]:
+    """Seconds of a call of each kernel, the best of a few in a row, and bytes a second of a sum over `memory`."""
+    times = {}
+    for name, layers in kernels.items():
+        seconds(next(layers), x)  # the threads and the clock of the core get used to it
+        times[name] = min(seconds(next(layers), x) for _ in range(calls))
+    times["read"] = memory.nbytes / seconds(torch.sum, memory)
+    return times
+
+
+def row(shape: tuple[int, int], batch: int, kernels: dict[str, Iterator[Forward]], memory: Tensor) -> dict[str, Any]:
+    """One shape and batch size."""
+    x = torch.randn(batch, shape[1], dtype=torch.bfloat16)
+    calls, turns = (5, 11) if batch < 128 else (2, 5)
+    taken = [turn(kernels, x, memory, calls) for _ in range(turns)]
+    layer = next(kernels["int4"])
+    assert isinstance(layer, QuantLinear)
+    weight_bytes = sum(tensor.nbytes for tensor in layer.packed().values())
+    found: dict[str, Any] = {
+        "out_features": shape[0],
+        "in_features": shape[1],
+        "batch": batch,
+        "kernel": layer.kernel_name,
+        "instructions": native.LEVELS[native.level()] if layer.kernel_name == "cpu" else None,
+        **{f"{name}_s": float(np.median([t[name] for t in taken])) for name in kernels},
+    }
+    for name in kernels.keys() - {"int4"}:
+        ratios = [t[name] / t["int4"] for t in taken]
+        for suffix, quantile in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75)):
+            found[f"vs_{name}{suffix}"] = float(np.quantile(ratios, quantile))
+    found["read_bytes_per_s"] = float(np.median([t["read"] for t in taken]))
+    found["of_read_bandwidth"] = float(np.median([weight_bytes / t["int4"] / t["read"] for t in taken]))
+    return found
+
+
+def main(out: Annotated[Path | None, typer.Option(help="folder for the table as CSV, with run.json")] = None) -> None:
     """Time every shape and batch size."""
+    memory = torch.ones(COLD_BYTES // 8, dtype=torch.int64)
     rows = []
     for shape in SHAPES:
         kernels = forwards(*shape)
-        for batch in track(BATCHES, f"{shape[0]} x {shape[1]}", transient=True):
-            x = torch.randn(batch, shape[1], dtype=torch.bfloat16)
-            turns = [{name: seconds(next(layers), x) for name, layers in kernels.items()} for _ in range(TURNS + 1)][1:]
-            medians = {f"{name}_s": statistics.median(turn[name] for turn in turns) for name in kernels}
-            speedups = {
-                f"int4_vs_{name}": statistics.median(turn[name] / turn["int4"] for turn in turns)
-                for name in kernels
-                if name != "int4"
-            }
-            rows.append({"out_features": shape[0], "in_features": shape[1], "batch": batch, **medians, **speedups})
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{value:.5f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=130).print(table)
-    if out:
-        pd.DataFrame(rows).to_csv(out, index=False)
+        rows += [row(shape, batch, kernels, memory) for batch in track(BATCHES, f"{shape}", transient=True)]
+    record.keep(out, {"int4_linear": rows})
 
 
 if __name__ == "__main__":

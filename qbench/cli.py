@@ -67,18 +67,45 @@ def run(
     with _errors():
         chosen = configfile.load(config, overrides or ())
         if dry_run:
+            chosen = plan.settle(chosen)
             plan.preflight(chosen, environment.detect())
             for line in plan.describe(chosen, plan.select(chosen, only or ())):
                 out.print(escape(line))
             return
-        # As after Ctrl-C, the worker is ended and the tables are written before we go.
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        _leave_on_sigterm()
         with console.reporting(out) as reporter:
             command = shlex.join(["qbench", *sys.argv[1:]])
             folder, ok = runner.run(chosen, results, reporter, command=command, only=only or (), fresh=fresh)
         out.print(console.result_table(read_run(folder)))
         out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
     raise typer.Exit(0 if ok else 1)
+
+
+@app.command(
+    epilog="Example: `qbench quantize configs/llama3-8b.yaml --out llama3-8b-int4`, then "
+    "`qbench run configs/llama3-8b.yaml --set backends.int4.checkpoint=llama3-8b-int4`"
+)
+def quantize(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.", show_default=False)],
+    cell: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="The int4 cell, where there are several.", show_default=False)
+    ] = None,
+    overrides: Set = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Quantize a configuration's int4 cell once, into a folder that runs load without quantizing."""
+    from qbench import configfile, console, export
+
+    screen = console.make_console()
+    with _errors("nothing was written"):
+        chosen = configfile.load(config, overrides or ())
+        _leave_on_sigterm()
+        with console.reporting(screen) as reporter:
+            written = export.quantize(chosen, out, reporter, label=cell, force=force)
+    size = console.human_bytes(written.bytes)
+    screen.print(escape(f"{written.folder}: {size}, {written.bits_per_weight:.2f} bits a weight"))
+    screen.print(escape(f"use it: qbench run {config} --set backends.{written.label}.checkpoint={written.folder}"))
 
 
 @app.command(epilog="Example: `qbench plot results/smoke` or, for all runs, `qbench plot results/`")
@@ -126,8 +153,13 @@ def validate(config: Config, overrides: Set = None) -> None:
     typer.echo(f"{config} is valid: {chosen.name}, {chosen.model.name}, cells {labels}")
 
 
+def _leave_on_sigterm() -> None:
+    """As after Ctrl-C: end the worker, write the tables and remove what is half done before going."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(interrupted: str = "finished rows are kept, the same command goes on with the rest") -> Iterator[None]:
     """What the user can mend ends with a message and status 2, Ctrl-C with 130; anything else is our own fault."""
     try:
         yield
@@ -135,5 +167,5 @@ def _errors() -> Iterator[None]:
         typer.secho(f"error: {error}", err=True, fg="red")
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        typer.secho("interrupted: finished rows are kept, the same command goes on with the rest", err=True)
+        typer.secho(f"interrupted: {interrupted}", err=True)
         raise typer.Exit(130) from error

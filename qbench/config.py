@@ -228,6 +228,22 @@ class MMLUConfig(Strict):
         return self.limit is not None or self.subjects is not None
 
 
+class GenerationsConfig(Strict):
+    """Greedy continuations to read: what quantization makes of a text, beside what it makes of the figures."""
+
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(
+            "The most important thing to know about the ocean is that",
+            "Once upon a time, in a village at the foot of a mountain,",
+            "To make a good cup of tea, you first",
+            "The three primary colors are",
+            "A short letter of thanks to a neighbor:\n\nDear",
+        ),
+        min_length=1,
+    )
+    new_tokens: int = Field(default=32, ge=1, description="tokens a continuation")
+
+
 class MeasureConfig(Strict):
     """What is measured: every field is the name of a module of `qbench.measure`; None is not measured.
 
@@ -237,6 +253,7 @@ class MeasureConfig(Strict):
     memory: MemoryConfig = MemoryConfig()
     throughput: ThroughputConfig | None = None
     mmlu: MMLUConfig | None = None
+    generations: GenerationsConfig | None = None
 
 
 class RunConfig(Strict):
@@ -265,6 +282,10 @@ class RunConfig(Strict):
     def _quality_needs_trained_weights(self) -> Self:
         if self.model.weights == "random" and self.measure.mmlu:
             raise ValueError("measure.mmlu: a model with random weights has no accuracy; remove it or use real weights")
+        if self.model.weights == "random" and self.measure.generations:
+            raise ValueError(
+                "measure.generations: a model with random weights has nothing to say; remove it or use real weights"
+            )
         return self
 
 

@@ -8,19 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
-from qbench.results import AccuracyRow, CellRow, MemoryRow, Row, ThroughputRow
-
-AnyRow = CellRow | MemoryRow | ThroughputRow | AccuracyRow
+from qbench.results import ROW_TYPES, Row
 
 
 class RowEvent(BaseModel):
     """A row, kept."""
 
     event: Literal["row"] = "row"
-    table: Literal["CellRow", "MemoryRow", "ThroughputRow", "AccuracyRow"]
+    table: str
+    """Name of the row's type."""
     row: dict[str, object]
+
+    @field_validator("table")
+    @classmethod
+    def _known(cls, table: str) -> str:
+        if table not in ROW_TYPES:
+            raise ValueError(f"no such row type: {table}")
+        return table
 
     def parsed(self) -> Row:
         """The row as its type.
@@ -28,7 +34,7 @@ class RowEvent(BaseModel):
         Raises:
             ValueError: it does not fit its type.
         """
-        return _ROW_TYPES[self.table].model_validate(self.row)
+        return ROW_TYPES[self.table].model_validate(self.row)
 
 
 class ProgressEvent(BaseModel):
@@ -43,7 +49,6 @@ class ProgressEvent(BaseModel):
 Event = Annotated[RowEvent | ProgressEvent, Field(discriminator="event")]
 
 _EVENT: TypeAdapter[RowEvent | ProgressEvent] = TypeAdapter(Event)
-_ROW_TYPES: dict[str, type[Row]] = {t.__name__: t for t in (CellRow, MemoryRow, ThroughputRow, AccuracyRow)}
 
 
 class EventLog:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from qbench.errors import QbenchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,31 @@ class LoadOptions:
     work: Path
     """A folder of this cell's own, for checkpoints that a backend writes."""
     trust_remote_code: bool = False
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that `auto` stands for here.
+
+    Raises:
+        QbenchError: CUDA asked for where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device("cuda:0" if device == "cuda" else device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise QbenchError(
+            f"device: {device} asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "use device: cpu, or install a CUDA build of torch and a driver"
+        )
+    return chosen
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The compute dtype that `auto` stands for: float16 on CUDA, else bfloat16, since CPUs are slow at float16."""
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.bfloat16
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved
 
 
 def load_pretrained(options: LoadOptions, **how: Any) -> PreTrainedModel:
@@ -48,9 +75,15 @@ def load_tokenizer(options: LoadOptions) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def skeleton(options: LoadOptions) -> nn.Module:
-    """The 16-bit model without weights, on the meta device: what a quantized one is compared with."""
-    config = AutoConfig.from_pretrained(options.folder, trust_remote_code=options.trust_remote_code)
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code)
-    return model
+def skeleton(options: LoadOptions) -> PreTrainedModel:
+    """The 16-bit model without weights: parameters are on the meta device, buffers as the model computes them."""
+    config = AutoConfig.from_pretrained(
+        options.folder, trust_remote_code=options.trust_remote_code, local_files_only=True
+    )
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+        )
+    # Moving a parameter to meta makes a new one of it, also of a tied one.
+    model.tie_weights()
+    return model.eval()

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qbench.config import Backend, RunConfig
+from qbench.config import Backend, Int4, RunConfig
 from qbench.configfile import suggestion
 from qbench.environment import Environment
 from qbench.errors import QbenchError
+from qbench.manifest import settle as settle_cell
 from qbench.source import shapes
 
 
-def select(config: RunConfig, only: Sequence[str] = ()) -> list[Backend]:
-    """The cells of a run in the order of the configuration, or those of them that are named by label.
+def select(config: RunConfig, only: Sequence[str] = (), *, option: str = "--only") -> list[Backend]:
+    """The cells of a run in the order of the configuration, or those of them that are named by label with `option`.
 
     Raises:
         QbenchError: a name that is no label of this configuration.
@@ -21,8 +22,19 @@ def select(config: RunConfig, only: Sequence[str] = ()) -> list[Backend]:
     labels = [backend.label for backend in config.backends]
     for name in only:
         if name not in labels:
-            raise QbenchError(f"--only {name}: no such cell{suggestion(name, labels)} (there are: {', '.join(labels)})")
+            hint = suggestion(name, labels)
+            raise QbenchError(f"{option} {name}: no such cell{hint} (there are: {', '.join(labels)})")
     return [backend for backend in config.backends if not only or backend.label in only]
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """The configuration with what the checkpoints of its cells decide: rows say how a weight really was quantized.
+
+    Raises:
+        QbenchError: a checkpoint is not there or damaged, or the configuration asks for other settings than its own.
+    """
+    cells = [settle_cell(backend) if isinstance(backend, Int4) else backend for backend in config.backends]
+    return config.model_copy(update={"backends": tuple(cells)})
 
 
 def preflight(config: RunConfig, environment: Environment) -> None:

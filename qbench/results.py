@@ -111,8 +111,25 @@ class AccuracyRow(Row):
     """Wall time of the whole task, the same in each of its rows."""
 
 
+class GenerationRow(Row):
+    """How a cell goes on with a prompt, greedily."""
+
+    prompt: str
+    text: str
+    """The continuation alone."""
+    token_ids: tuple[int, ...]
+    """Its tokens."""
+
+
 TABLES: dict[str, type[Row]] = {"cells": CellRow, "throughput": ThroughputRow, "accuracy": AccuracyRow}
 """The CSV files of a run, by stem."""
+
+LINES: dict[str, type[Row]] = {"generations": GenerationRow}
+"""The files of a run with a JSON object a line, by stem: rows with text."""
+
+_ROW_TYPES: tuple[type[Row], ...] = (MemoryRow, *TABLES.values(), *LINES.values())
+ROW_TYPES = {row_type.__name__: row_type for row_type in _ROW_TYPES}
+"""Every row that a worker may write, by name."""
 
 
 class RunRecord(BaseModel):
@@ -216,6 +233,11 @@ def write_table(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as a JSON object a line; None is null."""
+    write_atomically(path, "".join(row.model_dump_json() + "\n" for row in rows))
 
 
 def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]]:

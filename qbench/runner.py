@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from qbench import environment, plan, source
 from qbench.config import Backend, RunConfig
+from qbench.environment import Environment
 from qbench.errors import QbenchError
 from qbench.events import EventLog, ProgressEvent, read_rows
 from qbench.executor import Ending, Executor, LocalExecutor
 from qbench.job import Job, cell_row
 from qbench.results import (
+    LINES,
     TABLES,
-    AccuracyRow,
     CellRow,
     Row,
     RunRecord,
-    ThroughputRow,
     read_run,
     write_atomically,
+    write_lines,
     write_table,
 )
 from qbench.stats import summarize
@@ -77,7 +78,8 @@ class RunFolder:
     def _clear(self) -> None:
         for name in ("cells", "logs", "answers"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("run.json", "summary.csv", *(f"{stem}.csv" for stem in TABLES)):
+        derived = (*(f"{stem}.csv" for stem in TABLES), *(f"{stem}.jsonl" for stem in LINES))
+        for name in ("run.json", "summary.csv", *derived):
             (self.path / name).unlink(missing_ok=True)
 
     def _same_config(self) -> None:
@@ -104,19 +106,14 @@ class RunFolder:
         return found[-1] if found else None
 
     def write_tables(self) -> None:
-        """Derive the CSVs from the cells' events."""
-        tables: dict[str, tuple[type[Row], list[Row]]] = {
-            "cells": (CellRow, []),
-            "throughput": (ThroughputRow, []),
-            "accuracy": (AccuracyRow, []),
-        }
-        for backend in self._config.backends:
-            for row in self.rows(backend.label):
-                for row_type, rows in tables.values():
-                    if isinstance(row, row_type):
-                        rows.append(row)
-        for stem, (row_type, rows) in tables.items():
-            write_table(self.path / f"{stem}.csv", row_type, rows)
+        """Derive the CSVs, and the files of lines for which there are rows, from the cells' events."""
+        rows = [row for backend in self._config.backends for row in self.rows(backend.label)]
+        for stem, row_type in TABLES.items():
+            write_table(self.path / f"{stem}.csv", row_type, [row for row in rows if type(row) is row_type])
+        for stem, row_type in LINES.items():
+            path, found = self.path / f"{stem}.jsonl", [row for row in rows if type(row) is row_type]
+            if found or path.exists():
+                write_lines(path, found)
 
     def write_record(self, record: RunRecord) -> None:
         """Write run.json."""
@@ -149,12 +146,12 @@ def run(
         QbenchError: nothing was run; the message says why.
     """
     machine = environment.detect()
+    config = plan.settle(config)
     cells = plan.select(config, only)
     plan.preflight(config, machine)
     folder = RunFolder(results / config.name, config)
     folder.check(fresh=fresh)
-    dtype = ("float16" if machine.gpus else "bfloat16") if config.dtype == "auto" else config.dtype
-    model = source.resolve(config.model, dtype=dtype, seed=config.seed, say=reporter.say)
+    model = find_model(config, machine, reporter.say)
     folder.make(fresh=fresh)
     record = RunRecord(
         name=config.name,
@@ -173,6 +170,16 @@ def run(
         folder.write_record(record.model_copy(update={"finished": datetime.now(UTC)}))
         folder.write_summary()
     return folder.path, all(row.status == "ok" for row in rows)
+
+
+def find_model(config: RunConfig, machine: Environment, say: Callable[[str], None]) -> Path:
+    """The local folder of the configuration's model.
+
+    Raises:
+        QbenchError: see `qbench.source.resolve`.
+    """
+    dtype = ("float16" if machine.gpus else "bfloat16") if config.dtype == "auto" else config.dtype
+    return source.resolve(config.model, dtype=dtype, seed=config.seed, say=say)
 
 
 def _run_cells(

@@ -19,12 +19,12 @@ import torch
 
 from qbench import calibration
 from qbench.backends.base import LoadedModel, import_backend
-from qbench.errors import QbenchError, describe_fault
+from qbench.errors import describe_fault
 from qbench.events import EventLog
 from qbench.job import Job, cell_row
 from qbench.measure.base import Context
 from qbench.measure.memory import ResidentPeak
-from qbench.models import LoadOptions
+from qbench.models import LoadOptions, resolve_device, resolve_dtype
 from qbench.results import MemoryRow, Row, ThroughputRow
 
 
@@ -118,31 +118,6 @@ class Cell:
             self._known["decode_mode"] = row.decode_mode
             if row.status != "ok":
                 self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device that `auto` stands for here.
-
-    Raises:
-        QbenchError: CUDA asked for where there is none.
-    """
-    if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device("cuda:0" if device == "cuda" else device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise QbenchError(
-            f"device: {device} asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
-            "use device: cpu, or install a CUDA build of torch and a driver"
-        )
-    return chosen
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The compute dtype that `auto` stands for: float16 on CUDA, else bfloat16, since CPUs are slow at float16."""
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.bfloat16
-    resolved: torch.dtype = getattr(torch, dtype)
-    return resolved
 
 
 def device_name(device: torch.device) -> str:

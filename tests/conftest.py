@@ -10,10 +10,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # The models of the tests are too small to gain from threads, which wait for each other badly on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from tests.tiny_llama import save_tiny_llama  # after the environment, which transformers reads at import
+# After the environment, which transformers reads at import.
+from tests.tiny_llama import save_tiny_llama
+from tests.tiny_variants import save_large_and_small
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama of two layers, with a tokenizer."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def large_and_small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of two models of random weights: 187 MB in 16 bit, and next to nothing."""
+    return save_large_and_small(tmp_path_factory.mktemp("large-and-small"))

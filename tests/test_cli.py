@@ -93,6 +93,19 @@ def test_a_failed_cell_is_status_one_and_a_line_with_the_reason(here: Path) -> N
         (["run", "tiny.yaml", "--results", "tiny.yaml"], "results cannot be written here"),
         (["run", "tiny.yaml", "--dry-run", "--set", "device=cuda"], "no NVIDIA GPU is visible"),
         (["validate", "nothing.yaml"], "no such file"),
+        (["run", "tiny.yaml", "--set", "backends.int4.checkpoint=/nowhere"], "checkpoint: no folder /nowhere"),
+        (["run", "tiny.yaml", "--dry-run", "--set", "backends.int4.checkpoint=/nowhere"], "no folder /nowhere"),
+        (["quantize", "tiny.yaml", "--out", "."], "--out .: is taken by something that is no checkpoint"),
+        (["quantize", "tiny.yaml", "--out", ".", "--force"], "is no checkpoint; choose another folder"),
+        (["quantize", "tiny.yaml", "--out", "x", "--cell", "int8"], "--cell int8: no such cell; did you mean int4?"),
+        (["quantize", "tiny.yaml", "--out", "x", "--cell", "fp16"], "fp16 is fp16; only int4 is quantized here"),
+        (["quantize", "tiny.yaml", "--out", "x", "--set", "backends=[{kind: nf4}]"], "there are nf4; only int4 is"),
+        (
+            ["quantize", "tiny.yaml", "--out", "x", "--set", "backends=[{kind: int4}, {kind: int4, label: b}]"],
+            "several are int4; name one with --cell: int4, b",
+        ),
+        (["quantize", "tiny.yaml", "--out", "x", "--set", "backends.int4.checkpoint=y"], "has a `checkpoint:` already"),
+        (["quantize", "tiny.yaml", "--out", "tiny.yaml/x"], "cannot be written"),
         (["plot", "nowhere"], "no such folder"),
         (["plot", "."], "no run here"),
     ],
@@ -112,8 +125,26 @@ def test_an_unknown_option_is_status_two(here: Path) -> None:
 def test_dry_run_says_the_plan_and_touches_nothing(here: Path) -> None:
     result = cli.invoke(app, ["run", "tiny.yaml", "--dry-run", "--set", "seed=7"])
     assert result.exit_code == 0
-    assert "cell int4: int4 (group_size 128)" in result.output
+    assert "cell int4: int4 (bits 4, group_size 128, " in result.output
     assert not (here / "results").exists()
+
+
+def test_what_quantize_writes_is_what_a_run_measures(here: Path) -> None:
+    arguments = ["quantize", "tiny.yaml", "--out", "made", "--set", "backends.int4.group_size=64"]
+    result = cli.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "[1/1] int4: quantizing 0/21" in result.output
+    assert "made: 1.2 MiB, 4.50 bits a weight" in result.output
+    use = next(line for line in result.output.splitlines() if line.startswith("use it: qbench "))
+    result = cli.invoke(app, [*use.removeprefix("use it: qbench ").split(), "--only", "int4"])
+    assert result.exit_code == 0, result.output
+    assert ",int4,int4,4,64,ok," in (here / "results/tiny/cells.csv").read_text()
+    again = cli.invoke(app, arguments)
+    assert again.exit_code == 2
+    assert "holds a checkpoint; replace it with --force" in again.output
+    forced = cli.invoke(app, [*arguments, "--force", "--set", "backends.int4.group_size=32"])
+    assert "5.00 bits a weight" in forced.output
+    assert sorted(path.name for path in here.iterdir()) == ["made", "results", "tiny.yaml"]
 
 
 def test_validate_names_the_cells(here: Path) -> None:
@@ -129,7 +160,7 @@ def test_backends_says_of_every_kind_whether_it_works_here() -> None:
         assert kind in result.output
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["plot"], ["backends"], ["validate"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["quantize"], ["plot"], ["backends"], ["validate"]])
 def test_help_has_an_example(command: list[str]) -> None:
     result = cli.invoke(app, [*command, "--help"])
     assert result.exit_code == 0

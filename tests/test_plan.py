@@ -55,6 +55,6 @@ def test_what_can_work_is_not_refused(laptop: environment.Environment, tmp_path:
 def test_the_description_names_cells_and_measures_with_their_settings() -> None:
     config = run_config(backends=TWO, measure={"throughput": {"seq_len": 64, "new_tokens": 8}})
     text = "\n".join(plan.describe(config, plan.select(config)))
-    assert "cell int4: int4 (group_size 128)" in text
+    assert "cell int4: int4 (bits 4, group_size 128, " in text
     assert "seq_len 64" in text
     assert "mmlu" not in text

@@ -149,7 +149,7 @@ def _read_scheme(config: Calibrated, folder: Path) -> tuple[Path, dict[str, Any]
 def _check_group_size(config: Calibrated, linears: dict[str, nn.Linear]) -> None:
     size = config.group_size
     if size not in GROUP_SIZES:
-        raise QbenchError(f"{config.label}: group_size {size} has no {config.weight_bits}-bit kernel: choose 32, 64 or 128")
+        raise QbenchError(f"{config.label}: group_size {size} has no 4-bit kernel: choose 32, 64 or 128")
     for name, linear in linears.items():
         if linear.in_features % size:
             fitting = [str(other) for other in GROUP_SIZES if linear.in_features % other == 0]

@@ -4,46 +4,65 @@ from __future__ import annotations
 
 import time
 
+from torch import Tensor
+
 from qbench.backends.base import LoadedModel, block_linears, storage_bytes
 from qbench.calibration import Calibration
 from qbench.config import Int4
 from qbench.errors import QbenchError
-from qbench.int4 import QuantLinear, quantize_model
-from qbench.models import LoadOptions, load_pretrained, load_tokenizer
+from qbench.int4 import QuantizedTensor, QuantLinear, checkpoint
+from qbench.int4.fuse import join
+from qbench.int4.stream import place, place_head, quantizer, stream
+from qbench.manifest import settle
+from qbench.models import LoadOptions, load_tokenizer
 
 
 def load(options: LoadOptions, config: Int4, calibration: Calibration | None) -> LoadedModel:
-    """Load in 16 bit, then replace every linear of attention and MLP by its 4-bit counterpart.
+    """Quantize the linears of attention and MLP as they are read, or read them quantized from `config.checkpoint`.
 
     Raises:
-        QbenchError: a weight holds NaN or infinity.
+        QbenchError: a weight holds NaN or infinity, the kernel does not serve, or the files are not right: see
+            `qbench.int4.stream.stream` and `qbench.int4.checkpoint.load`.
     """
-    model = load_pretrained(options)
-    expected = tuple(block_linears(model))
-    started = time.perf_counter()
+    config = settle(config)
+    quantize_one = Stopwatch(config)
+    if config.checkpoint is None:
+        model, weights = stream(options, quantize_one)
+    else:
+        model, weights = checkpoint.load(options, config.checkpoint.expanduser())
+    expected, quantized = tuple(block_linears(model)), tuple(weights)
     try:
-        quantize_model(
-            model,
-            expected,
-            bits=config.bits,
-            group_size=config.group_size,
-            symmetric=config.symmetric,
-            search=config.search,
-            kernel=config.kernel,
-        )
+        join(model, weights, kernel=config.kernel)
+        place(model, weights, kernel=config.kernel)
     except ValueError as error:
-        raise QbenchError(f"{error}; the checkpoint is damaged or is not in 16 bit") from error
-    quantize_s = time.perf_counter() - started
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+        raise QbenchError(f"backends.{config.label}: {error}; use `kernel: auto`, or other settings") from error
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    if config.lm_head == "int8":
+        place_head(model)
     return LoadedModel(
         model=model,
         tokenizer=load_tokenizer(options),
         device=options.device,
         dtype=options.dtype,
-        kernel=next(iter(layers.values())).kernel.name,
-        quantized=tuple(layers),
+        kernel="+".join(sorted({layer.kernel_name for layer in layers})),
+        quantized=quantized,
         expected=expected,
-        linear_bytes=storage_bytes(t for layer in layers.values() for t in layer.packed().values()),
-        linear_weights=sum(layer.out_features * layer.in_features for layer in layers.values()),
-        quantize_s=quantize_s,
+        linear_bytes=storage_bytes(t for layer in layers for t in layer.packed().values()),
+        linear_weights=sum(layer.out_features * layer.in_features for layer in layers),
+        lm_head_bits=8 if config.lm_head == "int8" else 16,
+        quantize_s=quantize_one.seconds if config.checkpoint is None else None,
     )
+
+
+class Stopwatch:
+    """A quantizer that counts its time."""
+
+    def __init__(self, config: Int4) -> None:
+        self._quantize_one = quantizer(config)
+        self.seconds = 0.0
+
+    def __call__(self, name: str, weight: Tensor) -> QuantizedTensor:
+        started = time.perf_counter()
+        quantized = self._quantize_one(name, weight)
+        self.seconds += time.perf_counter() - started
+        return quantized

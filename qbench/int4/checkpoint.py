@@ -70,7 +70,7 @@ def write(
     with _appearing(out) as folder:
         _copy_small_files(options.folder, folder)
         shards = _ShardWriter(folder)
-        for done, (name, stored) in enumerate(tensors):
+        for done, (name, stored) in enumerate(tensors.items()):
             progress("quantizing", done, len(tensors))
             linear = name.removesuffix(".weight")
             if linear in assembly.linears:
@@ -113,8 +113,8 @@ def load(options: LoadOptions, folder: Path) -> tuple[PreTrainedModel, dict[str,
         parts = part_shapes(shapes.pop(f"{name}.weight"), manifest)
         shapes.update({f"{name}.{part}": shape for part, shape in parts.items()})
     parts_of: dict[str, dict[str, Tensor]] = {name: {} for name in assembly.linears}
-    stored_tensors = [tensor for shard in sorted(manifest.shards) for tensor in read_header(folder / shard)]
-    for name, stored in assembly.match(stored_tensors, shapes, folder):
+    held = {tensor.name: tensor for shard in sorted(manifest.shards) for tensor in read_header(folder / shard)}
+    for name, stored in assembly.match(held, shapes, folder).items():
         linear, _, part = name.rpartition(".")
         if linear in assembly.linears and part in PARTS:
             parts_of[linear][part] = stored.read(options.device)

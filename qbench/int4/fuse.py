@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qbench.int4.linear import QuantLinear
+from qbench.int4.native import give_back
 from qbench.int4.quantize import PER_TENSOR, QuantizedTensor
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -66,15 +67,15 @@ def join(model: nn.Module, weights: dict[str, QuantizedTensor], *, kernel: str =
         ValueError: the kernel cannot serve one of them.
     """
     for names in _groups(weights):
-        biases = [_bias(model.get_submodule(name)) for name in names]
-        parts = [weights.pop(name) for name in names]
-        sizes = [part.shape[0] for part in parts]
-        bias = None if biases[0] is None else torch.cat([bias for bias in biases if bias is not None])
-        whole = _concatenated(parts)
-        parts.clear()
-        joined = Joined(QuantLinear(whole, bias, kernel=kernel), sizes)
+        linears = [model.get_submodule(name) for name in names]
+        sizes = [weights[name].shape[0] for name in names]
+        # Each layout is gone before the next group's is made.
+        joined = Joined(
+            QuantLinear(_concatenated([weights.pop(n) for n in names]), _bias(linears), kernel=kernel), sizes
+        )
         for index, name in enumerate(names):
             model.set_submodule(name, JoinedLinear(joined, index, (sizes[index], joined.linear.in_features)))
+        give_back()
 
 
 def _groups(weights: dict[str, QuantizedTensor]) -> list[tuple[str, ...]]:
@@ -108,6 +109,13 @@ def _concatenated(parts: list[QuantizedTensor]) -> QuantizedTensor:
     )
 
 
-def _bias(linear: nn.Module) -> Tensor | None:
-    assert isinstance(linear, nn.Linear)
-    return None if linear.bias is None else linear.bias.detach()
+def _bias(linears: list[nn.Module]) -> Tensor | None:
+    """The biases of all linears, zeros for one without; None where none has one."""
+    biases = [linear.bias for linear in linears if isinstance(linear, nn.Linear)]
+    given = next((bias for bias in biases if bias is not None), None)
+    if given is None:
+        return None
+    rows = [linear.out_features for linear in linears if isinstance(linear, nn.Linear)]
+    return torch.cat(
+        [given.new_zeros(n) if bias is None else bias.detach() for bias, n in zip(biases, rows, strict=True)]
+    )

@@ -96,7 +96,7 @@ class QuantLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """The plain layout, which does not depend on the kernel."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: tensor for name, tensor in self.quantized().tensors().items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -106,7 +106,7 @@ class QuantLinear(nn.Module):
             weight = self.spec.tensor(stored["qweight"], stored["scales"], stored.get("zeros"))
             for name, tensor in self.kernel.pack(weight).items():
                 self.register_buffer(name, tensor, persistent=False)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         spec = self.spec

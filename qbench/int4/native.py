@@ -1,10 +1,12 @@
-"""The C library of `qbench/int4/csrc`, compiled when the package is installed, if a compiler is there."""
+"""The C library of `qbench/int4/csrc`, compiled when the package is installed, if a compiler is there; and the one of
+the system."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.machinery
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -75,3 +77,9 @@ def loaded() -> ctypes.CDLL:
     lib = library()
     assert lib is not None, "it was not compiled"
     return lib
+
+
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps what lies between blocks in use, which would count as ours."""
+    with suppress(OSError, AttributeError):  # only glibc has this
+        ctypes.CDLL(None).malloc_trim(0)

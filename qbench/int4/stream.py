@@ -6,20 +6,21 @@ in the plain layout, and `place`, which puts them into the model, siblings may b
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from qbench.backends.base import block_linears
 from qbench.config import Int4
 from qbench.errors import QbenchError
 from qbench.int4.linear import QuantLinear
+from qbench.int4.native import give_back
 from qbench.int4.quantize import PER_ROW, QuantizedTensor, quantize
 from qbench.int4.shards import StoredTensor, find_shards, read_header
 from qbench.models import LoadOptions, skeleton
@@ -49,22 +50,36 @@ class Assembly:
         """Every tensor that a 16-bit checkpoint holds, a tied one under each of its names."""
         return {name: tensor.shape for name, tensor in self.model.state_dict().items()}
 
+    def named(self, stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+        """The tensors of a 16-bit checkpoint by their names in the model: transformers renames some as it loads them.
+
+        Raises:
+            QbenchError: one is only a part of what the model holds in one tensor.
+        """
+        shapes, transforms = self.shapes(), get_model_conversion_mapping(self.model)
+        renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+        mergers = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+        found = {}
+        for tensor in stored:
+            name, part_of = rename_source_key(tensor.name, renamings, mergers, self.model.base_model_prefix, shapes)
+            if part_of is not None:
+                raise QbenchError(
+                    f"{tensor.file}: {tensor.name} is a part of {name}, which {type(self.model).__name__} holds in one "
+                    "tensor; the int4 backend reads tensors one by one, use another"
+                )
+            found[tensor.name if name not in shapes and tensor.name in shapes else name] = tensor
+        return found
+
     def match(
-        self, stored: Iterable[StoredTensor], shapes: Mapping[str, torch.Size], folder: Path
-    ) -> list[tuple[str, StoredTensor]]:
-        """The tensors stored in a folder with the names they have in the model, in the order of the files.
+        self, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, torch.Size], folder: Path
+    ) -> dict[str, StoredTensor]:
+        """The tensors of a folder that the model needs, by their names in the model, in the order given.
 
         Raises:
             QbenchError: one is missing, unexpected or of another shape.
         """
-        found: dict[str, StoredTensor] = {}
-        unexpected = []
-        for tensor in stored:
-            name = next((n for n in (tensor.name, self._with_prefix(tensor.name)) if n in shapes), None)
-            if name is not None:
-                found[name] = tensor
-            elif not self._ignored(tensor.name, "unexpected", LEFTOVERS):
-                unexpected.append(tensor)
+        found = {name: tensor for name, tensor in tensors.items() if name in shapes}
+        unexpected = [tensors[n] for n in tensors if n not in found and not self._ignored(n, "unexpected", LEFTOVERS)]
         missing = [name for name in shapes if name not in found and self._needed(name, found)]
         self._refuse(missing, unexpected, folder)
         for name, tensor in found.items():
@@ -73,7 +88,7 @@ class Assembly:
                     f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, where config.json asks for "
                     f"{list(shapes[name])}; the files are of two models, copy or download the folder again"
                 )
-        return list(found.items())
+        return found
 
     def read(self, name: str, stored: StoredTensor) -> Tensor:
         """A tensor on the device, in the dtype that the model holds it in."""
@@ -97,10 +112,6 @@ class Assembly:
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(self._device)
         return self.model
-
-    def _with_prefix(self, name: str) -> str:
-        """As it is called where the file was saved without the head."""
-        return f"{self.model.base_model_prefix}.{name}"
 
     def _needed(self, name: str, found: Mapping[str, StoredTensor]) -> bool:
         """Whether a missing tensor is neither tied to one that is there nor a buffer that may keep its first value."""
@@ -139,7 +150,7 @@ def stream(options: LoadOptions, quantize_one: QuantizeOne) -> tuple[PreTrainedM
     """
     assembly = Assembly(options)
     weights = {}
-    for name, stored in source_tensors(assembly, options):
+    for name, stored in source_tensors(assembly, options).items():
         linear = name.removesuffix(".weight")
         if linear in assembly.linears:
             weights[linear] = quantize_one(name, assembly.read(name, stored))
@@ -148,8 +159,8 @@ def stream(options: LoadOptions, quantize_one: QuantizeOne) -> tuple[PreTrainedM
     return assembly.finish(), {name: weights[name] for name in assembly.linears}
 
 
-def source_tensors(assembly: Assembly, options: LoadOptions) -> list[tuple[str, StoredTensor]]:
-    """What `options.folder` holds of the model, by its names there.
+def source_tensors(assembly: Assembly, options: LoadOptions) -> dict[str, StoredTensor]:
+    """What `options.folder` holds of the model, by the names in it, in the order of the files.
 
     Raises:
         QbenchError: see `stream`.
@@ -161,7 +172,7 @@ def source_tensors(assembly: Assembly, options: LoadOptions) -> list[tuple[str, 
             "give the 16-bit model, and what `qbench quantize` made of it as `checkpoint:`"
         )
     stored = [tensor for shard in find_shards(options.folder) for tensor in read_header(shard)]
-    return assembly.match(stored, assembly.shapes(), options.folder)
+    return assembly.match(assembly.named(stored), assembly.shapes(), options.folder)
 
 
 def place(model: PreTrainedModel, weights: dict[str, QuantizedTensor], *, kernel: str = "auto") -> None:
@@ -213,12 +224,6 @@ def quantizer(config: Int4) -> QuantizeOne:
             raise QbenchError(f"{error}; the checkpoint is damaged, or its weights need `dtype: bfloat16`") from error
 
     return quantize_one
-
-
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what lies between blocks in use, which would count as ours."""
-    with suppress(OSError, AttributeError):  # only glibc has this
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

@@ -38,7 +38,9 @@ static inline __attribute__((always_inline)) float code(float w, float inverse, 
     return (t + 0x1.8p23f) - 0x1.8p23f; /* the nearest integer, ties to even */
 }
 
-static inline __attribute__((always_inline)) Sums sums_of(const float *w, ptrdiff_t n, float s, float z, float middle)
+/* Sums of v q, v q^2 and v q w, with v = rms + |w|. */
+static inline __attribute__((always_inline)) Sums sums_of(const float *w, ptrdiff_t n, float rms, float s, float z,
+                                                          float middle)
 {
     const float inverse = s == 0 ? 0 : 1 / s;
     Sums sums = {0, 0, 0};
@@ -48,9 +50,10 @@ static inline __attribute__((always_inline)) Sums sums_of(const float *w, ptrdif
 #pragma omp simd reduction(+ : q, qq, qw)
         for (ptrdiff_t i = from; i < end; i++) {
             float c = code(w[i], inverse, z, -middle, middle - 1);
-            q += c;
-            qq += c * c;
-            qw += c * w[i];
+            float vc = (rms + fabsf(w[i])) * c;
+            q += vc;
+            qq += vc * c;
+            qw += vc * w[i];
         }
         sums = (Sums){sums.q + q, sums.qq + qq, sums.qw + qw};
     }
@@ -74,26 +77,44 @@ static inline __attribute__((always_inline)) double error_of(const float *w, ptr
     return sum;
 }
 
-static inline void weigh(Best *best, float s, float z, Sums c, double squares, double sum, double n)
+/* Of a group, with the same weights. */
+typedef struct { double v, sum, squares; float rms; } Total;
+
+static inline void compare(Best *best, float s, float z, Sums c, const Total *t)
 {
-    double error = squares - 2 * (s * c.qw + z * sum) + (double)s * s * c.qq + z * (2 * s * c.q + n * z);
+    double error = t->squares - 2 * (s * c.qw + z * t->sum) + (double)s * s * c.qq + z * (2 * s * c.q + t->v * z);
     if (error < best->error) *best = (Best){error, s, z};
 }
 
-static inline __attribute__((always_inline)) void try_and_refit(const Fit *f, const float *w, double squares, double sum,
-                                                                Best *best, float s, float z)
+static inline __attribute__((always_inline)) void try_and_refit(const Fit *f, const float *w, const Total *t, Best *best,
+                                                                float s, float z)
 {
-    double n = (double)f->size;
-    Sums c = sums_of(w, f->size, s, z, (float)(1 << (f->bits - 1)));
-    weigh(best, s, z, c, squares, sum, n);
+    Sums c = sums_of(w, f->size, t->rms, s, z, (float)(1 << (f->bits - 1)));
+    compare(best, s, z, c, t);
     if (f->symmetric) {
         if (c.qq > 0) s = stored((float)(c.qw / c.qq), f->fp16);
     } else {
-        double variance = n * c.qq - c.q * c.q;
-        if (variance > 0) s = stored((float)((n * c.qw - c.q * sum) / variance), f->fp16);
-        z = stored((float)((sum - s * c.q) / n), f->fp16);
+        double variance = t->v * c.qq - c.q * c.q;
+        if (variance > 0) s = stored((float)((t->v * c.qw - c.q * t->sum) / variance), f->fp16);
+        if (t->v > 0) z = stored((float)((t->sum - s * c.q) / t->v), f->fp16);
     }
-    weigh(best, s, z, c, squares, sum, n);
+    compare(best, s, z, c, t);
+}
+
+static inline __attribute__((always_inline)) Total total_of(const float *w, ptrdiff_t n)
+{
+    double squares = 0, v = 0, sum = 0, weighted_squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (ptrdiff_t i = 0; i < n; i++) squares += (double)w[i] * w[i];
+    const float rms = (float)sqrt(squares / (double)n);
+#pragma omp simd reduction(+ : v, sum, weighted_squares)
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double vi = rms + fabsf(w[i]);
+        v += vi;
+        sum += vi * w[i];
+        weighted_squares += vi * w[i] * w[i];
+    }
+    return (Total){v, sum, weighted_squares, rms};
 }
 
 static inline __attribute__((always_inline)) void fit_groups(const Fit *f, ptrdiff_t first, ptrdiff_t last)
@@ -102,21 +123,16 @@ static inline __attribute__((always_inline)) void fit_groups(const Fit *f, ptrdi
     for (ptrdiff_t g = first; g < last; g++) {
         const float *w = f->groups + g * f->size;
         const float plain_s = f->plain_s[g], plain_z = f->plain_z[g];
-        double squares = 0, sum = 0;
-#pragma omp simd reduction(+ : squares, sum)
-        for (ptrdiff_t i = 0; i < f->size; i++) {
-            sum += w[i];
-            squares += (double)w[i] * w[i];
-        }
+        const Total t = total_of(w, f->size);
         Best best = {INFINITY, plain_s, plain_z};
         for (int i = 0; i < f->starts; i++) {
             float part = f->start[i][0], place = f->start[i][1], s = stored(plain_s * part, f->fp16);
             float centre = plain_z - plain_s / 2 + plain_s * (middle - 0.5f) * (1 - part) * place;
-            if (!f->symmetric) try_and_refit(f, w, squares, sum, &best, s, stored(centre + s / 2, f->fp16));
-            else if (place == 0) try_and_refit(f, w, squares, sum, &best, s, 0);
+            if (!f->symmetric) try_and_refit(f, w, &t, &best, s, stored(centre + s / 2, f->fp16));
+            else if (place == 0) try_and_refit(f, w, &t, &best, s, 0);
         }
-        for (int r = 0; r < f->refits; r++) try_and_refit(f, w, squares, sum, &best, best.s, best.z);
-        /* Errors from sums lose digits; what is promised of them is checked on the weights. */
+        for (int r = 0; r < f->refits; r++) try_and_refit(f, w, &t, &best, best.s, best.z);
+        /* The unweighted error may not grow. */
         if (error_of(w, f->size, best.s, best.z, middle) > error_of(w, f->size, plain_s, plain_z, middle)) {
             best.s = plain_s;
             best.z = plain_z;

@@ -37,7 +37,7 @@ def pack(q: QuantizedTensor) -> dict[str, Tensor]:
     """int4pack's codes and [groups, out_features, 2] of scales and zeros; int8pack's int8 codes and scales."""
     scales, zeros = full_scales(q)
     if q.bits == 8:
-        return {"qweight": (q.qweight.to(torch.int16) - 128).to(torch.int8), "scales": scales[:, 0].contiguous()}
+        return {"qweight": (q.qweight ^ 128).view(torch.int8), "scales": scales[:, 0].contiguous()}
     codes = unpack_codes(q.qweight, q.shape[1], dtype=torch.int32)
     both = torch.stack((scales, zeros), dim=-1).transpose(0, 1).contiguous()
     return {"qweight": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), "scales_and_zeros": both}
@@ -46,7 +46,7 @@ def pack(q: QuantizedTensor) -> dict[str, Tensor]:
 def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
     """The inverse of `pack`. int4pack's own layout is private: its codes come from products with unit vectors."""
     if spec.bits == 8:
-        codes = (tensors["qweight"].to(torch.int16) + 128).to(torch.uint8)
+        codes = tensors["qweight"].view(torch.uint8) ^ 128  # the inverse of subtracting 128
         return spec.tensor(codes, *stored_scales(tensors["scales"][:, None], tensors["scales"][:, None], spec))
     both = tensors["scales_and_zeros"]
     ones = torch.ones_like(both, dtype=torch.bfloat16)

@@ -28,7 +28,7 @@ class WeightSpec:
     @classmethod
     def of(cls, q: QuantizedTensor) -> WeightSpec:
         """That of a quantized tensor."""
-        return cls(*q.shape, q.bits, q.group_size, q.zeros is None, q.scales.dtype)
+        return cls(q.shape[0], q.shape[1], q.bits, q.group_size, q.zeros is None, q.scales.dtype)
 
     @property
     def group_columns(self) -> int:

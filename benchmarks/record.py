@@ -1,0 +1,36 @@
+"""Showing and keeping the tables of a benchmark."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from qbench import environment
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def keep(out: Path | None, tables: Mapping[str, Rows]) -> None:
+    """Print tables and, given a folder, write each to <name>.csv, and to <names>.run.json where they were taken."""
+    console = Console(width=150)
+    for name, rows in tables.items():
+        shown = Table(*rows[0], title=name)
+        for row in rows:
+            shown.add_row(*(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()))
+        console.print(shown)
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        pd.DataFrame(rows).to_csv(out / f"{name}.csv", index=False)
+    command = shlex.join(["python", *sys.argv])
+    facts = pd.Series({"command": command, "environment": environment.detect().model_dump(mode="json")})
+    facts.to_json(out / f"{Path(sys.argv[0]).stem}.run.json", indent=2)
+    console.print(f"written to {out}")
