@@ -3,9 +3,9 @@
     y[m, n] = sum over groups of s[g, n] * sum(x[m, k] (q[k, n] - 8)) + z[g, n] * sum(x[m, k])
 
 Three ways, by the number of rows of x: up to 4 without tensor cores, every thread multiplying the codes it decodes; up
-to 64 with them, a plane of 16 columns a product; above, and for float32, the weight is dequantized and torch multiplies.
-The columns are split among programs, since a decode step has few rows to keep a GPU busy; parts are summed up in a
-float32 workspace in a fixed order, so that results do not change from run to run.
+to 64 with them, a plane of 16 columns a product; above, and for float32, the weight is dequantized and torch
+multiplies. The columns are split among programs, since a decode step has few rows to keep a GPU busy; parts are summed
+up in a float32 workspace in a fixed order, so that results do not change from run to run.
 
 Codes are decoded by their exponent: a code in the low bits of 0x6400 (float16) or 0x4300 (bfloat16) is the number
 1024 + q or 128 + q, from which 1032 or 136 is subtracted exactly. A scale is applied to the float32 sums of a group.
@@ -27,29 +27,32 @@ ROWS_GEMV, ROWS_DOT = 4, 64
 BLOCK = 128
 """Columns of a block of words."""
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-"""Triton's interpreter takes bfloat16 for integers in products; float32 gives the same result."""
+"""Triton's interpreter computes with the bits of bfloat16 as if they were integers; float32 gives the same results."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _decode(words: Any, plane: tl.constexpr, dtype: tl.constexpr) -> Any:
     """q - 8 of a plane, exactly, in float16 or bfloat16."""
     nibble = (words >> (4 * plane)) & 15
     if dtype == tl.float16:
         return (nibble | 0x6400).to(tl.int16).to(tl.float16, bitcast=True) - 1032.0
-    return (nibble | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0
+    number = (nibble | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    if INTERPRETED:
+        return number.to(tl.float32) - 136.0
+    return number - 136.0
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _gemv(
     x, words, scales, zeros, parts, M, N, K, blocks, groups, group_size,
-    BM: tl.constexpr, BN: tl.constexpr, SPLIT: tl.constexpr, GROUP_PLANES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, GROUP_PLANES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """parts[split, m, n]: the sum over every SPLIT-th block of columns; x is [M, K] with M <= BM."""
+    """parts[i, m, n]: the sum over every split-th block of columns from the i-th on; x is [M, K] with M <= BM."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.arange(0, BM)
     r = tl.arange(0, 16)
     total = tl.zeros((BM, 16, BN), dtype=tl.float32)
-    for b in range(tl.program_id(1), blocks, SPLIT):
+    for b in range(tl.program_id(1), blocks, tl.num_programs(1)):
         word = tl.load(words + (b * 16 + r[:, None]) * N + n[None, :], mask=n[None, :] < N, other=0,
                        eviction_policy="evict_first")  # fmt: skip
         for g in tl.static_range(8 // GROUP_PLANES):
@@ -71,17 +74,17 @@ def _gemv(
     tl.store(parts + at, tl.sum(total, axis=1), mask=(m[:, None] < M) & (n[None, :] < N))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _gemm(
     x, words, scales, zeros, parts, M, N, K, blocks, groups, group_size,
-    BM: tl.constexpr, BN: tl.constexpr, SPLIT: tl.constexpr, GROUP_PLANES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, GROUP_PLANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """As `_gemv`, for BM rows of x a program, on tensor cores."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
     r = tl.arange(0, 16)
     total = tl.zeros((BM, BN), dtype=tl.float32)
-    for b in range(tl.program_id(1), blocks, SPLIT):
+    for b in range(tl.program_id(1), blocks, tl.num_programs(1)):
         word = tl.load(words + (b * 16 + r[:, None]) * N + n[None, :], mask=n[None, :] < N, other=0,
                        eviction_policy="evict_first")  # fmt: skip
         for g in tl.static_range(8 // GROUP_PLANES):
@@ -104,7 +107,7 @@ def _gemm(
     tl.store(parts + at, total, mask=(m[:, None] < M) & (n[None, :] < N))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _sum_parts(parts, out, size, SPLIT: tl.constexpr, BLOCK_SIZE: tl.constexpr) -> None:
     """out[i] = the sum of parts[:, i], in its dtype."""
     i = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
@@ -114,7 +117,7 @@ def _sum_parts(parts, out, size, SPLIT: tl.constexpr, BLOCK_SIZE: tl.constexpr) 
     tl.store(out + i, total.to(out.dtype.element_ty), mask=i < size)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _dequantize(words, scales, zeros, out, N, K, groups, group_size, BN: tl.constexpr) -> None:
     """out[k, n] of the 128 columns of a block."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -159,7 +162,7 @@ def product(x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor, group_size:
     kernel, block_m = (_gemv, triton.next_power_of_2(m)) if gemv else (_gemm, config.block_m)
     kernel[(triton.cdiv(n, config.block_n), split, 1 if gemv else triton.cdiv(m, block_m))](
         x, words, scales, zeros, parts, m, n, k, blocks, len(scales), group_size,
-        BM=block_m, BN=config.block_n, SPLIT=split, GROUP_PLANES=min(group_size, BLOCK) // 16 if group_size < k else 8,
+        BM=block_m, BN=config.block_n, GROUP_PLANES=min(group_size, BLOCK) // 16 if group_size < k else 8,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     out = x.new_empty(m, n)

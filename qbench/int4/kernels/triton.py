@@ -1,9 +1,9 @@
 """The project's Triton kernels for CUDA (see `qbench.int4.kernels._triton`).
 
-Layout: words int32 [blocks, 16, out_features], a block being 128 columns. Word (b, r, n) holds, from its lowest bits, the
-codes of the columns 128 b + 16 p + r, p = 0..7, of row n. One load of [16, BN] words thus gives eight planes [16, BN] of
-codes, each for 16 neighbouring columns: nothing is interleaved, and every plane meets a contiguous slice of x. scales and
-zeros are [groups, out_features].
+Layout: words int32 [blocks, 16, out_features], a block being 128 columns. Word (b, r, n) holds, from its lowest bits,
+the codes of the columns 128 b + 16 p + r, p = 0..7, of row n. One load of [16, BN] words thus gives eight planes
+[16, BN] of codes, each for 16 neighbouring columns: nothing is interleaved, and every plane meets a contiguous slice of
+x. scales and zeros are [groups, out_features].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Block sizes of the Triton kernels: tuned for a device and shape where that was done, else a rule of thumb.
 
-`tuned/<device>.json` maps "<out_features>x<in_features>" to {"<most rows>": [block_m, block_n, split_k, warps, stages]};
-`make bench-gpu` measures one.
+`tuned/<device>.json` maps "<out_features>x<in_features>" to {"<most rows>": [block_m, block_n, split_k, warps,
+stages]}; `make bench-gpu` measures one.
 """
 
 from __future__ import annotations

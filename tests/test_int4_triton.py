@@ -1,0 +1,53 @@
+"""The Triton kernels without a GPU, and the sizes they are launched with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qbench.int4 import quantize
+from qbench.int4.kernels import WeightSpec, choose, tuning
+
+CHECKS = Path(__file__).parent / "interpreted" / "triton_kernels.py"
+
+
+def test_the_interpreted_kernels_against_float64() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_they_are_for_cuda() -> None:
+    weight = WeightSpec.of(quantize(torch.randn(32, 128)))
+    with pytest.raises(ValueError, match="kernel triton is for CUDA, not cpu"):
+        choose(weight, torch.device("cpu"), "triton")
+
+
+def test_a_table_is_used_for_its_device_and_shapes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = {"4096x4096": {"1": [16, 32, 2, 2, 2], "16": [16, 128, 8, 4, 5]}}
+    (tmp_path / "NVIDIA_X.json").write_text(json.dumps(table))
+    monkeypatch.setattr(tuning, "TUNED", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA X")
+    gpu = torch.device("cuda", 7)
+    assert tuning.configuration(1, 4096, 4096, gpu) == (16, 32, 2, 2, 2)
+    assert tuning.configuration(9, 4096, 4096, gpu) == (16, 128, 8, 4, 5)
+    assert tuning.configuration(2, 4096, 4096, gpu) == tuning.rule_of_thumb(2, 4096, 4096)
+    assert tuning.configuration(1, 4096, 1024, gpu) == tuning.rule_of_thumb(1, 4096, 1024)
+
+
+@pytest.mark.parametrize("rows", range(1, 65))
+def test_the_rule_of_thumb_fits_the_kernels(rows: int) -> None:
+    for shape in ((1, 1), (4096, 4096), (128256, 4096), (4096, 14336)):
+        config = tuning.rule_of_thumb(rows, *shape)
+        assert config.block_m in (16, 32, 64)
+        assert config.block_m >= min(rows, 64)
+        assert 1 <= config.split_k <= max(1, -(-shape[1] // 128))
