@@ -1,5 +1,7 @@
-# make smoke   install, measure five backends on the demo model, draw the plots
-# make test    install, lint, types, tests
+# make smoke       install, measure five backends on the demo model, draw the plots
+# make test        install, lint, types, tests
+# make bench       our INT4 against other kernels on this CPU
+# make bench-gpu   the same on a CUDA GPU, by PYTHON and what is installed there
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,10 +10,14 @@ STAMP := $(VENV)/installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup smoke test lint bench clean
+# Where benchmarks leave their tables and plots, and the steps of bench-gpu.
+OUT ?= results/bench
+STEPS ?= check tune linears models awq gptq
+
+.PHONY: help setup smoke test lint bench bench-gpu gpu-wheels clean
 
 help:  ## these lines
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## a virtual environment with everything in it
 
@@ -33,8 +39,18 @@ lint: setup  ## ruff and mypy
 test: lint  ## lint, types, tests
 	$(BIN)/pytest
 
-bench: setup  ## our INT4 linear against torch's, as ratios
-	$(BIN)/python benchmarks/int4_linear.py
+bench: setup  ## our INT4 against other kernels and backends on this CPU, as ratios (an hour on 2 cores; OUT=folder)
+	$(BIN)/python benchmarks/int4_linear.py --out $(OUT)
+	$(BIN)/python benchmarks/int4_accuracy.py --out $(OUT)
+	$(BIN)/python benchmarks/linears.py --out $(OUT)
+	$(BIN)/qbench run configs/tinyllama-shape.yaml --results $(OUT)
+	$(BIN)/qbench plot $(OUT)/tinyllama-shape --out $(OUT)/plots
+
+bench-gpu:  ## the same on a CUDA GPU, without network or .venv (PYTHON=python3 OUT=folder STEPS="check tune …")
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py $(STEPS) --out $(OUT)
+
+gpu-wheels:  ## ./wheels: what a bare GPU machine lacks for bench-gpu; PYTHON is one of its version
+	$(PYTHON) -m pip wheel -q --no-deps -r benchmarks/gpu-requirements.txt -w wheels
 
 clean:  ## remove what was made, but no published results
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/smoke plots/smoke

@@ -133,9 +133,8 @@ def main(out: Annotated[Path | None, typer.Option(help="folder for the tables as
     times = [
         {"rows": LARGE[0], "columns": LARGE[1], "search": s, "seconds": quantize_seconds(s)} for s in ("none", "mse")
     ]
-    record.keep(
-        out, {"int4_perplexity": cells, "int4_gaussian_error": gaussian_errors(), "int4_quantize_seconds": times}
-    )
+    tables = {"int4_perplexity": cells, "int4_gaussian_error": gaussian_errors(), "int4_quantize_seconds": times}
+    record.keep(out, tables, script="int4_accuracy")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import record
+import timing
 import torch
 import typer
 from rich.progress import track
@@ -98,9 +99,7 @@ def row(shape: tuple[int, int], batch: int, kernels: dict[str, Iterator[Forward]
         **{f"{name}_s": float(np.median([t[name] for t in taken])) for name in kernels},
     }
     for name in kernels.keys() - {"int4"}:
-        ratios = [t[name] / t["int4"] for t in taken]
-        for suffix, quantile in (("", 0.5), ("_q1", 0.25), ("_q3", 0.75)):
-            found[f"vs_{name}{suffix}"] = float(np.quantile(ratios, quantile))
+        found |= timing.ratio([t["int4"] for t in taken], [t[name] for t in taken], name)
     found["read_bytes_per_s"] = float(np.median([t["read"] for t in taken]))
     found["of_read_bandwidth"] = float(np.median([weight_bytes / t["int4"] / t["read"] for t in taken]))
     return found
@@ -113,7 +112,7 @@ def main(out: Annotated[Path | None, typer.Option(help="folder for the table as 
     for shape in SHAPES:
         kernels = forwards(*shape)
         rows += [row(shape, batch, kernels, memory) for batch in track(BATCHES, f"{shape}", transient=True)]
-    record.keep(out, {"int4_linear": rows})
+    record.keep(out, {"int4_linear": rows}, script="int4_linear")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from qbench import environment
 Rows = Sequence[Mapping[str, Any]]
 
 
-def keep(out: Path | None, tables: Mapping[str, Rows]) -> None:
-    """Print tables and, given a folder, write each to <name>.csv, and to <names>.run.json where they were taken."""
+def keep(out: Path | None, tables: Mapping[str, Rows], *, script: str, show: bool = True) -> None:
+    """Print tables and, given a folder, write each to <name>.csv, and to <script>.run.json where they were taken."""
     console = Console(width=150)
-    for name, rows in tables.items():
+    for name, rows in tables.items() if show else ():
         shown = Table(*rows[0], title=name)
         for row in rows:
             shown.add_row(*(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()))
@@ -32,5 +32,5 @@ def keep(out: Path | None, tables: Mapping[str, Rows]) -> None:
         pd.DataFrame(rows).to_csv(out / f"{name}.csv", index=False)
     command = shlex.join(["python", *sys.argv])
     facts = pd.Series({"command": command, "environment": environment.detect().model_dump(mode="json")})
-    facts.to_json(out / f"{Path(sys.argv[0]).stem}.run.json", indent=2)
+    facts.to_json(out / f"{script}.run.json", indent=2)
     console.print(f"written to {out}")

@@ -1,8 +1,8 @@
 """The project's C kernel for CPUs (`qbench/int4/csrc`), compiled when the package is installed, if a compiler is there.
 
 bfloat16 activations run on AMX or on AVX-512's 8-bit dot products (VNNI) where the machine has them. Everything else is
-computed in float32, with AVX-512, AVX2, or what the compiler makes of the machine's own vectors. Without AMX, large
-products dequantize a block of rows, while it fits the cache, and leave the product to torch.
+computed in float32, with AVX-512, AVX2, or what the compiler makes of the machine's own vectors. Large products
+dequantize a block of rows, while it fits the cache, and leave the product to torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from qbench.int4.quantize import QuantizedTensor
 
 ROWS, K_ALIGN, MAX_SEGMENT = 16, 32, 128
 
-DEQUANTIZE_FROM = 64
-"""Rows of activations from which dequantizing a block and torch's product are faster than the product here. AMX has a
-product of its own for them."""
-BLOCK_BYTES = 1 << 21
+DEQUANTIZE_FROM, DEQUANTIZE_FROM_AMX = 64, 1536
+"""Rows of activations from which dequantizing a block and torch's product are faster than the product here."""
+BLOCK_BYTES, BLOCK_BYTES_AMX = 1 << 21, 1 << 24
 """Of such a block."""
 
 name = "cpu"
@@ -75,8 +74,9 @@ def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     if x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and best < native.BF16_FROM):
         return matmul(x.float(), tensors, spec).to(x.dtype)
     weight = _weight(tensors, spec)
-    if len(x) >= DEQUANTIZE_FROM and not (x.dtype == torch.bfloat16 and native.LEVELS[best] == "amx"):
-        return _dequantize_and_multiply(x, weight, spec, best)
+    amx = x.dtype == torch.bfloat16 and native.LEVELS[best] == "amx"
+    if len(x) >= (DEQUANTIZE_FROM_AMX if amx else DEQUANTIZE_FROM):
+        return _dequantize_and_multiply(x, weight, spec, BLOCK_BYTES_AMX if amx else BLOCK_BYTES)
     out = x.new_empty(len(x), spec.out_features)
     failed = native.loaded().qint4_matmul(
         weight,
@@ -93,9 +93,10 @@ def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     return out
 
 
-def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, best: int) -> Tensor:
+def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, block_bytes: int) -> Tensor:
     """The product by blocks of rows of the weight."""
-    rows = max(1, BLOCK_BYTES // (weight.kp * x.itemsize * ROWS)) * ROWS
+    best = native.level()
+    rows = max(1, block_bytes // (weight.kp * x.itemsize * ROWS)) * ROWS
     block = x.new_empty(rows, weight.kp)
     out = x.new_empty(len(x), spec.out_features)
     for first in range(0, spec.out_features, rows):

@@ -1,0 +1,75 @@
+"""The Triton kernels on the GPU at hand, against float64, by themselves and in a CUDA graph."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import record
+import torch
+import typer
+from rich.progress import track
+
+from qbench.int4 import QuantLinear, dequantize, quantize
+
+SHAPES = ((6144, 4096), (28672, 4096), (4096, 14336), (65, 130), (40, 65), (1000, 4095))
+"""(out_features, in_features): joined linears of Llama-3-8B, and some that are not whole blocks."""
+BATCHES = (1, 2, 3, 4, 5, 8, 16, 17, 32, 33, 64, 65, 512)
+GROUP_SIZES = (128, 64, 32, -1)
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Relative L2 error: the rounding of results."""
+
+
+def replayed(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
+    """What a captured graph gives for x, captured with other numbers in its place."""
+    held = torch.zeros_like(x)
+    layer(held)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer(held)
+    held.copy_(x)
+    graph.replay()
+    torch.cuda.synchronize()
+    return out
+
+
+@torch.inference_mode()
+def rows(shape: tuple[int, int], group_size: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, object]]:
+    """A row for each batch size."""
+    generator = torch.Generator(device).manual_seed(0)
+    q = quantize(torch.randn(shape, generator=generator, device=device), group_size=group_size, scale_dtype=dtype)
+    layer, weight = QuantLinear(q, kernel="triton"), dequantize(q).double()
+    found = []
+    for batch in BATCHES:
+        x = torch.randn(batch, shape[1], generator=generator, device=device).to(dtype)
+        expected = x.double() @ weight.T
+        out = layer(x)
+        error = ((out.double() - expected).norm() / expected.norm()).item()
+        found.append(
+            {
+                "out_features": shape[0],
+                "in_features": shape[1],
+                "group_size": group_size,
+                "dtype": str(dtype).removeprefix("torch."),
+                "batch": batch,
+                "relative_error": error,
+                "graph_gives_the_same": torch.equal(out, replayed(layer, x)),
+                "ok": error < TOLERANCE[dtype] and torch.equal(out, replayed(layer, x)),
+            }
+        )
+    return found
+
+
+def check(device: torch.device, out: Path | None) -> None:
+    """Check everything.
+
+    Raises:
+        typer.Exit: a product is wrong.
+    """
+    cases = list(itertools.product(SHAPES, GROUP_SIZES, TOLERANCE))
+    taken = [row for case in track(cases, "check", transient=True) for row in rows(*case, device)]
+    record.keep(out, {"int4_check": taken}, script="check", show=False)
+    wrong = [row for row in taken if not row["ok"]]
+    typer.echo(f"{len(taken)} products, {len(wrong)} wrong" + "".join(f"\n{row}" for row in wrong[:20]))
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,139 @@
+"""The linears of one block of Llama-3-8B by every backend of qbench, as ratios measured in one run.
+
+    python benchmarks/linears.py [--device cpu|cuda] [--out FOLDER]
+
+Every backend loads a model of one block with random weights, as in a run; the block is then copied until the weights
+exceed every cache, and each group of linears that reads the same input is called through the copies. A row has the
+median seconds of a call and, for INT4, how many times faster it is than the others, with quartiles.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import record
+import timing
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from qbench import source
+from qbench.backends.base import import_backend
+from qbench.calibration import Calibration
+from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4, ModelConfig
+from qbench.models import LoadOptions, resolve_dtype
+
+BACKENDS: tuple[Backend, ...] = (
+    FP16(label="fp16"),
+    Int4(label="int4"),
+    NF4(label="nf4"),
+    AWQ(label="awq"),
+    GPTQ(label="gptq"),
+)
+GROUPS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+"""Linears that read the same input."""
+BATCHES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)}
+TURNS = 7
+COLD_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+"""Copies of a block's linears are at least so many bytes, in 16 bits."""
+VOCABULARY = 1024
+"""Instead of 128,256: no embedding is timed."""
+
+
+def one_block(folder: Path, shape: str, dtype: torch.dtype) -> Path:
+    """A model of one block with random weights, kept in the cache."""
+    config = json.loads(source.shapes()[shape].read_text(encoding="utf-8"))
+    config |= {"num_hidden_layers": 1, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = ModelConfig(path=folder, weights="random")
+    return source.resolve(model, dtype=str(dtype).removeprefix("torch."), seed=0, say=print)
+
+
+def blocks(backend: Backend, options: LoadOptions, copies: int) -> tuple[str, list[nn.Module]]:
+    """The kernel's name, and a backend's block in so many copies."""
+    calibration = Calibration(text=None, samples=8, length=256, seed=0)
+    loaded = import_backend(backend).load(options, backend, calibration)
+    block = loaded.model.model.layers[0]
+    return loaded.kernel, [block, *(copy.deepcopy(block) for _ in range(copies - 1))]
+
+
+def call(linears: list[nn.Module], x: Tensor) -> list[Any]:
+    """What a block does with one input."""
+    return [linear(x) for linear in linears]
+
+
+def timer(found: list[nn.Module], group: str, batch: int, options: LoadOptions) -> Callable[[], float]:
+    """Times a group of linears through the copies of a block."""
+    linears = [[block.get_submodule(name) for name in GROUPS[group]] for block in found]
+    x = torch.randn(1, batch, linears[0][0].in_features, device=options.device, dtype=options.dtype)  # type: ignore[arg-type]
+    return timing.prepared([partial(call, each, x) for each in linears], options.device)
+
+
+def load_all(options: LoadOptions, copies: int, console: Console) -> dict[str, tuple[str, list[nn.Module]]]:
+    """Kernels and blocks by backend; one that cannot be loaded here is told and left out."""
+    found = {}
+    for backend in BACKENDS:
+        try:
+            with tempfile.TemporaryDirectory() as work:
+                own = LoadOptions(folder=options.folder, device=options.device, dtype=options.dtype, work=Path(work))
+                found[backend.label] = blocks(backend, own, copies)
+        except Exception as error:  # whatever a library raises: the others are still compared
+            console.print(f"{backend.label} left out: {type(error).__name__}: {error}")
+    return found
+
+
+def rows(found: dict[str, tuple[str, list[nn.Module]]], group: str, batch: int, options: LoadOptions) -> list[Any]:
+    """A row for each backend."""
+    timers = {label: timer(linears, group, batch, options) for label, (_, linears) in found.items()}
+    taken = timing.in_turns(timers, TURNS)
+    return [
+        {
+            "linears": group,
+            "batch": batch,
+            "backend": label,
+            "kernel": found[label][0],
+            "dtype": str(options.dtype).removeprefix("torch."),
+            "seconds": sorted(seconds)[TURNS // 2],
+            **timing.ratio(taken["int4"], seconds, "int4"),
+        }
+        for label, seconds in taken.items()
+    ]
+
+
+def compare(device: torch.device, out: Path | None, shape: str = "llama-3-8b") -> None:
+    """Time every group, batch size and backend."""
+    dtype = resolve_dtype("auto", device)
+    with tempfile.TemporaryDirectory() as folder:
+        options = LoadOptions(folder=one_block(Path(folder), shape, dtype), device=device, dtype=dtype, work=Path())
+    largest = sum(file.stat().st_size for file in options.folder.glob("*.safetensors"))
+    copies = 2 + COLD_BYTES[device.type] // largest * 4
+    found = load_all(options, copies, Console())
+    cases = [(group, batch) for group in GROUPS for batch in BATCHES[device.type]]
+    taken = [row for case in track(cases, "linears", transient=True) for row in rows(found, *case, options)]
+    record.keep(out, {"linears": taken}, script="linears")
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    shape: Annotated[str, typer.Option(help="a shipped shape")] = "llama-3-8b",
+    out: Annotated[Path | None, typer.Option(help="folder for the table as CSV, with run.json")] = None,
+) -> None:
+    """Compare the backends' linears."""
+    compare(torch.device(device), out, shape)
+
+
+if __name__ == "__main__":
+    typer.run(main)
