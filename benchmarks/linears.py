@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import linears_plot
 import record
 import timing
 import torch
@@ -124,6 +125,8 @@ def compare(device: torch.device, out: Path | None, shape: str = "llama-3-8b") -
     cases = [(group, batch) for group in GROUPS for batch in BATCHES[device.type]]
     taken = [row for case in track(cases, "linears", transient=True) for row in rows(found, *case, options)]
     record.keep(out, {"linears": taken}, script="linears")
+    if out is not None:
+        linears_plot.main(out)
 
 
 def main(
