@@ -60,7 +60,7 @@ def main(
             case Step.TUNE:
                 shutil.copy(gpu_tune.tune(device), out)
             case Step.LINEARS:
-                linears.compare(device, out)
+                linears.compare(device, out, "llama-3-8b")
             case Step.MODELS:
                 models(out, "fp16", "int4", "nf4")
             case Step.AWQ | Step.GPTQ:

@@ -1,4 +1,4 @@
-"""The linears of one block of Llama-3-8B by every backend of qbench, as ratios measured in one run.
+"""The linears of a model's block by every backend of qbench, as ratios measured in one run.
 
     python benchmarks/linears.py [--device cpu|cuda] [--out FOLDER]
 
@@ -65,7 +65,7 @@ def one_block(folder: Path, shape: str, dtype: torch.dtype) -> Path:
 
 def blocks(backend: Backend, options: LoadOptions, copies: int) -> tuple[str, list[nn.Module]]:
     """The kernel's name, and a backend's block in so many copies."""
-    calibration = Calibration(text=None, samples=8, length=256, seed=0)
+    calibration = Calibration(text=None, samples=2, length=32, seed=0)
     loaded = import_backend(backend).load(options, backend, calibration)
     block = loaded.model.model.layers[0]
     return loaded.kernel, [block, *(copy.deepcopy(block) for _ in range(copies - 1))]
@@ -97,7 +97,7 @@ def load_all(options: LoadOptions, copies: int, console: Console) -> dict[str, t
 
 
 def rows(found: dict[str, tuple[str, list[nn.Module]]], group: str, batch: int, options: LoadOptions) -> list[Any]:
-    """A row for each backend."""
+    """A row for each backend, but for what is the same in all."""
     timers = {label: timer(linears, group, batch, options) for label, (_, linears) in found.items()}
     taken = timing.in_turns(timers, TURNS)
     return [
@@ -114,7 +114,7 @@ def rows(found: dict[str, tuple[str, list[nn.Module]]], group: str, batch: int, 
     ]
 
 
-def compare(device: torch.device, out: Path | None, shape: str = "llama-3-8b") -> None:
+def compare(device: torch.device, out: Path | None, shape: str) -> None:
     """Time every group, batch size and backend."""
     dtype = resolve_dtype("auto", device)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,11 @@ def compare(device: torch.device, out: Path | None, shape: str = "llama-3-8b") -
     copies = 2 + COLD_BYTES[device.type] // largest * 4
     found = load_all(options, copies, Console())
     cases = [(group, batch) for group in GROUPS for batch in BATCHES[device.type]]
-    taken = [row for case in track(cases, "linears", transient=True) for row in rows(found, *case, options)]
+    taken = [
+        {"shape": shape} | row
+        for case in track(cases, "linears", transient=True)
+        for row in rows(found, *case, options)
+    ]
     record.keep(out, {"linears": taken}, script="linears")
     if out is not None:
         linears_plot.main(out)
@@ -131,7 +135,7 @@ def compare(device: torch.device, out: Path | None, shape: str = "llama-3-8b") -
 
 def main(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    shape: Annotated[str, typer.Option(help="a shipped shape")] = "llama-3-8b",
+    shape: Annotated[str, typer.Option(help="a shipped shape")] = "tinyllama-1.1b",
     out: Annotated[Path | None, typer.Option(help="folder for the table as CSV, with run.json")] = None,
 ) -> None:
     """Compare the backends' linears."""

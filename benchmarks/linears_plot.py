@@ -23,11 +23,13 @@ def draw(table: pd.DataFrame, machine: str, out: Path) -> list[Path]:
     groups = list(table["linears"].unique())
     with style.drawing():
         figure = style.new_figure(7.0)
-        figure.suptitle("Linears of a Llama-3-8B block: speed as a multiple of 16 bit", x=0.015, ha="left", fontsize=14)
-        panels = figure.subplots(-(-len(groups) // COLUMNS), COLUMNS, sharex=True, sharey=True).flat
-        for axes, group in zip(panels, groups, strict=True):
+        title = f"Linears of a block of {table['shape'].iloc[0]}: speed as a multiple of 16 bit"
+        figure.suptitle(title, x=0.015, ha="left", fontsize=14)
+        grid = figure.subplots(-(-len(groups) // COLUMNS), COLUMNS, sharex=True, sharey=True, squeeze=False)
+        for axes, group in zip(grid.flat, groups, strict=False):
             panel(axes, table[table["linears"] == group])
             axes.set_title(group)
+        grid[0, 0].legend(frameon=False)
         figure.supxlabel(f"rows of activations (batch size of a decode step)\n{machine}", fontsize=11)
         return style.save(figure, out / "linears")
 
@@ -47,7 +49,6 @@ def panel(axes: Axes, table: pd.DataFrame) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(True)
-    axes.legend(frameon=False)
 
 
 def main(folder: Annotated[Path, typer.Argument(help="where linears.csv and linears.run.json are")]) -> None:

@@ -19,6 +19,10 @@ PACKAGES = (
 """Distributions whose versions decide a figure."""
 
 
+CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
+"""Instructions that kernels for CPUs look for, as Linux names them."""
+
+
 class GPU(BaseModel):
     """One NVIDIA device as its driver reports it."""
 
@@ -34,6 +38,8 @@ class Environment(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cpu: str
+    cpu_features: tuple[str, ...] = ()
+    """Those of `CPU_FEATURES` that it has."""
     cores: int
     """Cores this process may use."""
     memory_bytes: int
@@ -51,7 +57,8 @@ def detect() -> Environment:
     gpus, driver = _nvidia()
     commit, dirty = _git(Path(__file__).parent)
     return Environment(
-        cpu=_cpu_name(),
+        cpu=_cpuinfo("model name") or _cpu_brand(),
+        cpu_features=tuple(f for f in CPU_FEATURES if f in (_cpuinfo("flags") or _cpuinfo("Features")).split()),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         gpus=gpus,
@@ -81,12 +88,18 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu_name() -> str:
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor under a key; empty elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
+
+
+def _cpu_brand() -> str:
     if sys.platform == "darwin":
         return _output(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.processor()
     return platform.processor() or platform.machine()
