@@ -39,7 +39,7 @@ lint: setup  ## ruff and mypy
 test: lint  ## lint, types, tests
 	$(BIN)/pytest
 
-bench: setup  ## our INT4 against other kernels and backends on this CPU, as ratios (an hour on 2 cores; OUT=folder)
+bench: setup  ## our INT4 against other kernels and backends on this CPU, as ratios (half an hour on 2 cores; OUT=folder)
 	$(BIN)/python benchmarks/int4_linear.py --out $(OUT)
 	$(BIN)/python benchmarks/int4_accuracy.py --out $(OUT)
 	$(BIN)/python benchmarks/linears.py --out $(OUT)
