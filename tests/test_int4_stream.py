@@ -25,6 +25,8 @@ from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, QuantLinear, dequantize, quantize, quantize_model, shards
 from qbench.int4.shards import DTYPES, INDEX, read_header
 from qbench.int4.stream import place, quantizer, stream
+from qbench.measure.decode import make_decoder
+from qbench.measure.memory import peak_live_bytes
 from qbench.models import LoadOptions, load_pretrained
 from tests.tiny_variants import LARGEST_TENSOR, TOKENS, assert_same, llama, mixtral, neox, qwen2, save
 
@@ -330,3 +332,11 @@ def test_loading_needs_little_more_than_the_quantized_model(large_and_small: tup
     peak, quantized = map(int, done.stdout.split())
     bound = 1.1 * quantized + 2 * LARGEST_TENSOR
     assert (peak <= bound) == (how != "whole"), f"{peak / 2**20:.0f} MiB, bound {bound / 2**20:.0f} MiB"
+
+
+def test_a_prefill_copies_no_weight(large_and_small: tuple[Path, Path]) -> None:
+    loaded = int4.load(options(large_and_small[0]), Int4(search="none"), None)
+    prompt = torch.zeros(2, 16, dtype=torch.int64)
+    with torch.inference_mode():
+        peak = peak_live_bytes(lambda: make_decoder(loaded.model, "eager", 2, 16).prefill(prompt))
+    assert peak < loaded.model.lm_head.weight.nbytes

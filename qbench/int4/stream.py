@@ -101,7 +101,9 @@ class Assembly:
         twins = self._tied.get(name, ())
         loaded = [_get(self.model, twin) for twin in twins if twin in self._loaded]
         same = next((twin for twin in loaded if torch.equal(twin, tensor)), None)
-        parameter = nn.Parameter(tensor, requires_grad=False) if same is None else same
+        # Trainable, as transformers leaves it: torch copies the output embedding at every prefill if it is not
+        # (`should_fold` in aten/src/ATen/native/LinearAlgebra.cpp).
+        parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) if same is None else same
         self._loaded.add(name)
         for each in (name, *(twin for twin in twins if twin not in self._loaded)):
             _set(self.model, each, parameter)
