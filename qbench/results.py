@@ -247,22 +247,22 @@ def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]
         The rows as a data frame with every column of the type (missing values are NA), and one warning for each line
         left out, such as a last line that was cut short.
 
+    Columns that were not there yet when an older version wrote the table are missing values.
+
     Raises:
         QbenchError: the header is not that of the table.
     """
     warnings: list[str] = []
     rows: list[Row] = []
-    columns = list(row_type.model_fields)
+    columns = row_type.model_fields
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])
-        if header != columns:
+        if header != [name for name, field in columns.items() if name in header or field.is_required()]:
             raise QbenchError(f"{path}: these are not the columns of a qbench table; is it from another tool?")
         for number, fields in enumerate(reader, start=2):
             try:
-                if len(fields) != len(columns):
-                    raise ValueError
-                given = {key: value for key, value in zip(columns, fields, strict=True) if value != ""}
+                given = {key: value for key, value in zip(header, fields, strict=True) if value != ""}
                 rows.append(row_type.model_validate(given))
             except ValueError:
                 warnings.append(f"{path}: line {number} is damaged or incomplete and is left out")

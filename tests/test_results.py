@@ -95,6 +95,19 @@ def test_a_foreign_run_json_is_refused(tmp_path: Path, content: str) -> None:
         read_run(tmp_path)
 
 
+def test_a_table_of_an_older_version_lacks_columns(tmp_path: Path) -> None:
+    path = tmp_path / "cells.csv"
+    path.write_text("run,model,backend,label,bits,status,device\nr,m,int4,int4,4,ok,cpu\n", encoding="utf-8")
+    frame, warnings = read_table(path, CellRow)
+    assert not warnings
+    assert list(frame.columns) == list(CellRow.model_fields)
+    assert frame.loc[0, "device"] == "cpu"
+    assert pd.isna(frame.loc[0, "lm_head_bits"])
+    path.write_text("run,model,backend,label,bits,device\nr,m,int4,int4,4,cpu\n", encoding="utf-8")  # no status
+    with pytest.raises(QbenchError, match="not the columns"):
+        read_table(path, CellRow)
+
+
 def test_a_run_without_some_tables_has_empty_ones(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "r"))
     assert list(run.cells.columns) == list(CellRow.model_fields)

@@ -143,7 +143,8 @@ def w4a16(x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor, group_size: i
     rows, columns = words.shape[2], x.shape[1]
     if not len(x):
         return x.new_empty(0, rows)
-    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments are on
+    # Triton launches on the current device, whatever its arguments are on.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if len(x) > ROWS_DOT or x.dtype == torch.float32:
             return x @ dequantized(words, scales, zeros, columns, group_size, x.dtype)
         return product(x, words, scales, zeros, group_size, configuration(len(x), rows, columns, x.device))
