@@ -76,7 +76,7 @@ def run(
         with console.reporting(out) as reporter:
             command = shlex.join(["qbench", *sys.argv[1:]])
             folder, ok = runner.run(chosen, results, reporter, command=command, only=only or (), fresh=fresh)
-        out.print(console.result_table(read_run(folder)))
+        console.print_results(out, read_run(folder))
         out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
     raise typer.Exit(0 if ok else 1)
 

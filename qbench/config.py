@@ -17,6 +17,9 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
 GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 """Consecutive weights of a row that are quantized together; -1: the whole row."""
 
+NOISE_SUFFIX = ".noise"
+"""Ends the names of the files with a noise floor's answers."""
+
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 
 
@@ -228,6 +231,14 @@ class MMLUConfig(Strict):
         return self.limit is not None or self.subjects is not None
 
 
+class NoiseFloorConfig(Strict):
+    """MMLU once more, of 16-bit cells only: what a batch size alone changes is no effect of quantization."""
+
+    batch_size: int | None = Field(
+        default=None, ge=1, description="of the second evaluation; half of measure.mmlu.batch_size unless given"
+    )
+
+
 class GenerationsConfig(Strict):
     """Greedy continuations to read: what quantization makes of a text, beside what it makes of the figures."""
 
@@ -247,13 +258,21 @@ class GenerationsConfig(Strict):
 class MeasureConfig(Strict):
     """What is measured: every field is the name of a module of `qbench.measure`; None is not measured.
 
-    In a YAML file a key without a value means the defaults of its measure, and `false` means None.
+    In a YAML file a key without a value, or with `true`, means the defaults of its measure, and `false` means None.
     """
 
     memory: MemoryConfig = MemoryConfig()
     throughput: ThroughputConfig | None = None
     mmlu: MMLUConfig | None = None
     generations: GenerationsConfig | None = None
+    noise_floor: NoiseFloorConfig | None = None
+
+    def of(self, backend: Backend) -> dict[str, Strict]:
+        """What is measured of a cell, by name, in order."""
+        chosen: dict[str, Strict] = {name: settings for name, settings in self if settings is not None}
+        if backend.weight_bits < 16:
+            chosen.pop("noise_floor", None)
+        return chosen
 
 
 class RunConfig(Strict):
@@ -286,6 +305,21 @@ class RunConfig(Strict):
             raise ValueError(
                 "measure.generations: a model with random weights has nothing to say; remove it or use real weights"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_floor_has_what_it_repeats(self) -> Self:
+        noise, mmlu = self.measure.noise_floor, self.measure.mmlu
+        if noise is None:
+            return self
+        if mmlu is None:
+            raise ValueError("measure.noise_floor: repeats measure.mmlu, which is not there; add mmlu or remove it")
+        if noise.batch_size == mmlu.batch_size:
+            raise ValueError(f"measure.noise_floor.batch_size: must differ from that of mmlu ({mmlu.batch_size})")
+        if all(backend.weight_bits < 16 for backend in self.backends):
+            raise ValueError("measure.noise_floor: needs a cell of 16 bits; add `kind: fp16` or remove it")
+        if any(backend.label.endswith(NOISE_SUFFIX) for backend in self.backends):
+            raise ValueError(f"measure.noise_floor: its answers are named *{NOISE_SUFFIX}; no label may end so")
         return self
 
 

@@ -82,10 +82,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _spell_out_measures(data: dict[str, Any]) -> None:
-    """In a file, `mmlu:` without a value asks for the measure with its defaults, and `mmlu: false` for none."""
+    """In a file, `mmlu:` without a value or `mmlu: true` asks for its defaults, and `mmlu: false` for none of it."""
     measures = data.get("measure")
     if isinstance(measures, dict):
-        chosen = {key: {} if value is None else value for key, value in measures.items()}
+        chosen = {key: {} if value is None or value is True else value for key, value in measures.items()}
         data["measure"] = {key: value for key, value in chosen.items() if value is not False}
 
 

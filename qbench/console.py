@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from rich.console import Console
@@ -13,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
+from qbench.compare import reference_label
 from qbench.events import ProgressEvent
 from qbench.results import CellRow, Run, display_label
-from qbench.stats import summarize
+from qbench.stats import batch_sizes, summarize
+from qbench.verdict import accuracy_words, speedup_words
 
 NON_TERMINAL_WIDTH = 120
 """Columns of lines and tables in a file or a pipe, which has no width of its own."""
@@ -111,6 +113,20 @@ def finished_line(row: CellRow) -> str:
     return f"[red]{row.status}[/] {escape(row.label)}: {escape(row.error or '')}"
 
 
+def print_results(console: Console, run: Run) -> None:
+    """The tables of a run, how to read them, and what is wrong with its files."""
+    console.print(result_table(run))
+    comparison = comparison_table(run)
+    if comparison.rows:
+        console.print(comparison)
+        test = "; p: McNemar's exact test, corrected by Holm over the cells" if run.answers else ""
+        console.print(f"in brackets: 95 % intervals{test}")
+    if noise := _noise_words(run):
+        console.print(escape(noise))
+    for warning in run.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
 def result_table(run: Run) -> Table:
     """Memory, speed and accuracy of every cell of a run."""
     summary = summarize(run, allow_partial=True)
@@ -135,6 +151,36 @@ def result_table(run: Run) -> Table:
             _accuracy(row),
         )
     return table
+
+
+def comparison_table(run: Run) -> Table:
+    """Every cell against the 16-bit one, in words; without rows if there is nothing to compare."""
+    summary, sizes = summarize(run, allow_partial=True), batch_sizes(run)
+    reference = summary[summary["label"] == reference_label(run)].to_dict("records")
+    name = display_label(reference[0]["backend"], reference[0]["label"]) if reference else MISSING
+    table = Table(title=escape(f"compared with {name}"), title_justify="left")
+    table.add_column("backend")
+    for size in sizes:
+        table.add_column(f"speed at {size}", justify="right")
+    table.add_column("accuracy")
+    for row in cast(list[dict[str, Any]], summary.to_dict("records")):
+        words = [*(speedup_words(row, size) for size in sizes), accuracy_words(row)]
+        if any(words):
+            table.add_row(_backend(row), *(word or MISSING for word in words))
+    return table
+
+
+def _noise_words(run: Run) -> str:
+    """What the reference's second evaluation gave, as a line; empty if there was none."""
+    rows = run.noise[run.noise["label"] == reference_label(run)].to_dict("records")
+    if not rows:
+        return ""
+    row = rows[-1]
+    return (
+        f"noise floor, batch {row['batch_size']} against {row['repeat_batch_size']}: "
+        f"{row['right_to_wrong'] + row['wrong_to_right']} of {row['n']:,} questions flip, accuracy moves by "
+        f"{100 * abs(row['accuracy_delta']):.2f} points, log-probabilities by at most {row['logprob_delta_max']:.2g}"
+    )
 
 
 def _backend(row: dict[Any, Any]) -> str:

@@ -10,11 +10,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from qbench import plot_style as style
+from qbench.compare import tied
+from qbench.plot_front import draw_front, draw_ties, obstacles
 from qbench.results import Run, display_label
 from qbench.stats import CHANCE_LEVEL, batch_sizes, decode_trials, pareto_front, summarize
+from qbench.verdict import accuracy_difference
 
 PANELS_A_ROW = 3
 ROW_IN = 0.56
@@ -113,14 +115,18 @@ def _speed_details(run: Run) -> str:
 
 
 def mmlu_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
-    """Bars of the cells' accuracy with 95 % intervals and the chance line; None if no cell has one."""
+    """Bars of the cells' accuracy with 95 % intervals, what differs from the 16-bit cell, and the chance line.
+
+    None if no cell has an accuracy.
+    """
     cells = _records(summary)
     if summary["mmlu"].isna().all():
         return None
     figure = style.new_figure(_height(len(cells)) + 0.2)
     axes = figure.add_subplot(xlabel="accuracy (%)")
     bars = [_accuracy_bar(cell, look) for cell, look in zip(cells, _looks(cells), strict=True)]
-    style.draw_bars(axes, bars, room=0.3)
+    compared = not summary["mmlu_delta"].isna().all()
+    style.draw_bars(axes, bars, room=0.48 if compared else 0.3)
     # A model may do worse than chance; the line is in view all the same.
     axes.set_xlim(right=max(axes.get_xlim()[1], 120 * CHANCE_LEVEL))
     axes.axvline(100 * CHANCE_LEVEL, color=style.INK, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -132,7 +138,10 @@ def mmlu_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
         textcoords="offset points",
         ha="center",
     )
-    style.entitle(figure, run, _accuracy_title(run, summary, "{}"), _accuracy_details(run, summary))
+    details = [_accuracy_details(run, summary)]
+    if compared:
+        details.append("Beside the bars: difference to the 16-bit cell, by McNemar's test, p corrected by Holm")
+    style.entitle(figure, run, _accuracy_title(run, summary, "{}"), "\n".join(details))
     return figure
 
 
@@ -141,6 +150,8 @@ def _accuracy_bar(cell: Record, look: style.CellStyle) -> style.Bar:
         return _bar(cell, look, None)
     low, high = cell["mmlu_ci_low"], cell["mmlu_ci_high"]
     note, remark = f"{cell['mmlu']:.1%}", f"{low:.1%} to {high:.1%}"
+    if cell["mmlu_delta"] is not None:
+        note += f", {accuracy_difference(cell, interval=False)}"
     return _bar(cell, look, 100 * cell["mmlu"], span=(100 * low, 100 * high), note=note, remark=remark)
 
 
@@ -160,9 +171,12 @@ def pareto_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
     for cell, look in zip(cells, _looks(cells), strict=True):
         if cell in shown:
             _draw_point(axes, points[shown.index(cell)], cell, look)
-    _draw_front(axes, [points[i] for i in front])
+    ties = _ties(run, shown, front)
+    draw_ties(axes, [[points[i] for i in group] for group in ties])
+    draw_front(axes, [points[i] for i in front])
     details = [
         f"{_accuracy_details(run, summary)}; line: Pareto front; chance: {CHANCE_LEVEL:.0%}",
+        *_tied([[_name(shown[i]) for i in group] for group in ties]),
         *_not_shown(cells, shown),
     ]
     style.entitle(figure, run, _accuracy_title(run, summary, "{} against peak memory"), "\n".join(details))
@@ -170,7 +184,7 @@ def pareto_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
     # Names of the front first: they get the best places.
     order = [*front, *(i for i in range(len(shown)) if i not in front)]
     names = [style.Name(points[i], style.shorten(_name(shown[i]), 28), i in front) for i in order]
-    style.place_names(axes, names, _obstacles(axes, points))
+    style.place_names(axes, names, obstacles(axes, points))
     return figure
 
 
@@ -181,23 +195,23 @@ def _draw_point(axes: Axes, point: tuple[float, float], cell: Record, look: styl
     axes.scatter(*point, s=80, color=[look.fill], edgecolor=look.edge, hatch=look.hatch, zorder=4)
 
 
-def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
-    """The best accuracy that fits into each amount of memory, as steps that go on to the right edge."""
-    right = axes.get_xlim()[1]
-    corners = [front[0]]
-    for memory, accuracy in (*front[1:], (right, front[-1][1])):
-        corners += [(memory, corners[-1][1]), (memory, accuracy)]
-    axes.plot(*zip(*corners, strict=True), color=style.INK, linewidth=1.2, zorder=2)
-    axes.set_xlim(right=right)
+def _ties(run: Run, shown: Sequence[Record], front: Sequence[int]) -> list[list[int]]:
+    """Stretches of the front, two cells or more each, along which no cell's accuracy differs from its neighbour's."""
+    pairs = tied(run, [cell["label"] for cell in shown])
+    groups: list[list[int]] = []
+    for i, j in pairwise(front):
+        if frozenset((shown[i]["label"], shown[j]["label"])) in pairs:
+            if groups and groups[-1][-1] == i:
+                groups[-1].append(j)
+            else:
+                groups.append([i, j])
+    return groups
 
 
-def _obstacles(axes: Axes, points: Sequence[tuple[float, float]]) -> list[Bbox]:
-    """What a name must not cover, in pixels: points, intervals, and the front's steps."""
-    boxes = [Bbox([spot, spot]).padded(9) for spot in axes.transData.transform(points)]
-    for line in axes.lines:
-        corners = axes.transData.transform(line.get_xydata())
-        boxes += [Bbox([start, end]).padded(2) for start, end in pairwise(corners)]
-    return boxes
+def _tied(groups: Sequence[Sequence[str]]) -> list[str]:
+    among = " between neighbours" if any(len(group) > 2 for group in groups) else ""
+    names = "; ".join(", ".join(group) for group in groups)
+    return [f"Tied, shaded: {names} (no significant difference{among})"] if groups else []
 
 
 def _not_shown(cells: Sequence[Record], shown: Sequence[Record]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -17,6 +17,7 @@ from typing import Any, Literal, TypedDict
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qbench.answers import read_answers
 from qbench.environment import Environment
 from qbench.errors import QbenchError
 
@@ -111,6 +112,24 @@ class AccuracyRow(Row):
     """Wall time of the whole task, the same in each of its rows."""
 
 
+class NoiseRow(Row):
+    """The cell's MMLU evaluated again at another batch size: what numerics alone move."""
+
+    batch_size: int
+    repeat_batch_size: int
+    n: int
+    changed_answers: int
+    """Questions with another prediction, right or wrong."""
+    right_to_wrong: int
+    wrong_to_right: int
+    accuracy_delta: float
+    """Second evaluation − first, a fraction."""
+    logprob_delta_max: float
+    """Largest |difference| of a choice's log-probability, in nats."""
+    partial: bool
+    wall_s: float
+
+
 class GenerationRow(Row):
     """How a cell goes on with a prompt, greedily."""
 
@@ -121,7 +140,12 @@ class GenerationRow(Row):
     """Its tokens."""
 
 
-TABLES: dict[str, type[Row]] = {"cells": CellRow, "throughput": ThroughputRow, "accuracy": AccuracyRow}
+TABLES: dict[str, type[Row]] = {
+    "cells": CellRow,
+    "throughput": ThroughputRow,
+    "accuracy": AccuracyRow,
+    "noise": NoiseRow,
+}
 """The CSV files of a run, by stem."""
 
 LINES: dict[str, type[Row]] = {"generations": GenerationRow}
@@ -158,6 +182,9 @@ class Run:
     throughput: pd.DataFrame
     accuracy: pd.DataFrame
     warnings: tuple[str, ...]
+    noise: pd.DataFrame = field(default_factory=lambda: to_frame(NoiseRow, []))
+    answers: dict[str, pd.Series[bool]] = field(default_factory=dict)
+    """By label, whether the cell is right, indexed by (subject, question_id); see `qbench.answers`."""
 
 
 def read_run(folder: Path) -> Run:
@@ -183,7 +210,9 @@ def read_run(folder: Path) -> Run:
             warnings += found
         else:
             frames[stem] = to_frame(row_type, [])
-    return Run(folder, record, frames["cells"], frames["throughput"], frames["accuracy"], tuple(warnings))
+    answers, found = read_answers(folder, frames["accuracy"])
+    warnings += found
+    return Run(folder=folder, record=record, **frames, warnings=tuple(warnings), answers=answers)
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qbench.answers import mmlu_rows
+from qbench.compare import Comparison, compare, reference_label
+from qbench.paired import delta_interval
 from qbench.results import Run
+from qbench.verdict import verdict
 
 CHANCE_LEVEL = 0.25
 """Accuracy of guessing among four choices."""
@@ -29,6 +34,17 @@ MMLU_DTYPES = {
     "mmlu_ci_high": "Float64",
     "mmlu_n": "Int64",
     "mmlu_partial": "boolean",
+}
+PAIRED_DTYPES = {
+    "mmlu_paired_n": "Int64",
+    "mmlu_delta": "Float64",
+    "mmlu_delta_low": "Float64",
+    "mmlu_delta_high": "Float64",
+    "mmlu_p_value": "Float64",
+    "mmlu_p_holm": "Float64",
+    "mmlu_right_to_wrong": "Int64",
+    "mmlu_wrong_to_right": "Int64",
+    "mmlu_below_noise_floor": "boolean",
 }
 
 
@@ -83,6 +99,33 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     return float(interval.low), float(interval.high)
 
 
+def speedup(
+    speeds: Sequence[float], reference: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float | None, float | None]:
+    """exp(mean log speed − mean log reference), the ratio of the geometric means over trials, and its interval.
+
+    The interval is Welch's for two means of unequal variance, on logarithms: d ± t √(s²/n + s_r²/n_r), t of
+    Welch and Satterthwaite's degrees of freedom. Few trials make it wide, and a single one in either place gives none.
+    It tells how trials vary within a process, not what another start of the machine would give.
+
+    Raises:
+        ValueError: there is no trial, or a speed is not positive.
+    """
+    if not (speeds and reference and min(*speeds, *reference) > 0):
+        raise ValueError("a speed-up needs trials of both cells with positive speeds")
+    logs, reference_logs = ([math.log(speed) for speed in trials] for trials in (speeds, reference))
+    ratio = math.exp(statistics.fmean(logs) - statistics.fmean(reference_logs))
+    if min(len(logs), len(reference_logs)) < 2:
+        return ratio, None, None
+    if statistics.pvariance(logs) == statistics.pvariance(reference_logs) == 0:
+        return ratio, ratio, ratio
+    # Costs a second to import.
+    from scipy.stats import ttest_ind
+
+    interval = ttest_ind(logs, reference_logs, equal_var=False).confidence_interval(confidence)
+    return ratio, math.exp(interval.low), math.exp(interval.high)
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, gain) points that no other point dominates, cheapest first.
 
@@ -116,6 +159,11 @@ def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
     went wrong in some trial. `mmlu` is sum(correct) ÷ sum(n) over all questions of the cell, a fraction, with its 95 %
     Wilson interval. What was not measured is NA, never 0, and so is an accuracy over part of the questions unless
     `allow_partial`.
+
+    The others are compared with the first cell of 16 bits: `speedup_b<n>` with its 95 % interval (see `speedup`), and
+    `mmlu_delta`, a fraction, over the `mmlu_paired_n` questions that both answered, with its interval, McNemar's
+    p-value and that value after Holm's correction over all cells compared (see `qbench.paired`). `verdict` says it in
+    words.
     """
     sizes = batch_sizes(run)
     cells = run.cells.drop_duplicates("label", keep="last").to_dict("records")
@@ -124,11 +172,13 @@ def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
         | _mmlu(run, cell["label"], allow_partial)
         for cell in cells
     ]
+    _add_comparisons(run, rows, sizes)
     decode_dtypes = {
         **{f"decode_tokens_per_s_b{size}": "Float64" for size in sizes},
         **{f"status_b{size}": "string" for size in sizes},
+        **{column: "Float64" for size in sizes for column in _speedup_columns(size)},
     }
-    dtypes = CELL_DTYPES | decode_dtypes | MMLU_DTYPES
+    dtypes = CELL_DTYPES | decode_dtypes | MMLU_DTYPES | PAIRED_DTYPES | {"verdict": "string"}
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
@@ -149,10 +199,46 @@ def _decode(run: Run, label: str, sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def _mmlu(run: Run, label: str, allow_partial: bool) -> dict[str, Any]:
-    rows = run.accuracy[(run.accuracy["label"] == label) & (run.accuracy["task"] == "mmlu")]
-    rows = rows.drop_duplicates("subject", keep="last")
+    rows = mmlu_rows(run.accuracy, label)
     n, correct, partial = int(rows["n"].sum()), int(rows["correct"].sum()), bool(rows["partial"].any())
     if n == 0 or (partial and not allow_partial):
         return dict.fromkeys(MMLU_DTYPES, pd.NA)
     low, high = wilson_interval(correct, n)
     return {"mmlu": correct / n, "mmlu_ci_low": low, "mmlu_ci_high": high, "mmlu_n": n, "mmlu_partial": partial}
+
+
+def _add_comparisons(run: Run, rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> None:
+    """Add to the rows of the summary how each compares with the reference."""
+    reference = reference_label(run)
+    answered = [row["label"] for row in rows if not pd.isna(row["mmlu"])]
+    pairs = (
+        [(reference, label) for label in answered if label != reference] if reference and reference in answered else []
+    )
+    compared = {label: comparison for (_, label), comparison in compare(run, pairs).items()}
+    for row in rows:
+        row |= _paired(compared.get(row["label"]))
+        for size in sizes:
+            row |= _speedup(run, row["label"], reference, size)
+        row["verdict"] = "reference" if row["label"] == reference else verdict(row, sizes) or pd.NA
+
+
+def _speedup_columns(size: int) -> tuple[str, str, str]:
+    return f"speedup_b{size}", f"speedup_b{size}_low", f"speedup_b{size}_high"
+
+
+def _speedup(run: Run, label: str, reference: str | None, size: int) -> dict[str, Any]:
+    columns = _speedup_columns(size)
+    speeds = decode_trials(run, label, size)
+    others = decode_trials(run, reference, size) if reference and label != reference else []
+    return dict(zip(columns, speedup(speeds, others) if speeds and others else 3 * (pd.NA,), strict=True))
+
+
+def _paired(comparison: Comparison | None) -> dict[str, Any]:
+    if comparison is None:
+        return dict.fromkeys(PAIRED_DTYPES, pd.NA)
+    flips = comparison.flips
+    values = (
+        flips.n, flips.delta, *delta_interval(flips), comparison.p_value, comparison.p_holm,
+        flips.right_to_wrong, flips.wrong_to_right, comparison.below_noise_floor,
+    )  # fmt: skip
+    return dict(zip(PAIRED_DTYPES, values, strict=True))

@@ -102,10 +102,10 @@ class Cell:
             progress=self._log.progress,
             seed=self._job.config.seed,
             answers=self._job.answers,
+            measures=self._job.config.measure,
         )
-        for name, settings in self._job.config.measure:
-            if settings is not None:
-                importlib.import_module(f"qbench.measure.{name}").measure(loaded, settings, context)
+        for name, settings in context.measures.of(self._job.backend).items():
+            importlib.import_module(f"qbench.measure.{name}").measure(loaded, settings, context)
             if name == "memory" and loaded.device.type == "cpu":
                 self._known["peak_rss_bytes"] = self._resident.bytes()
 

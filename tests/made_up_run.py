@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from qbench.environment import GPU, Environment
-from qbench.results import AccuracyRow, CellRow, Row, Run, RunRecord, ThroughputRow, to_frame
+from qbench.results import AccuracyRow, CellRow, NoiseRow, Row, Run, RunRecord, ThroughputRow, to_frame
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 GIB = 2**30
@@ -34,7 +37,8 @@ def identity(label: str, backend: str | None = None) -> dict[str, str]:
 
 
 def cell(label: str, backend: str | None = None, *, status: str = "ok", **fields: Any) -> CellRow:
-    return CellRow.model_validate({**identity(label, backend), "bits": 4, "status": status, **fields})
+    bits = 16 if (backend or label) == "fp16" else 4
+    return CellRow.model_validate({**identity(label, backend), "bits": bits, "status": status, **fields})
 
 
 def trials(label: str, backend: str | None, batch_size: int, speeds: Sequence[float]) -> list[Row]:
@@ -64,9 +68,49 @@ def subject(
     )
 
 
+def noise(label: str, n: int, right_to_wrong: int, wrong_to_right: int, *, partial: bool = False) -> NoiseRow:
+    return NoiseRow(
+        **identity(label),
+        batch_size=8,
+        repeat_batch_size=4,
+        n=n,
+        changed_answers=right_to_wrong + wrong_to_right,
+        right_to_wrong=right_to_wrong,
+        wrong_to_right=wrong_to_right,
+        accuracy_delta=(wrong_to_right - right_to_wrong) / n,
+        logprob_delta_max=0.03125,
+        partial=partial,
+        wall_s=1.0,
+    )
+
+
+def answers(right: Sequence[bool] | np.ndarray, name: str = "all") -> pd.Series[bool]:
+    """Whether a cell is right, question by question, of one subject."""
+    index = pd.MultiIndex.from_product([[name], range(len(right))], names=["subject", "question_id"])
+    return pd.Series(np.asarray(right, dtype=bool), index=index)
+
+
+def flipped(correct: int, n: int, right_to_wrong: int, wrong_to_right: int) -> pd.Series[bool]:
+    """The answers of a cell that differs so from one that is right on the first `correct` of `n` questions."""
+    right = np.arange(n) < correct
+    right[:right_to_wrong] = False
+    right[n - wrong_to_right :] = True
+    return answers(right)
+
+
+FIVE_ANSWERS = {
+    "fp16": flipped(9304, 14_042, 0, 0),
+    "int4": flipped(9304, 14_042, 382, 200),
+    "nf4": flipped(9304, 14_042, 403, 200),
+    "gptq": flipped(9304, 14_042, 454, 200),
+}
+"""Answers that fit `five_cells`: 9304 − 382 + 200 = 9122, and so on."""
+
+
 def made_up_run(
     rows: Sequence[Row],
     *,
+    answers: dict[str, pd.Series[bool]] | None = None,
     batch_sizes: Sequence[int] | None = (1, 8, 32),
     mmlu: dict[str, Any] | None = None,
     model: str = MODEL,
@@ -88,10 +132,20 @@ def made_up_run(
         environment=environment(*gpus),
         started=datetime(2026, 10, 5, 23, 30, tzinfo=UTC),
     )
-    cells, throughput, accuracy = (
-        to_frame(kind, [row for row in rows if isinstance(row, kind)]) for kind in (CellRow, ThroughputRow, AccuracyRow)
+    cells, throughput, accuracy, noise = (
+        to_frame(kind, [row for row in rows if isinstance(row, kind)])
+        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow)
     )
-    return Run(Path("results/made-up"), record, cells, throughput, accuracy, ())
+    return Run(
+        folder=Path("results/made-up"),
+        record=record,
+        cells=cells,
+        throughput=throughput,
+        accuracy=accuracy,
+        warnings=(),
+        noise=noise,
+        answers=answers or {},
+    )
 
 
 def measured(

@@ -46,12 +46,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
     return folder, done.stdout
 
 
-def test_a_run_says_where_it_is_and_ends_with_a_table(measured: tuple[Path, str]) -> None:
+def test_a_run_says_where_it_is_and_ends_with_its_tables(measured: tuple[Path, str]) -> None:
     _, printed = measured
     assert "[2/2] int4: throughput, batch 2, trial 2/2" in printed
     rows = [line for line in printed.splitlines() if line.startswith("│")]
-    assert [row.split()[1] for row in rows] == ["FP16", "INT4"]
-    assert "tok/s at 1" in printed
+    assert [row.split()[1] for row in rows] == ["FP16", "INT4", "INT4"]
+    assert printed.index("tok/s at 1") < printed.index("compared with FP16") < printed.index("speed at 1")
     assert "qbench plot results/tiny" in printed
     assert "\x1b" not in printed
 

@@ -19,7 +19,17 @@ from qbench import plot_style
 from qbench.plots import FIGURES, draw, mmlu_figure, throughput_figure
 from qbench.results import Run
 from qbench.stats import summarize, wilson_interval
-from tests.made_up_run import GIB, cell, eight_cells, five_cells, made_up_run, measured, trial
+from tests.made_up_run import (
+    FIVE_ANSWERS,
+    GIB,
+    cell,
+    eight_cells,
+    five_cells,
+    flipped,
+    made_up_run,
+    measured,
+    trial,
+)
 
 NAMES = ("memory", "throughput", "mmlu", "pareto")
 
@@ -195,6 +205,60 @@ def test_mmlu_bars_are_percent_with_wilson_intervals(five: dict[str, Figure]) ->
     low, high = wilson_interval(9304, 14_042)
     assert axes.collections[0].get_segments()[0][:, 0] == pytest.approx([100 * low, 100 * high])  # type: ignore[attr-defined]
     assert note(axes, 0) == "66.3%\n65.5% to 67.0%"
+
+
+def test_mmlu_bars_say_in_words_how_they_differ_from_fp16() -> None:
+    shown = figures(made_up_run(five_cells(), answers=FIVE_ANSWERS | {"nf4": flipped(9304, 14_042, 500, 480)}))
+    (axes,) = shown["mmlu"].axes
+    assert note(axes, 0) == "66.3%\n65.5% to 67.0%"
+    assert note(axes, 4) == "64.4%, −1.8 points, p < 0.001\n63.7% to 65.2%"
+    assert note(axes, 2).startswith("64.8%, within noise\n")
+    assert "difference to the 16-bit cell, by McNemar's test" in caption(shown["mmlu"])
+    assert_readable(shown["mmlu"])
+
+
+@pytest.fixture(scope="module")
+def alike() -> dict[str, Figure]:
+    """Three cells on the front: int4 and nf4 differ by chance, fp16 really."""
+    rows = [
+        *measured("fp16", "fp16", 15.9, {}, 9304),
+        *measured("int4", "int4", 5.7, {}, 9110),
+        *measured("nf4", "nf4", 6.1, {}, 9120),
+        *measured("awq", "awq", 5.9, {}, 8900),
+    ]
+    cells = {
+        "fp16": flipped(9304, 14_042, 0, 0),
+        "int4": flipped(9304, 14_042, 394, 200),
+        "nf4": flipped(9304, 14_042, 394, 210),
+        "awq": flipped(9304, 14_042, 604, 200),
+    }
+    cells["nf4"].iloc[9000:9040] = False
+    cells["nf4"].iloc[9400:9440] = True
+    return figures(made_up_run(rows, answers=cells))
+
+
+def test_neighbours_on_the_front_that_do_not_differ_are_tied(alike: dict[str, Figure]) -> None:
+    (axes,) = alike["pareto"].axes
+    assert "Tied, shaded: INT4, NF4 (no significant difference)" in caption(alike["pareto"])
+    int4, nf4 = (5.7, 100 * 9110 / 14_042), (6.1, 100 * 9120 / 14_042)
+    bands = [line for line in axes.lines if line.get_linewidth() > 5]
+    assert [band.get_xydata().tolist() for band in bands] == [  # type: ignore[union-attr]
+        [pytest.approx(point) for point in (int4, (nf4[0], int4[1]), nf4)]
+    ]
+    assert_readable(alike["pareto"])
+
+
+def test_a_front_of_real_differences_has_no_ties() -> None:
+    shown = figures(made_up_run(five_cells(), answers=FIVE_ANSWERS))["pareto"]
+    assert "Tied" not in caption(shown)
+    assert all(line.get_linewidth() < 5 for line in shown.axes[0].lines)
+
+
+def test_a_chain_of_ties_says_that_it_is_one_between_neighbours() -> None:
+    rows = [row for i, label in enumerate(("a", "b", "c")) for row in measured(label, "nf4", 5 + i, {}, 9000 + i)]
+    cells = {label: flipped(9000, 14_042, 0, i) for i, label in enumerate(("a", "b", "c"))}
+    shown = figures(made_up_run(rows, answers=cells))["pareto"]
+    assert "Tied, shaded: a, b, c (no significant difference between neighbours)" in " ".join(caption(shown).split())
 
 
 @pytest.mark.parametrize("correct", [1, 1500, 3500, 9000])

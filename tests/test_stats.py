@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
 from qbench.stats import (
     CHANCE_LEVEL,
@@ -16,10 +18,22 @@ from qbench.stats import (
     pareto_front,
     prefill_tokens_per_s,
     quantile,
+    speedup,
     summarize,
     wilson_interval,
 )
-from tests.made_up_run import cell, five_cells, made_up_run, subject, trial, trials
+from tests.made_up_run import (
+    FIVE_ANSWERS,
+    cell,
+    five_cells,
+    flipped,
+    made_up_run,
+    measured,
+    noise,
+    subject,
+    trial,
+    trials,
+)
 
 
 def test_prefill_speed_counts_every_prompt_of_the_batch() -> None:
@@ -83,6 +97,50 @@ def test_wilson_interval_refuses_impossible_counts(correct: int, n: int) -> None
         wilson_interval(correct, n)
 
 
+def test_speed_up_by_hand() -> None:
+    # Logs 1, 1.1, 1.2 and 0, 0.1, 0.2: s² = 0.01 each, √(2 × 0.01/3) = 0.0816497, t of 4 degrees = 2.776445.
+    ratio, low, high = speedup([math.e, math.exp(1.1), math.exp(1.2)], [1, math.exp(0.1), math.exp(0.2)])
+    assert low is not None
+    assert high is not None
+    assert [math.log(value) for value in (ratio, low, high)] == pytest.approx([1, 1 - 0.226696, 1 + 0.226696], abs=1e-6)
+
+
+def test_speed_up_of_unequal_variances_has_the_degrees_of_freedom_of_welch_and_satterthwaite() -> None:
+    # Logs 0, 0.4 (s²/n = 0.04) and 0, 0.1, 0.2 (s²/n = 0.00333): 0.0433² ÷ (0.04²/1 + 0.00333²/2) = 1.169 degrees.
+    _, low, high = speedup([1, math.exp(0.4)], [1, math.exp(0.1), math.exp(0.2)])
+    squares = 0.04, 0.01 / 3
+    half = student.ppf(0.975, sum(squares) ** 2 / (squares[0] ** 2 + squares[1] ** 2 / 2)) * math.sqrt(sum(squares))
+    assert (low, high) == pytest.approx((math.exp(0.1 - half), math.exp(0.1 + half)))
+
+
+@pytest.mark.parametrize(("speeds", "reference"), [([3.0], [1.0, 1.0]), ([3.0, 3.0], [1.0]), ([3.0], [1.0])])
+def test_one_trial_gives_a_speed_up_without_an_interval(speeds: list[float], reference: list[float]) -> None:
+    assert speedup(speeds, reference) == (pytest.approx(3), None, None)
+
+
+def test_trials_that_do_not_vary_give_a_point() -> None:
+    assert speedup([6.0, 6.0], [2.0, 2.0, 2.0]) == pytest.approx((3, 3, 3))
+
+
+@pytest.mark.parametrize(("speeds", "reference"), [([], [1.0]), ([1.0], []), ([0.0], [1.0]), ([1.0], [-1.0, 2.0])])
+def test_no_speed_is_no_speed_up(speeds: list[float], reference: list[float]) -> None:
+    with pytest.raises(ValueError, match="positive speeds"):
+        speedup(speeds, reference)
+
+
+# Spread over more than scipy's limit for values too alike to have a variance.
+speeds = st.lists(st.integers(10, 10_000).map(float), min_size=2, max_size=6, unique=True)
+
+
+@given(speeds, speeds)
+def test_the_interval_of_a_speed_up_contains_it_and_turns_with_it(a: list[float], b: list[float]) -> None:
+    ratio, low, high = speedup(a, b)
+    assert low is not None
+    assert high is not None
+    assert low <= ratio <= high
+    assert speedup(b, a) == pytest.approx((1 / ratio, 1 / high, 1 / low))
+
+
 def test_chance_is_one_in_four() -> None:
     assert CHANCE_LEVEL == 0.25
 
@@ -127,7 +185,11 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
         "run", "model", "backend", "label", "status", "error", "peak_memory_bytes",
         "decode_tokens_per_s_b1", "decode_tokens_per_s_b8", "decode_tokens_per_s_b32",
         "status_b1", "status_b8", "status_b32",
+        "speedup_b1", "speedup_b1_low", "speedup_b1_high", "speedup_b8", "speedup_b8_low", "speedup_b8_high",
+        "speedup_b32", "speedup_b32_low", "speedup_b32_high",
         "mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial",
+        "mmlu_paired_n", "mmlu_delta", "mmlu_delta_low", "mmlu_delta_high", "mmlu_p_value", "mmlu_p_holm",
+        "mmlu_right_to_wrong", "mmlu_wrong_to_right", "mmlu_below_noise_floor", "verdict",
     ]  # fmt: skip
 
 
@@ -214,6 +276,86 @@ def test_one_partial_subject_makes_the_cell_partial() -> None:
     assert summarize(made_up_run(rows))["mmlu"].isna().all()
 
 
+def test_cells_are_compared_with_the_16_bit_one_question_by_question() -> None:
+    summary = summarize(made_up_run(five_cells(), answers=FIVE_ANSWERS)).set_index("label")
+    int4 = summary.loc["int4"]
+    assert (int4["mmlu_right_to_wrong"], int4["mmlu_wrong_to_right"], int4["mmlu_paired_n"]) == (382, 200, 14_042)
+    assert int4["mmlu_delta"] == pytest.approx((9122 - 9304) / 14_042)
+    assert int4["mmlu_delta"] == pytest.approx(int4["mmlu"] - summary.loc["fp16", "mmlu"])
+    # 1.96 × √(582 ÷ 14042 − 0.013²) ÷ √14042 = 0.00336
+    assert int4["mmlu_delta_high"] - int4["mmlu_delta"] == pytest.approx(0.00336, abs=1e-4)
+    assert int4["mmlu_p_holm"] == pytest.approx(int4["mmlu_p_value"])  # the largest of three
+    assert summary.loc["gptq", "mmlu_p_holm"] == pytest.approx(3 * summary.loc["gptq", "mmlu_p_value"])
+    assert pd.isna(int4["mmlu_below_noise_floor"])
+    assert str(int4["verdict"]).endswith("; accuracy −1.3 points [−1.6, −1.0], p < 0.001")
+
+
+def test_the_reference_and_a_failed_cell_are_compared_with_nothing() -> None:
+    summary = summarize(made_up_run(five_cells(), answers=FIVE_ANSWERS)).set_index("label")
+    compared = [column for column in summary.columns if column.startswith(("speedup", "mmlu_delta", "mmlu_p"))]
+    compared.remove("mmlu_partial")
+    assert len(compared) == 15
+    assert summary.loc[["fp16", "awq"], compared].isna().all(axis=None)
+    assert summary.loc["fp16", "verdict"] == "reference"
+    assert pd.isna(summary.loc["awq", "verdict"])
+
+
+def test_speed_ups_are_over_the_reference_at_the_same_batch_size() -> None:
+    summary = summarize(made_up_run(five_cells())).set_index("label")
+    mean = {label: math.prod(values) ** (1 / 3) for label, values in SPEEDS_B8.items()}
+    assert summary.loc["int4", "speedup_b8"] == pytest.approx(mean["int4"] / mean["fp16"])
+    assert summary.loc["int4", "speedup_b8_low"] < summary.loc["int4", "speedup_b8"]
+    # The reference has no room at batch 32.
+    assert summary["speedup_b32"].isna().all()
+    assert str(summary.loc["nf4", "verdict"]).startswith("0.93× [0.")
+
+
+SPEEDS_B8 = {"fp16": (310, 318, 305), "int4": (512, 530, 541)}
+
+
+def test_without_a_16_bit_cell_nothing_is_compared() -> None:
+    rows = [row for row in five_cells() if row.backend != "fp16"]
+    summary = summarize(made_up_run(rows, answers=FIVE_ANSWERS))
+    assert summary[["speedup_b1", "mmlu_delta", "mmlu_p_value", "verdict"]].isna().all(axis=None)
+    assert summary["mmlu"].notna().sum() == 3
+
+
+def test_a_cell_without_answers_has_an_accuracy_and_no_difference() -> None:
+    some = {label: right for label, right in FIVE_ANSWERS.items() if label != "nf4"}
+    summary = summarize(made_up_run(five_cells(), answers=some)).set_index("label")
+    assert pd.isna(summary.loc["nf4", "mmlu_delta"])
+    assert summary.loc["nf4", "mmlu"] > 0.6
+    # Corrected over the two that are compared.
+    assert summary.loc["gptq", "mmlu_p_holm"] == pytest.approx(2 * summary.loc["gptq", "mmlu_p_value"])
+
+
+def test_a_limited_run_is_compared_only_if_asked_for() -> None:
+    rows = [
+        *measured("fp16", "fp16", 16, {1: [10, 11]}, 600, 1000, partial=True),
+        *measured("int4", "int4", 5, {1: [20, 21]}, 540, 1000, partial=True),
+        noise("fp16", 1000, 1, 1, partial=True),
+    ]
+    run = made_up_run(rows, answers={"fp16": flipped(600, 1000, 0, 0), "int4": flipped(600, 1000, 70, 10)})
+    plain = summarize(run).set_index("label")
+    accuracy = [column for column in plain.columns if column.startswith("mmlu")]
+    assert plain[accuracy].isna().all(axis=None)
+    assert "accuracy" not in str(plain.loc["int4", "verdict"])
+    asked = summarize(run, allow_partial=True).set_index("label").loc["int4"]
+    assert asked["mmlu_delta"] == -0.06
+    assert not asked["mmlu_below_noise_floor"]
+    assert str(asked["verdict"]).endswith("p < 0.001, partial")
+
+
+def test_a_real_difference_below_the_noise_floor_is_named_so() -> None:
+    rows = [*measured("fp16", "fp16", 16, {}, 600, 1000), *measured("int4", "int4", 5, {}, 580, 1000)]
+    cells = {"fp16": flipped(600, 1000, 0, 0), "int4": flipped(600, 1000, 30, 10)}
+    loud = summarize(made_up_run([*rows, noise("fp16", 1000, 20, 20)], answers=cells)).iloc[1]
+    quiet = summarize(made_up_run([*rows, noise("fp16", 1000, 3, 2)], answers=cells)).iloc[1]
+    assert loud["mmlu_p_holm"] == quiet["mmlu_p_holm"] < 0.05
+    assert loud["verdict"] == "accuracy below the noise floor"
+    assert str(quiet["verdict"]).startswith("accuracy −2.0 points [")
+
+
 def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
     full = summarize(made_up_run(five_cells()))
     empty = summarize(made_up_run([cell("int4", status="error")]))
@@ -223,7 +365,7 @@ def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
     text = summarize(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert text.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 12
+    assert text.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 31
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:

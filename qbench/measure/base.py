@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from qbench.backends.base import LoadedModel
+from qbench.config import MeasureConfig
 from qbench.results import Identity, Row
 
 
@@ -26,6 +27,8 @@ class Context:
     seed: int
     answers: Path
     """Folder for the run's answer files."""
+    measures: MeasureConfig = field(default_factory=MeasureConfig)
+    """All that the run measures, for a measure that repeats another."""
 
 
 def random_prompt(loaded: LoadedModel, batch_size: int, tokens: int, seed: int) -> Tensor:

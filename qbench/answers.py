@@ -1,0 +1,61 @@
+"""Which questions the cells of a run answered right, read back from `answers/<label>.parquet`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+QUESTION = ["subject", "question_id"]
+
+
+def mmlu_rows(accuracy: pd.DataFrame, label: str) -> pd.DataFrame:
+    """A cell's rows of `accuracy.csv` for MMLU; of a subject that is there twice, the last."""
+    rows = accuracy[(accuracy["label"] == label) & (accuracy["task"] == "mmlu")]
+    return rows.drop_duplicates("subject", keep="last")
+
+
+def read_answers(folder: Path, accuracy: pd.DataFrame) -> tuple[dict[str, pd.Series[bool]], list[str]]:
+    """The answers of every cell for which `accuracy` has MMLU.
+
+    Args:
+        folder: a run's.
+        accuracy: its `accuracy.csv`.
+
+    Returns:
+        By label, whether the cell is right, indexed by (subject, question_id); and a warning for each file that is
+        missing, damaged or of another evaluation than `accuracy`, whose cell then has no answers.
+    """
+    answers: dict[str, pd.Series[bool]] = {}
+    warnings: list[str] = []
+    for label in accuracy.loc[accuracy["task"] == "mmlu", "label"].drop_duplicates():
+        path = folder / "answers" / f"{label}.parquet"
+        try:
+            answers[label] = _read(path, mmlu_rows(accuracy, label))
+        except (OSError, ValueError, KeyError) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"is left out ({error})"
+            warnings.append(f"{path}: {reason}; {label} is not compared question by question")
+    return answers, warnings + _unequal(folder, answers)
+
+
+def _read(path: Path, counted: pd.DataFrame) -> pd.Series[bool]:
+    frame = pd.read_parquet(path, columns=[*QUESTION, "predicted", "gold"]).set_index(QUESTION)
+    right = frame["predicted"] == frame["gold"]
+    there, expected = (int(right.sum()), len(right)), (int(counted["correct"].sum()), int(counted["n"].sum()))
+    if there != expected or right.index.has_duplicates:
+        raise ValueError(
+            f"{there[0]:,} of {there[1]:,} questions right, but accuracy.csv has {expected[0]:,} of {expected[1]:,}"
+        )
+    return right
+
+
+def _unequal(folder: Path, answers: dict[str, pd.Series[bool]]) -> list[str]:
+    """A warning if the cells answered different questions."""
+    asked = [set(right.index) for right in answers.values()]
+    if all(questions == asked[0] for questions in asked):
+        return []
+    counts = ", ".join(f"{label} {len(right):,}" for label, right in answers.items())
+    return [
+        f"{folder / 'answers'}: the cells answered different questions ({counts}; {len(set.intersection(*asked)):,} "
+        "are common to all); two cells are compared on those that both answered"
+    ]

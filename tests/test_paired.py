@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binom, bootstrap
+
+from qbench.paired import Flips, count_flips, delta_interval, holm, mcnemar_p_value
+
+counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000)).map(
+    lambda c: Flips(c[0] + c[1] + c[2], c[0], c[1])
+)
+
+
+def bools(text: str) -> NDArray[np.bool_]:
+    return np.array([character == "+" for character in text])
+
+
+def test_flips_are_counted_in_both_directions() -> None:
+    flips = count_flips(bools("++++--+-"), bools("+--++-++"))
+    # The second and third question are lost; the fifth and the last are won.
+    assert flips == Flips(n=8, right_to_wrong=2, wrong_to_right=2)
+    assert flips.flipped == 4
+    assert flips.delta == 0
+    assert Flips(n=200, right_to_wrong=5, wrong_to_right=2).delta == -0.015
+
+
+@pytest.mark.parametrize(("first", "second"), [("", ""), ("+-", "+")])
+def test_pairs_need_the_same_questions(first: str, second: str) -> None:
+    with pytest.raises(ValueError, match="same questions"):
+        count_flips(bools(first), bools(second))
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p_value"),
+    [
+        (0, 0, 1.0),
+        # 2 ÷ 2⁵
+        (5, 0, 0.0625),
+        # 2 (1 + 10) ÷ 2¹⁰
+        (1, 9, 0.021484375),
+        # 2 (1 + 8 + 28 + 56) ÷ 2⁸
+        (3, 5, 0.7265625),
+        (6, 6, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(lost: int, won: int, p_value: float) -> None:
+    assert mcnemar_p_value(Flips(1000, lost, won)) == pytest.approx(p_value, rel=1e-12)
+
+
+@given(counts)
+def test_mcnemar_is_twice_the_smaller_tail_and_the_same_both_ways(flips: Flips) -> None:
+    p_value = mcnemar_p_value(flips)
+    tail = 2 * float(binom.cdf(min(flips.right_to_wrong, flips.wrong_to_right), flips.flipped, 0.5))
+    assert p_value == pytest.approx(min(1.0, tail), rel=1e-9)
+    assert p_value == pytest.approx(mcnemar_p_value(Flips(flips.n, flips.wrong_to_right, flips.right_to_wrong)))
+
+
+def exact_quantiles(flips: Flips) -> list[float]:
+    """Of the difference over n questions drawn with replacement: the n-th convolution of {−1, 0, 1}."""
+    lost, won = flips.right_to_wrong / flips.n, flips.wrong_to_right / flips.n
+    law = np.ones(1)
+    for _ in range(flips.n):
+        law = np.convolve(law, [lost, 1 - lost - won, won])
+    cumulated = np.cumsum(law)
+    return [(int(np.searchsorted(cumulated, q)) - flips.n) / flips.n for q in (0.025, 0.975)]
+
+
+@pytest.mark.parametrize(
+    "flips", [Flips(400, 20, 10), Flips(400, 90, 70), Flips(300, 0, 12), Flips(50, 2, 1), Flips(9, 0, 9)]
+)
+def test_the_bootstrap_has_the_quantiles_of_the_exact_distribution(flips: Flips) -> None:
+    # 10,000 resamples miss a quantile by one question at most.
+    assert delta_interval(flips) == pytest.approx(exact_quantiles(flips), abs=1.01 / flips.n)
+
+
+def test_the_bootstrap_is_that_of_the_questions_themselves() -> None:
+    difference = np.repeat([-1.0, 0.0, 1.0], [40, 900, 60])
+    interval = bootstrap(
+        (difference,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert delta_interval(Flips(1000, 40, 60)) == pytest.approx((interval.low, interval.high), abs=0.0011)
+
+
+def test_the_interval_is_near_the_normal_one_where_flips_are_many() -> None:
+    flips = Flips(14_042, 382, 200)
+    # Variance of a mean of −1, 0, 1: (share of flips − delta²) ÷ n.
+    half = 1.959964 * ((582 / 14_042 - flips.delta**2) / 14_042) ** 0.5
+    assert delta_interval(flips) == pytest.approx((flips.delta - half, flips.delta + half), abs=1e-4)
+
+
+@given(counts)
+def test_the_interval_contains_the_difference_and_does_not_change(flips: Flips) -> None:
+    low, high = delta_interval(flips)
+    assert low <= flips.delta <= high
+    assert (low, high) == delta_interval(flips)
+
+
+def test_more_confidence_is_a_wider_interval_and_no_flip_is_a_point() -> None:
+    low, high = delta_interval(Flips(1000, 40, 60))
+    lower, higher = delta_interval(Flips(1000, 40, 60), confidence=0.99)
+    assert lower < low < high < higher
+    assert delta_interval(Flips(1000, 0, 0)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        # 4 × 0.005, 3 × 0.01, 2 × 0.03, and 1 × 0.04, which may not be below its predecessor.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.4, 0.6], [0.8, 0.8]),
+        ([0.9, 0.7, 0.02], [1.0, 1.0, 0.06]),
+    ],
+)
+def test_holm_by_hand(p_values: list[float], corrected: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(corrected)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_bonferroni_on_every_subset(p_values: list[float]) -> None:
+    """Holm's value is the largest Bonferroni value over all subsets of the family that contain the test."""
+    corrected = holm(p_values)
+    for i, mine in enumerate(corrected):
+        others = [j for j in range(len(p_values)) if j != i]
+        subsets = [(i, *rest) for size in range(len(p_values)) for rest in combinations(others, size)]
+        assert mine == pytest.approx(max(min(1, len(s) * min(p_values[j] for j in s)) for s in subsets))
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
+def test_holm_keeps_the_order_and_lowers_nothing(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    assert all(before <= after <= 1 for before, after in zip(p_values, corrected, strict=True))
+    for (p, a), (q, b) in combinations(zip(p_values, corrected, strict=True), 2):
+        assert (p - q) * (a - b) >= 0
+
+
+def test_import_leaves_scipy_and_torch_alone() -> None:
+    code = "import sys, qbench.paired, qbench.verdict; sys.exit(bool({'scipy', 'torch'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
