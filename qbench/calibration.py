@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qbench import demo
+from qbench import texts
 from qbench.config import CalibrationConfig, ModelConfig
 from qbench.errors import QbenchError
 
@@ -63,25 +62,4 @@ def prepare(config: CalibrationConfig, model: ModelConfig, seed: int) -> Calibra
 def _text(config: CalibrationConfig, model: ModelConfig) -> str | None:
     if config.text is None and model.weights == "random":
         return None
-    choice = config.text or ("demo" if model.demo else "wikitext2")
-    if choice == "demo":
-        return demo.CALIBRATION_TEXT.read_text(encoding="utf-8")
-    if choice == "wikitext2":
-        return _wikitext2()
-    path = Path(choice).expanduser()
-    if not path.is_file():
-        raise QbenchError(f"calibration.text: no file {choice}; give a text file, `demo` or `wikitext2`")
-    return path.read_text(encoding="utf-8")
-
-
-def _wikitext2() -> str:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="train")
-    except Exception as error:
-        raise QbenchError(
-            "calibration.text: WikiText-2 cannot be fetched from the hub "
-            f"({type(error).__name__}); set calibration.text to a text file"
-        ) from error
-    return "\n\n".join(rows["text"])
+    return texts.read(config.text or texts.natural(model), "train", "calibration.text")

@@ -48,7 +48,7 @@ def main(
     """Options of the program itself."""
 
 
-@app.command(epilog="Example: `qbench run configs/smoke.yaml --only int4 --set measure.throughput.trials=5`")
+@app.command(epilog="Example: `qbench run configs/smoke.yaml --only fp16 --only int4 --set measure.mmlu.limit=20`")
 def run(
     config: Config,
     results: Annotated[Path, typer.Option(help="Folder for runs; this one goes to a folder of its name.")] = Path(

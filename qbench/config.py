@@ -255,6 +255,28 @@ class GenerationsConfig(Strict):
     new_tokens: int = Field(default=32, ge=1, description="tokens a continuation")
 
 
+class PerplexityConfig(Strict):
+    """Perplexity of a text, and how far the predictions are from those of the 16-bit cell."""
+
+    text: str | None = Field(
+        default=None,
+        description="a text file, `demo`, or `wikitext2` (hub, test set); the model's natural choice unless given",
+    )
+    window: int | None = Field(
+        default=None, ge=2, description="tokens a window; 2048 unless given, or the model's context if that is shorter"
+    )
+    limit: int | None = Field(default=None, ge=1, description="windows; marks rows partial")
+    divergence: bool = Field(default=True, description="compare every token's prediction with the fp16 cell's")
+    top_k: int = Field(
+        default=64, ge=1, description="of the fp16 cell's predictions kept a token, beside the rest's sum"
+    )
+
+    @property
+    def partial(self) -> bool:
+        """Whether the figure covers less than the whole text."""
+        return self.limit is not None
+
+
 class MeasureConfig(Strict):
     """What is measured: every field is the name of a module of `qbench.measure`; None is not measured.
 
@@ -265,6 +287,7 @@ class MeasureConfig(Strict):
     throughput: ThroughputConfig | None = None
     mmlu: MMLUConfig | None = None
     generations: GenerationsConfig | None = None
+    perplexity: PerplexityConfig | None = None
     noise_floor: NoiseFloorConfig | None = None
 
     def of(self, backend: Backend) -> dict[str, Strict]:
@@ -305,6 +328,10 @@ class RunConfig(Strict):
             raise ValueError(
                 "measure.generations: a model with random weights has nothing to say; remove it or use real weights"
             )
+        if self.model.weights == "random" and self.measure.perplexity:
+            raise ValueError(
+                "measure.perplexity: a model with random weights predicts nothing; remove it or use real weights"
+            )
         return self
 
     @model_validator(mode="after")
@@ -321,6 +348,22 @@ class RunConfig(Strict):
         if any(backend.label.endswith(NOISE_SUFFIX) for backend in self.backends):
             raise ValueError(f"measure.noise_floor: its answers are named *{NOISE_SUFFIX}; no label may end so")
         return self
+
+    @model_validator(mode="after")
+    def _divergence_needs_a_reference(self) -> Self:
+        if self.measure.perplexity and self.measure.perplexity.divergence and self.reference is None:
+            raise ValueError(
+                "measure.perplexity.divergence: compares with the fp16 cell, and there is none; "
+                "add `- kind: fp16` to backends, or set divergence to false"
+            )
+        return self
+
+    @property
+    def reference(self) -> Backend | None:
+        """The 16-bit cell that divergence is measured against: the first of them; None where it is not measured."""
+        if not (self.measure.perplexity and self.measure.perplexity.divergence):
+            return None
+        return next((backend for backend in self.backends if isinstance(backend, FP16)), None)
 
 
 def backend_kinds() -> dict[str, type[Backend]]:

@@ -21,6 +21,10 @@ class Job(BaseModel):
     """The model's local folder."""
     answers: Path
     """Where the cell's answers to questions are kept."""
+    reference: Path
+    """Where the 16-bit cell's log-probabilities are kept."""
+    model_fingerprint: str
+    """See `qbench.source.fingerprint`."""
 
     @property
     def backend(self) -> Backend:

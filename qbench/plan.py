@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qbench import texts
 from qbench.config import Backend, Int4, RunConfig
 from qbench.configfile import suggestion
 from qbench.environment import Environment
@@ -16,6 +17,8 @@ from qbench.source import shapes
 def select(config: RunConfig, only: Sequence[str] = (), *, option: str = "--only") -> list[Backend]:
     """The cells of a run in the order of the configuration, or those of them that are named by label with `option`.
 
+    Where perplexity compares cells with the 16-bit one, that one comes first.
+
     Raises:
         QbenchError: a name that is no label of this configuration.
     """
@@ -24,17 +27,24 @@ def select(config: RunConfig, only: Sequence[str] = (), *, option: str = "--only
         if name not in labels:
             hint = suggestion(name, labels)
             raise QbenchError(f"{option} {name}: no such cell{hint} (there are: {', '.join(labels)})")
-    return [backend for backend in config.backends if not only or backend.label in only]
+    chosen = [backend for backend in config.backends if not only or backend.label in only]
+    return sorted(chosen, key=lambda backend: backend is not config.reference)
 
 
 def settle(config: RunConfig) -> RunConfig:
-    """The configuration with what the checkpoints of its cells decide: rows say how a weight really was quantized.
+    """The configuration with what it leaves to others: the settings of its cells' checkpoints, and perplexity's text.
+
+    Rows then say how a weight really was quantized, and `run.json` what was read.
 
     Raises:
         QbenchError: a checkpoint is not there or damaged, or the configuration asks for other settings than its own.
     """
     cells = [settle_cell(backend) if isinstance(backend, Int4) else backend for backend in config.backends]
-    return config.model_copy(update={"backends": tuple(cells)})
+    measures = config.measure
+    if measures.perplexity and measures.perplexity.text is None:
+        named = measures.perplexity.model_copy(update={"text": texts.natural(config.model)})
+        measures = measures.model_copy(update={"perplexity": named})
+    return config.model_copy(update={"backends": tuple(cells), "measure": measures})
 
 
 def preflight(config: RunConfig, environment: Environment) -> None:
@@ -50,9 +60,10 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(
             f"measure.mmlu.data: no folder {mmlu.data}; give one with test/ and dev/ in MMLU's CSV layout, or `demo`"
         )
-    text = config.calibration.text
-    if text not in (None, "demo", "wikitext2") and not Path(str(text)).expanduser().is_file():
-        raise QbenchError(f"calibration.text: no file {text}; give a text file, `demo` or `wikitext2`")
+    if config.calibration.text:
+        texts.check(config.calibration.text, "calibration.text")
+    if config.measure.perplexity and config.measure.perplexity.text:
+        texts.check(config.measure.perplexity.text, "measure.perplexity.text")
     for backend in config.backends:
         if backend.python and not backend.python.expanduser().is_file():
             raise QbenchError(f"backends.{backend.label}.python: no interpreter {backend.python}")

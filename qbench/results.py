@@ -130,6 +130,40 @@ class NoiseRow(Row):
     wall_s: float
 
 
+class PerplexityRow(Row):
+    """A text of a cell. Standard errors are over windows, see `qbench.stats.mean_of_windows`.
+
+    The divergence columns compare with the 16-bit cell, token by token, in nats (see `qbench.measure.divergence`). They
+    are empty in the 16-bit cell's own row, where there is nothing to compare.
+    """
+
+    dataset: str
+    window: int
+    """Tokens."""
+    n_tokens: int
+    """Tokens predicted: all but the first of each window."""
+    perplexity: float
+    """exp(nll_mean)."""
+    nll_mean: float
+    """Mean of -log p(token), in nats."""
+    nll_stderr: float | None = None
+    kl_mean: float | None = None
+    """Mean of KL(16-bit || this cell)."""
+    kl_stderr: float | None = None
+    kl_p99: float | None = None
+    """99th percentile over tokens."""
+    top1_agreement: float | None = None
+    """Share of the tokens after which the 16-bit cell's most probable token is this cell's, too."""
+    top1_stderr: float | None = None
+    delta_logprob_mean: float | None = None
+    """Mean of log p(token) less the 16-bit cell's: the perplexities' ratio is exp(-delta_logprob_mean)."""
+    delta_logprob_stderr: float | None = None
+    top_k: int | None = None
+    """Tokens of the 16-bit cell's predictions that KL looks at one by one."""
+    partial: bool
+    wall_s: float
+
+
 class GenerationRow(Row):
     """How a cell goes on with a prompt, greedily."""
 
@@ -145,6 +179,7 @@ TABLES: dict[str, type[Row]] = {
     "throughput": ThroughputRow,
     "accuracy": AccuracyRow,
     "noise": NoiseRow,
+    "perplexity": PerplexityRow,
 }
 """The CSV files of a run, by stem."""
 
@@ -181,6 +216,7 @@ class Run:
     cells: pd.DataFrame
     throughput: pd.DataFrame
     accuracy: pd.DataFrame
+    perplexity: pd.DataFrame
     warnings: tuple[str, ...]
     noise: pd.DataFrame = field(default_factory=lambda: to_frame(NoiseRow, []))
     answers: dict[str, pd.Series[bool]] = field(default_factory=dict)

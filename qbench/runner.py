@@ -43,6 +43,7 @@ class RunFolder:
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         self.path = folder
+        self.reference = folder / "reference" / "logprobs.safetensors"
         self._config = config
 
     def check(self, *, fresh: bool) -> None:
@@ -76,7 +77,7 @@ class RunFolder:
             ) from error
 
     def _clear(self) -> None:
-        for name in ("cells", "logs", "answers"):
+        for name in ("cells", "logs", "answers", "reference"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         derived = (*(f"{stem}.csv" for stem in TABLES), *(f"{stem}.jsonl" for stem in LINES))
         for name in ("run.json", "summary.csv", *derived):
@@ -91,6 +92,28 @@ class RunFolder:
                 f"{self.path} holds a run of another configuration:\n{lines}\n"
                 "choose another `name:` or --results, or start over with --fresh"
             )
+
+    def check_reference(self, cells: Sequence[Backend], *, fresh: bool) -> None:
+        """Make sure that the cells which `cells` lacks now will find what they are compared with.
+
+        Raises:
+            QbenchError: the 16-bit cell has left no log-probabilities here and would not run.
+        """
+        reference = self._config.reference
+        if reference is None or (self.reference.is_file() and not fresh):
+            return
+        missing = [cell for cell in cells if fresh or not self.is_done(cell.label)]
+        if missing and reference not in missing:
+            raise QbenchError(
+                f"measure.perplexity.divergence: {missing[0].label} is compared with the cell {reference.label}, "
+                f"whose log-probabilities are not in {self.reference.parent}; add --only {reference.label}, "
+                "start over with --fresh, or leave it out with --set measure.perplexity.divergence=false"
+            )
+
+    def is_done(self, label: str) -> bool:
+        """Whether a cell ended ok, so that its rows are kept."""
+        row = self.cell_row(label)
+        return row is not None and row.status == "ok"
 
     def cell(self, label: str) -> Path:
         """Where a cell's worker writes."""
@@ -151,6 +174,7 @@ def run(
     plan.preflight(config, machine)
     folder = RunFolder(results / config.name, config)
     folder.check(fresh=fresh)
+    folder.check_reference(cells, fresh=fresh)
     model = find_model(config, machine, reporter.say)
     folder.make(fresh=fresh)
     record = RunRecord(
@@ -210,7 +234,14 @@ def _run_cell(
     out = folder.cell(backend.label)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    job = Job(config=config, label=backend.label, folder=model, answers=(folder.path / "answers").resolve())
+    job = Job(
+        config=config,
+        label=backend.label,
+        folder=model,
+        answers=(folder.path / "answers").resolve(),
+        reference=folder.reference.resolve(),
+        model_fingerprint=source.fingerprint(model),
+    )
     ending = executor.run(job, out, folder.path / "logs" / f"{backend.label}.log", reporter.progress)
     row = folder.cell_row(backend.label)
     if row is None:

@@ -46,6 +46,7 @@ PAIRED_DTYPES = {
     "mmlu_wrong_to_right": "Int64",
     "mmlu_below_noise_floor": "boolean",
 }
+PERPLEXITY_DTYPES = {"perplexity": "Float64", "kl_mean": "Float64"}
 
 
 def prefill_tokens_per_s(batch_size: int, prompt_tokens: int, ttft_s: float) -> float:
@@ -126,6 +127,16 @@ def speedup(
     return ratio, math.exp(interval.low), math.exp(interval.high)
 
 
+def mean_of_windows(values: np.ndarray[Any, Any]) -> tuple[float, float | None]:
+    """Mean of `values` [windows, tokens], and its standard error: stdev of the windows' means ÷ √windows.
+
+    Windows, not tokens, are what is counted: tokens of a window share its text, and treating them as independent would
+    make the error far too small. One window gives none.
+    """
+    means = values.mean(axis=1)
+    return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, gain) points that no other point dominates, cheapest first.
 
@@ -157,8 +168,8 @@ def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
 
     For each batch size n, `decode_tokens_per_s_b<n>` is the median over the ok trials and `status_b<n>` is ok or what
     went wrong in some trial. `mmlu` is sum(correct) ÷ sum(n) over all questions of the cell, a fraction, with its 95 %
-    Wilson interval. What was not measured is NA, never 0, and so is an accuracy over part of the questions unless
-    `allow_partial`.
+    Wilson interval. What was not measured is NA, never 0, and so is an accuracy over part of the questions, or a
+    perplexity or divergence over part of the text, unless `allow_partial`.
 
     The others are compared with the first cell of 16 bits: `speedup_b<n>` with its 95 % interval (see `speedup`), and
     `mmlu_delta`, a fraction, over the `mmlu_paired_n` questions that both answered, with its interval, McNemar's
@@ -170,6 +181,7 @@ def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
     rows = [
         {**{key: cell[key] for key in CELL_DTYPES}, **_decode(run, cell["label"], sizes)}
         | _mmlu(run, cell["label"], allow_partial)
+        | _perplexity(run, cell["label"], allow_partial)
         for cell in cells
     ]
     _add_comparisons(run, rows, sizes)
@@ -178,7 +190,7 @@ def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
         **{f"status_b{size}": "string" for size in sizes},
         **{column: "Float64" for size in sizes for column in _speedup_columns(size)},
     }
-    dtypes = CELL_DTYPES | decode_dtypes | MMLU_DTYPES | PAIRED_DTYPES | {"verdict": "string"}
+    dtypes = CELL_DTYPES | decode_dtypes | MMLU_DTYPES | PAIRED_DTYPES | PERPLEXITY_DTYPES | {"verdict": "string"}
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
@@ -205,6 +217,13 @@ def _mmlu(run: Run, label: str, allow_partial: bool) -> dict[str, Any]:
         return dict.fromkeys(MMLU_DTYPES, pd.NA)
     low, high = wilson_interval(correct, n)
     return {"mmlu": correct / n, "mmlu_ci_low": low, "mmlu_ci_high": high, "mmlu_n": n, "mmlu_partial": partial}
+
+
+def _perplexity(run: Run, label: str, allow_partial: bool) -> dict[str, Any]:
+    rows = run.perplexity[run.perplexity["label"] == label].to_dict("records")
+    if not rows or (rows[-1]["partial"] and not allow_partial):
+        return dict.fromkeys(PERPLEXITY_DTYPES, pd.NA)
+    return {column: rows[-1][column] for column in PERPLEXITY_DTYPES}
 
 
 def _add_comparisons(run: Run, rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ from qbench.backends.base import LoadedModel, import_backend
 from qbench.errors import describe_fault
 from qbench.events import EventLog
 from qbench.job import Job, cell_row
-from qbench.measure.base import Context
+from qbench.measure.base import Context, Reference
 from qbench.measure.memory import ResidentPeak
 from qbench.models import LoadOptions, resolve_device, resolve_dtype
 from qbench.results import MemoryRow, Row, ThroughputRow
@@ -103,11 +103,18 @@ class Cell:
             seed=self._job.config.seed,
             answers=self._job.answers,
             measures=self._job.config.measure,
+            reference=self._reference(),
         )
         for name, settings in context.measures.of(self._job.backend).items():
             importlib.import_module(f"qbench.measure.{name}").measure(loaded, settings, context)
             if name == "memory" and loaded.device.type == "cpu":
                 self._known["peak_rss_bytes"] = self._resident.bytes()
+
+    def _reference(self) -> Reference | None:
+        job, cell = self._job, self._job.config.reference
+        if cell is None:
+            return None
+        return Reference(cell.label, cell.label == job.label, job.reference, job.model_fingerprint)
 
     def _emit(self, row: Row) -> None:
         """Keep a row, and note what it says of the cell as a whole."""

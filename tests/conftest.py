@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # After the environment, which transformers reads at import.
-from tests.tiny_llama import save_tiny_llama
+from tests.tiny_llama import save_tiny_llama, word_ids
 from tests.tiny_variants import save_large_and_small
 
 
@@ -25,3 +25,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def large_and_small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of two models of random weights: 187 MB in 16 bit, and next to nothing."""
     return save_large_and_small(tmp_path_factory.mktemp("large-and-small"))
+
+
+@pytest.fixture(scope="session")
+def words_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A text of the words of `word_ids`."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(" ".join(f"w{index}" for index in word_ids()))
+    return str(path)

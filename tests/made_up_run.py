@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,17 @@ import numpy as np
 import pandas as pd
 
 from qbench.environment import GPU, Environment
-from qbench.results import AccuracyRow, CellRow, NoiseRow, Row, Run, RunRecord, ThroughputRow, to_frame
+from qbench.results import (
+    AccuracyRow,
+    CellRow,
+    NoiseRow,
+    PerplexityRow,
+    Row,
+    Run,
+    RunRecord,
+    ThroughputRow,
+    to_frame,
+)
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 GIB = 2**30
@@ -66,6 +77,12 @@ def subject(
         accuracy=correct / n,
         partial=partial,
     )
+
+
+def text(label: str, perplexity: float, *, partial: bool = False, **fields: Any) -> PerplexityRow:
+    figures = {"perplexity": perplexity, "nll_mean": math.log(perplexity), **fields}
+    fixed = {"dataset": "wikitext2", "window": 2048, "n_tokens": 288_627, "wall_s": 60}
+    return PerplexityRow.model_validate({**identity(label), **fixed, **figures, "partial": partial})
 
 
 def noise(label: str, n: int, right_to_wrong: int, wrong_to_right: int, *, partial: bool = False) -> NoiseRow:
@@ -132,9 +149,9 @@ def made_up_run(
         environment=environment(*gpus),
         started=datetime(2026, 10, 5, 23, 30, tzinfo=UTC),
     )
-    cells, throughput, accuracy, noise = (
+    cells, throughput, accuracy, noise, perplexity = (
         to_frame(kind, [row for row in rows if isinstance(row, kind)])
-        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow)
+        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow, PerplexityRow)
     )
     return Run(
         folder=Path("results/made-up"),
@@ -144,6 +161,7 @@ def made_up_run(
         accuracy=accuracy,
         warnings=(),
         noise=noise,
+        perplexity=perplexity,
         answers=answers or {},
     )
 

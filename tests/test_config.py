@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 import qbench.backends
 from qbench import configfile, source
-from qbench.config import ModelConfig, RunConfig, backend_kinds
+from qbench.config import ModelConfig, PerplexityConfig, RunConfig, backend_kinds
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -33,6 +33,7 @@ def test_llama3_configuration_is_the_full_comparison() -> None:
     assert throughput.batch_sizes == (1, 8, 32)
     assert throughput.prompt_tokens + throughput.new_tokens == 2048
     assert (mmlu.num_fewshot, mmlu.partial) == (5, False)
+    assert config.measure.perplexity == PerplexityConfig()
 
 
 def test_every_kind_has_its_module_and_every_module_its_kind() -> None:
@@ -77,6 +78,29 @@ def test_model_origin_is_one(model: dict[str, object], words: str) -> None:
 def test_random_weights_have_no_accuracy() -> None:
     with pytest.raises(ValidationError, match="random weights has no accuracy"):
         run_config(model={"shape": "llama-3-8b", "weights": "random"}, measure={"mmlu": {}})
+
+
+def test_random_weights_predict_nothing() -> None:
+    with pytest.raises(ValidationError, match=r"measure\.perplexity: a model with random weights predicts nothing"):
+        run_config(model={"shape": "llama-3-8b", "weights": "random"}, measure={"perplexity": {}})
+
+
+def test_divergence_needs_a_cell_to_compare_with() -> None:
+    backends = [{"kind": "int4"}, {"kind": "nf4"}]
+    with pytest.raises(ValidationError, match=r"there is none; add `- kind: fp16` to backends, or set divergence to"):
+        run_config(backends=backends, measure={"perplexity": {}})
+    assert run_config(backends=backends, measure={"perplexity": {"divergence": False}}).reference is None
+    first = run_config(
+        backends=[*backends, {"kind": "fp16", "label": "a"}, {"kind": "fp16"}], measure={"perplexity": {}}
+    )
+    assert first.reference == first.backends[2]
+    assert run_config(backends=backends).reference is None
+
+
+@pytest.mark.parametrize("settings", [{"window": 1}, {"limit": 0}, {"top_k": 0}, {"divergence": None}, {"stride": 512}])
+def test_impossible_perplexity_settings_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        run_config(measure={"perplexity": settings})
 
 
 def test_labels_differ_also_on_file_systems_that_ignore_case() -> None:

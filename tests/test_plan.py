@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from qbench import environment, plan
+from qbench.config import PerplexityConfig
 from qbench.errors import QbenchError
 from tests.test_config import run_config
 
@@ -21,6 +22,25 @@ def test_cells_keep_the_order_of_the_configuration() -> None:
     assert [cell.label for cell in plan.select(config, ["int4"])] == ["int4"]
 
 
+def test_the_reference_runs_first_where_cells_are_compared_with_it() -> None:
+    backends = [{"kind": "int4"}, {"kind": "fp16"}, {"kind": "nf4"}, {"kind": "fp16", "label": "again"}]
+    compared = run_config(backends=backends, measure={"perplexity": {}})
+    assert [cell.label for cell in plan.select(compared)] == ["fp16", "int4", "nf4", "again"]
+    assert [cell.label for cell in plan.select(compared, ["nf4", "int4"])] == ["int4", "nf4"]
+    alone = run_config(backends=backends, measure={"perplexity": {"divergence": False}})
+    assert [cell.label for cell in plan.select(alone)] == ["int4", "fp16", "nf4", "again"]
+
+
+def test_the_text_of_perplexity_is_settled_by_the_model() -> None:
+    measure = {"perplexity": {"window": 64}}
+    settled = plan.settle(run_config(measure=measure)).measure.perplexity
+    assert settled == PerplexityConfig(text="demo", window=64)
+    other = plan.settle(run_config(model={"id": "a/b"}, measure=measure)).measure.perplexity
+    assert other == PerplexityConfig(text="wikitext2", window=64)
+    given = run_config(measure={"perplexity": {"text": "x.txt"}})
+    assert plan.settle(given) == given
+
+
 def test_only_must_name_a_cell() -> None:
     with pytest.raises(QbenchError, match=r"--only int8: no such cell; did you mean int4\? \(there are: fp16, int4\)"):
         plan.select(run_config(backends=TWO), ["int8"])
@@ -32,6 +52,7 @@ def test_only_must_name_a_cell() -> None:
         ({"device": "cuda"}, "no NVIDIA GPU is visible"),
         ({"measure": {"mmlu": {"data": "/nowhere"}}}, "measure.mmlu.data: no folder /nowhere"),
         ({"calibration": {"text": "/nowhere.txt"}}, "calibration.text: no file /nowhere.txt"),
+        ({"measure": {"perplexity": {"text": "/nowhere.raw"}}}, "measure.perplexity.text: no file /nowhere.raw"),
         ({"backends": [{"kind": "fp16", "python": "/nowhere"}]}, "backends.fp16.python: no interpreter"),
         (
             {"model": {"shape": "llama-3-9b", "weights": "random"}},

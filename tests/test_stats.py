@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from qbench.stats import (
     batch_sizes,
     decode_tokens_per_s,
     decode_trials,
+    mean_of_windows,
     pareto_front,
     prefill_tokens_per_s,
     quantile,
@@ -31,6 +33,7 @@ from tests.made_up_run import (
     measured,
     noise,
     subject,
+    text,
     trial,
     trials,
 )
@@ -189,7 +192,8 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
         "speedup_b32", "speedup_b32_low", "speedup_b32_high",
         "mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial",
         "mmlu_paired_n", "mmlu_delta", "mmlu_delta_low", "mmlu_delta_high", "mmlu_p_value", "mmlu_p_holm",
-        "mmlu_right_to_wrong", "mmlu_wrong_to_right", "mmlu_below_noise_floor", "verdict",
+        "mmlu_right_to_wrong", "mmlu_wrong_to_right", "mmlu_below_noise_floor",
+        "perplexity", "kl_mean", "verdict",
     ]  # fmt: skip
 
 
@@ -356,6 +360,22 @@ def test_a_real_difference_below_the_noise_floor_is_named_so() -> None:
     assert str(quiet["verdict"]).startswith("accuracy −2.0 points [")
 
 
+def test_perplexity_of_part_of_the_text_is_left_out_unless_asked_for() -> None:
+    rows = [cell("fp16"), cell("int4"), text("fp16", 6.1), text("int4", 6.5, partial=True, kl_mean=0.04)]
+    full = summarize(made_up_run(rows)).set_index("label")
+    assert full.loc["fp16", "perplexity"] == 6.1
+    assert full.loc["int4", ["perplexity", "kl_mean"]].isna().all()
+    allowed = summarize(made_up_run(rows), allow_partial=True).set_index("label")
+    assert list(allowed.loc["int4", ["perplexity", "kl_mean"]]) == [6.5, 0.04]
+    assert pd.isna(allowed.loc["fp16", "kl_mean"])
+
+
+def test_standard_error_over_windows_by_hand() -> None:
+    # Means of the windows 2 and 6: their mean is 4, their stdev √8, its error √8 ÷ √2 = 2.
+    assert mean_of_windows(np.array([[1.0, 2.0, 3.0], [6.0, 6.0, 6.0]])) == (4, pytest.approx(2))
+    assert mean_of_windows(np.array([[1.0, 2.0, 3.0]])) == (2, None)
+
+
 def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
     full = summarize(made_up_run(five_cells()))
     empty = summarize(made_up_run([cell("int4", status="error")]))
@@ -364,8 +384,8 @@ def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
 
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
-    text = summarize(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert text.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 31
+    written = summarize(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
+    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 33
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:

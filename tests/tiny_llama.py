@@ -63,6 +63,11 @@ def save_tiny_llama(folder: Path, tokenizer: bool = True) -> Path:
     return folder
 
 
+def word_ids() -> torch.Tensor:
+    """100 ids of words that the tokenizer knows: int64 [100]."""
+    return torch.randint(4, VOCAB, (100,), generator=torch.Generator().manual_seed(3))
+
+
 def options(folder: Path, work: Path, dtype: torch.dtype = torch.bfloat16) -> LoadOptions:
     """Load `folder` on the CPU."""
     return LoadOptions(folder=folder, device=torch.device("cpu"), dtype=dtype, work=work)

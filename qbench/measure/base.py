@@ -15,6 +15,19 @@ from qbench.results import Identity, Row
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """The 16-bit cell that the others are compared with."""
+
+    label: str
+    own: bool
+    """Whether the cell that is measured is that one."""
+    path: Path
+    """Its log-probabilities, see `qbench.measure.divergence`."""
+    model_fingerprint: str
+    """Of the model that all cells are made of."""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """A measure's way back to the run."""
 
@@ -29,6 +42,8 @@ class Context:
     """Folder for the run's answer files."""
     measures: MeasureConfig = field(default_factory=MeasureConfig)
     """All that the run measures, for a measure that repeats another."""
+    reference: Reference | None = None
+    """None where nothing is compared."""
 
 
 def random_prompt(loaded: LoadedModel, batch_size: int, tokens: int, seed: int) -> Tensor:

@@ -1,0 +1,90 @@
+"""Perplexity of a text, and the divergence from the 16-bit cell, from one forward of each window.
+
+perplexity = exp(mean of -log p(token)) over all predicted tokens
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qbench import stats, texts
+from qbench.backends.base import LoadedModel
+from qbench.config import PerplexityConfig
+from qbench.errors import QbenchError
+from qbench.measure.base import Context
+from qbench.measure.divergence import Observer, observer
+from qbench.measure.windows import cut, log_probabilities, window_length
+from qbench.results import PerplexityRow
+
+
+def measure(loaded: LoadedModel, config: PerplexityConfig, context: Context) -> None:
+    """Emit one `PerplexityRow`; the 16-bit cell also leaves what the others are compared with.
+
+    A cell that finds nothing to be compared with keeps its perplexity, and fails then.
+
+    Raises:
+        QbenchError: the text cannot be read or is too short, the model has no tokenizer or too short a context, its
+            logits are NaN, or there is nothing to compare with (see `qbench.measure.divergence.observer`).
+    """
+    if loaded.tokenizer is None:
+        raise QbenchError("measure.perplexity: the model has no tokenizer; choose one that has, or remove perplexity")
+    start = time.perf_counter()
+    text = config.text or "wikitext2"
+    window = window_length(loaded.model, config.window)
+    tokens = cut(loaded.tokenizer, texts.read(text, "test", "measure.perplexity.text"), window, config.limit)
+    watching, refusal = _observer(tokens, config, context)
+    nll = _negative_log_likelihoods(loaded, tokens, watching, context)
+    mean, stderr = stats.mean_of_windows(nll)
+    columns = {
+        **context.identity,
+        "dataset": texts.name(text),
+        "window": window,
+        "n_tokens": nll.size,
+        "perplexity": math.exp(mean),
+        "nll_mean": mean,
+        "nll_stderr": stderr,
+        **(watching.end() if watching else {}),
+        "partial": config.partial,
+        "wall_s": time.perf_counter() - start,
+    }
+    context.emit(PerplexityRow.model_validate(columns))
+    if refusal:
+        raise refusal
+
+
+def _observer(tokens: Tensor, config: PerplexityConfig, context: Context) -> tuple[Observer | None, QbenchError | None]:
+    if not config.divergence or context.reference is None:
+        return None, None
+    try:
+        return observer(tokens, config.top_k, context.reference), None
+    except QbenchError as error:
+        return None, error
+
+
+@torch.inference_mode()
+def _negative_log_likelihoods(
+    loaded: LoadedModel, tokens: Tensor, watching: Observer | None, context: Context
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """-log p(token) of all tokens of each window but the first, [windows, window - 1], in nats."""
+    nll = np.empty((len(tokens), tokens.shape[1] - 1))
+    for i, window in enumerate(tokens):
+        context.progress("perplexity", i, len(tokens))
+        targets = window[1:].to(loaded.device)
+        for rows, logprobs in log_probabilities(loaded, window):
+            truth = logprobs.gather(1, targets[rows, None])[:, 0]
+            nll[i, rows] = -truth.double().cpu().numpy()
+            if watching:
+                watching.see(i, rows, logprobs, truth)
+        if not np.isfinite(nll[i]).all():
+            raise QbenchError(
+                f"perplexity: the model's log-probabilities are NaN or infinite, first seen in window {i + 1}: "
+                "a mean would mean nothing. Try another dtype (float16 overflows in some models), or check the "
+                "quantized weights."
+            )
+    context.progress("perplexity", len(tokens), len(tokens))
+    return nll
