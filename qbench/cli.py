@@ -125,7 +125,8 @@ def plot(
             run_data = read_run(folder)
             for warning in run_data.warnings:
                 typer.secho(f"warning: {warning}", err=True, fg="yellow")
-            if not allow_partial and run_data.accuracy["partial"].any():
+            accuracy = run_data.accuracy
+            if not allow_partial and accuracy.loc[accuracy["task"] == "mmlu", "partial"].any():
                 typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
             for path in plots.draw(run_data, out / folder.resolve().name, allow_partial=allow_partial):
                 typer.echo(path)

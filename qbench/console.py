@@ -15,7 +15,8 @@ from rich.table import Table
 
 from qbench.compare import reference_label
 from qbench.events import ProgressEvent
-from qbench.results import CellRow, Run, display_label
+from qbench.results import Run, display_label
+from qbench.rows import CellRow
 from qbench.stats import batch_sizes, summarize
 from qbench.verdict import accuracy_words, speedup_words
 

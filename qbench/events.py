@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
-from qbench.results import ROW_TYPES, Row
+from qbench.rows import ROW_TYPES, Row
 
 
 class RowEvent(BaseModel):

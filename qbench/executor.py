@@ -14,7 +14,8 @@ from typing import Protocol
 
 from qbench.events import EventReader, ProgressEvent
 from qbench.job import Job
-from qbench.results import Status, write_atomically
+from qbench.results import write_atomically
+from qbench.rows import Status
 
 POLL_S = 0.5
 """Seconds between two looks at a worker: rare enough not to disturb what it measures."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from qbench.config import Backend, RunConfig
-from qbench.results import CellRow, Identity
+from qbench.rows import CellRow, Identity
 
 
 class Job(BaseModel):

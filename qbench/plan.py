@@ -60,6 +60,9 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(
             f"measure.mmlu.data: no folder {mmlu.data}; give one with test/ and dev/ in MMLU's CSV layout, or `demo`"
         )
+    for task, path in config.measure.tasks.data.items() if config.measure.tasks else ():
+        if not path.expanduser().exists():
+            raise QbenchError(f"measure.tasks.data: no file or folder {path} for {task}")
     if config.calibration.text:
         texts.check(config.calibration.text, "calibration.text")
     if config.measure.perplexity and config.measure.perplexity.text:

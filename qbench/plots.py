@@ -286,7 +286,9 @@ def _accuracy_title(run: Run, summary: pd.DataFrame, pattern: str) -> str:
 
 
 def _accuracy_details(run: Run, summary: pd.DataFrame) -> str:
-    shots = "/".join(str(number) for number in sorted(set(run.accuracy["num_fewshot"])))
+    shots = "/".join(
+        str(number) for number in sorted(set(run.accuracy.loc[run.accuracy["task"] == "mmlu", "num_fewshot"]))
+    )
     return f"{_questions(summary)}, {shots}-shot, with 95% Wilson intervals"
 
 

@@ -15,17 +15,8 @@ from qbench.errors import QbenchError
 from qbench.events import EventLog, ProgressEvent, read_rows
 from qbench.executor import Ending, Executor, LocalExecutor
 from qbench.job import Job, cell_row
-from qbench.results import (
-    LINES,
-    TABLES,
-    CellRow,
-    Row,
-    RunRecord,
-    read_run,
-    write_atomically,
-    write_lines,
-    write_table,
-)
+from qbench.results import RunRecord, read_run, write_atomically, write_lines, write_table
+from qbench.rows import LINES, TABLES, CellRow, Row
 from qbench.stats import summarize
 
 

@@ -25,7 +25,7 @@ from qbench.job import Job, cell_row
 from qbench.measure.base import Context, Reference
 from qbench.measure.memory import ResidentPeak
 from qbench.models import LoadOptions, resolve_device, resolve_dtype
-from qbench.results import MemoryRow, Row, ThroughputRow
+from qbench.rows import MemoryRow, Row, ThroughputRow
 
 
 class Cell:

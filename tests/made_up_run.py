@@ -12,17 +12,8 @@ import numpy as np
 import pandas as pd
 
 from qbench.environment import GPU, Environment
-from qbench.results import (
-    AccuracyRow,
-    CellRow,
-    NoiseRow,
-    PerplexityRow,
-    Row,
-    Run,
-    RunRecord,
-    ThroughputRow,
-    to_frame,
-)
+from qbench.results import Run, RunRecord, to_frame
+from qbench.rows import AccuracyRow, CellRow, NoiseRow, PerplexityRow, Row, ThroughputRow
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 GIB = 2**30

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from qbench.answers import read_answers
-from qbench.results import AccuracyRow, read_run, to_frame, write_table
+from qbench.results import read_run, to_frame, write_table
+from qbench.rows import AccuracyRow
 from qbench.stats import summarize
 from tests.made_up_run import cell, made_up_run, subject
 

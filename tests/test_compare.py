@@ -5,7 +5,7 @@ import pytest
 
 from qbench.compare import compare, noise_floor, reference_label, tied
 from qbench.paired import Flips
-from qbench.results import NoiseRow
+from qbench.rows import NoiseRow
 from tests.made_up_run import answers, cell, flipped, made_up_run, noise
 
 

@@ -103,6 +103,27 @@ def test_impossible_perplexity_settings_are_refused(settings: dict[str, object])
         run_config(measure={"perplexity": settings})
 
 
+def test_random_weights_have_no_accuracy_in_any_task() -> None:
+    with pytest.raises(ValidationError, match=r"measure\.tasks: a model with random weights has no accuracy"):
+        run_config(model={"shape": "llama-3-8b", "weights": "random"}, measure={"tasks": {"names": ["piqa"]}})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ({}, "names\n  Field required"),
+        ({"names": []}, "at least 1 item"),
+        ({"names": ["piqa", "arc_easy", "piqa"]}, "piqa is there twice"),
+        ({"names": ["mmlu"]}, "use measure.mmlu"),
+        ({"names": ["piqa"], "data": {"pica": "x"}}, r"data: pica is not one of the names \(piqa\)"),
+        ({"names": ["piqa"], "engine": "vllm"}, "'prefix' or 'stock'"),
+    ],
+)
+def test_impossible_tasks_are_refused(tasks: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        run_config(measure={"tasks": tasks})
+
+
 def test_labels_differ_also_on_file_systems_that_ignore_case() -> None:
     with pytest.raises(ValidationError, match="label int4 is used twice"):
         run_config(backends=[{"kind": "int4"}, {"kind": "nf4", "label": "INT4"}])

@@ -20,7 +20,7 @@ from qbench.config import FP16, GenerationsConfig, RunConfig
 from qbench.errors import QbenchError
 from qbench.measure import generations
 from qbench.measure.base import Context
-from qbench.results import GenerationRow, Row
+from qbench.rows import GenerationRow, Row
 from tests.test_runner import Watcher, config
 from tests.tiny_llama import options, save_tiny_llama
 

@@ -20,12 +20,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qbench import demo
 from qbench.backends.base import LoadedModel
-from qbench.config import MMLUConfig
+from qbench.config import Engine, MMLUConfig
 from qbench.errors import QbenchError
-from qbench.measure import mmlu
+from qbench.measure import harness, mmlu
 from qbench.measure.base import Context
 from qbench.measure.mmlu_data import find_subjects, known_subjects, load_tasks, read_questions, task_manager
-from qbench.results import AccuracyRow, Row
+from qbench.rows import AccuracyRow, Row
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
 
@@ -38,6 +38,7 @@ AWKWARD: list[Record] = [
     ("{{ question }} {% raw %}", "{{1+1}}", "\\n", "'", "a\tb", "A"),
 ]
 SUBJECTS = ("anatomy", "made_up_world", "zoology")
+ENGINES: tuple[Engine, ...] = ("prefix", "stock")
 
 
 def record(subject: str, number: int) -> Record:
@@ -193,16 +194,17 @@ def test_the_model_sees_the_prompts_of_mmlu(
         return forward(input_ids, **options)
 
     loaded.model.forward = spy
-    evaluate(num_fewshot=shots, batch_size=1)
+    evaluate(num_fewshot=shots, batch_size=1, engine="stock")
     assert loaded.tokenizer is not None
     expected = [expected_prompt(folder, s, fields, shots) for s in SUBJECTS for fields in questions(folder, s)]
     assert sorted(seen) == sorted(loaded.tokenizer.encode(prompt) for prompt in expected)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 def test_accuracy_and_answers_equal_a_plain_computation(
-    evaluate: Callable[..., Recorder], loaded: LoadedModel, folder: Path
+    evaluate: Callable[..., Recorder], loaded: LoadedModel, folder: Path, engine: str
 ) -> None:
-    done = evaluate(batch_size=4)
+    done = evaluate(batch_size=4, engine=engine)
     answers = pd.read_parquet(done.path)
     assert [row.subject for row in done.rows] == list(SUBJECTS)
     for row in done.rows:
@@ -232,10 +234,25 @@ def test_a_row_has_every_column(evaluate: Callable[..., Recorder]) -> None:
     assert anatomy.wall_s == zoology.wall_s > 0
 
 
-def test_the_logprobs_are_those_of_the_unmodified_wrapper(
+def test_every_row_says_how_many_tokens_the_whole_task_took(
     evaluate: Callable[..., Recorder], loaded: LoadedModel, folder: Path
 ) -> None:
-    answers = pd.read_parquet(evaluate(batch_size=3).path)
+    assert loaded.tokenizer is not None
+    prompts = [expected_prompt(folder, s, fields) for s in SUBJECTS for fields in questions(folder, s)]
+    read = sum(len(loaded.tokenizer.encode(prompt)) for prompt in prompts)
+    prefix, stock = ({(row.forward_tokens, row.stock_tokens) for row in evaluate(engine=e).rows} for e in ENGINES)
+    assert stock == {(read, read)}
+    ((less, same),) = prefix
+    assert same == read
+    assert less is not None
+    assert less < 0.5 * read
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_logprobs_are_those_of_the_unmodified_wrapper(
+    evaluate: Callable[..., Recorder], loaded: LoadedModel, folder: Path, engine: str
+) -> None:
+    answers = pd.read_parquet(evaluate(batch_size=3, engine=engine).path)
     tasks = load_tasks(MMLUConfig(data=str(folder)))
     plain = HFLM(pretrained=loaded.model, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=3)
     samples = lm_eval.simple_evaluate(model=plain, tasks=tasks, num_fewshot=5, task_manager=task_manager())["samples"]
@@ -305,7 +322,7 @@ def test_the_batch_size_does_not_change_answers(evaluate: Callable[..., Recorder
 
 
 def test_progress_rises_to_the_total(evaluate: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmlu, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(harness, "REPORT_EVERY_S", 0.0)
     progress = evaluate(batch_size=2).progress
     assert progress == [("mmlu", done, 20) for done in range(21)]
 
@@ -328,12 +345,16 @@ def test_model_and_tokenizer_are_left_as_they_were(evaluate: Callable[..., Recor
     assert loaded.tokenizer.pad_token is None, "the wrapper's padding token must not leak"
 
 
-def test_nan_is_an_error_and_leaves_nothing_behind(loaded: LoadedModel, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nan_is_an_error_and_leaves_nothing_behind(
+    loaded: LoadedModel, folder: Path, tmp_path: Path, engine: Engine
+) -> None:
     with torch.no_grad():
         loaded.model.model.norm.weight.fill_(float("nan"))
     recorder = Recorder(tmp_path / "answers")
-    with pytest.raises(QbenchError, match="logits are NaN, first seen in made_up_world"):
-        mmlu.measure(loaded, MMLUConfig(data=str(folder), subjects=("made_up_world",)), recorder.context)
+    config = MMLUConfig(data=str(folder), subjects=("made_up_world",), engine=engine)
+    with pytest.raises(QbenchError, match="mmlu: the model's logits are NaN, first seen in mmlu_made_up_world"):
+        mmlu.measure(loaded, config, recorder.context)
     assert not recorder.rows
     assert not recorder.path.exists()
 
@@ -346,7 +367,10 @@ def test_prompts_that_do_not_fit_are_counted(
     assert "3 of 3 prompts exceed the model's 64 tokens" in caplog.text
 
 
-def test_letters_of_two_tokens_are_scored_whole(folder: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_letters_of_two_tokens_are_scored_whole(
+    folder: Path, loaded: LoadedModel, tmp_path: Path, engine: Engine
+) -> None:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
@@ -356,7 +380,8 @@ def test_letters_of_two_tokens_are_scored_whole(folder: Path, loaded: LoadedMode
         model=loaded.model, tokenizer=single_bytes, device=loaded.device, dtype=loaded.dtype, kernel="test",
         linear_bytes=1, linear_weights=1,
     )  # fmt: skip
-    mmlu.measure(model, MMLUConfig(data=str(folder), subjects=("zoology",), num_fewshot=1), recorder.context)
+    config = MMLUConfig(data=str(folder), subjects=("zoology",), num_fewshot=1, engine=engine)
+    mmlu.measure(model, config, recorder.context)
     prompt = expected_prompt(folder, "zoology", questions(folder, "zoology")[0], shots=1)
     tokens = single_bytes.encode(prompt + " B")
     with torch.no_grad():

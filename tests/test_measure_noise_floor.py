@@ -17,7 +17,8 @@ from qbench.config import FP16, Int4, MeasureConfig, NoiseFloorConfig
 from qbench.errors import QbenchError
 from qbench.measure import mmlu, noise_floor
 from qbench.measure.base import Context
-from qbench.results import NoiseRow, Row, read_run
+from qbench.results import read_run
+from qbench.rows import NoiseRow, Row
 from tests.test_config import run_config
 from tests.test_runner import Watcher
 from tests.tiny_llama import options

@@ -8,17 +8,8 @@ from hypothesis import strategies as st
 
 from qbench import environment
 from qbench.errors import QbenchError
-from qbench.results import (
-    AccuracyRow,
-    CellRow,
-    RunRecord,
-    ThroughputRow,
-    find_runs,
-    read_run,
-    read_table,
-    write_atomically,
-    write_table,
-)
+from qbench.results import RunRecord, find_runs, read_run, read_table, write_atomically, write_table
+from qbench.rows import AccuracyRow, CellRow, ThroughputRow
 
 IDENTITY = {"run": "r", "model": "m", "backend": "int4", "label": "int4"}
 
@@ -56,7 +47,7 @@ def test_columns_are_the_fields_of_the_row_and_a_missing_value_is_empty(tmp_path
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1, max_size=20)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     error=st.none() | words,
     ttft=st.none() | st.floats(allow_nan=False, allow_infinity=False),
@@ -79,6 +70,34 @@ def test_a_truncated_last_line_is_left_out_with_a_warning(tmp_path: Path) -> Non
     assert list(run.throughput["trial"]) == [0]
     assert len(run.warnings) == 1
     assert "line 3 is damaged or incomplete" in run.warnings[0]
+
+
+def test_a_table_that_is_older_than_its_last_columns_is_read(tmp_path: Path) -> None:
+    header = "run,model,backend,label,task,subject,num_fewshot,n,correct,accuracy,stderr,partial,wall_s"
+    (tmp_path / "t.csv").write_text(f"{header}\nr,m,int4,int4,mmlu,anatomy,5,100,21,0.21,0.04,False,643.2\n")
+    frame, warnings = read_table(tmp_path / "t.csv", AccuracyRow)
+    assert warnings == []
+    assert list(frame.columns) == list(AccuracyRow.model_fields)
+    assert (frame.loc[0, "correct"], frame.loc[0, "wall_s"]) == (21, 643.2)
+    assert pd.isna(frame.loc[0, "forward_tokens"])
+
+
+@pytest.mark.parametrize("header", ["", "run", "run,model,backend,label,batch_size,prompt_tokens", "run,model,label"])
+def test_a_table_without_columns_that_every_row_has_is_refused(tmp_path: Path, header: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}\n")
+    with pytest.raises(QbenchError, match="not the columns"):
+        read_table(tmp_path / "t.csv", ThroughputRow)
+
+
+def test_a_task_without_subjects_and_without_whole_answers_survives_the_table(tmp_path: Path) -> None:
+    row = AccuracyRow.model_validate(
+        IDENTITY | {"task": "truthfulqa_mc2", "num_fewshot": 0, "n": 3, "accuracy": 0.4, "partial": False}
+    )
+    write_table(tmp_path / "t.csv", AccuracyRow, [row])
+    frame, warnings = read_table(tmp_path / "t.csv", AccuracyRow)
+    assert warnings == []
+    assert frame.loc[0, "subject"] == ""
+    assert pd.isna(frame.loc[0, "correct"])
 
 
 def test_a_table_of_another_tool_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.events import ProgressEvent
 from qbench.int4 import native
-from qbench.results import CellRow, read_run
+from qbench.results import read_run
+from qbench.rows import CellRow
 
 KERNEL = "cpu" if native.library() else "aten"
 QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}

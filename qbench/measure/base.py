@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qbench.backends.base import LoadedModel
 from qbench.config import MeasureConfig
-from qbench.results import Identity, Row
+from qbench.rows import Identity, Row
 
 
 @dataclass(frozen=True, slots=True)

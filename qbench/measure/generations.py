@@ -11,7 +11,7 @@ from qbench.config import GenerationsConfig
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.decode import generate, make_decoder
-from qbench.results import GenerationRow
+from qbench.rows import GenerationRow
 
 
 def measure(loaded: LoadedModel, config: GenerationsConfig, context: Context) -> None:

@@ -21,7 +21,7 @@ from qbench.backends.base import LoadedModel
 from qbench.config import MemoryConfig
 from qbench.measure.base import Context, random_prompt
 from qbench.measure.decode import make_decoder
-from qbench.results import MemoryRow
+from qbench.rows import MemoryRow
 
 
 def measure(loaded: LoadedModel, config: MemoryConfig, context: Context) -> None:

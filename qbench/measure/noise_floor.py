@@ -20,7 +20,7 @@ from qbench.errors import QbenchError
 from qbench.measure import mmlu
 from qbench.measure.base import Context
 from qbench.paired import count_flips
-from qbench.results import NoiseRow
+from qbench.rows import NoiseRow
 
 LOGPROBS = ["logprob_a", "logprob_b", "logprob_c", "logprob_d"]
 

@@ -19,7 +19,7 @@ from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.divergence import Observer, observer
 from qbench.measure.windows import cut, log_probabilities, window_length
-from qbench.results import PerplexityRow
+from qbench.rows import PerplexityRow
 
 
 def measure(loaded: LoadedModel, config: PerplexityConfig, context: Context) -> None:

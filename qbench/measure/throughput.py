@@ -14,7 +14,7 @@ from qbench.errors import describe_fault
 from qbench.measure.base import Context, random_prompt
 from qbench.measure.decode import Decoder, Generation, generate, make_decoder, resolve_mode
 from qbench.measure.memory import peak_bytes
-from qbench.results import Status, ThroughputRow
+from qbench.rows import Status, ThroughputRow
 
 
 def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context) -> None:

@@ -1,0 +1,167 @@
+"""What can be measured: one section a module of `qbench.measure`, listed in `MeasureConfig`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from qbench.config.backends import Backend
+from qbench.config.base import Strict
+
+Engine = Literal["prefix", "stock"]
+"""Who runs the model for lm-evaluation-harness: prefix reads what prompts share once, stock is its own code."""
+
+
+class MemoryConfig(Strict):
+    """Peak memory of the first forward after loading."""
+
+    batch_size: int = Field(default=1, ge=1)
+    seq_len: int = Field(default=512, ge=1, description="tokens in that forward")
+
+
+class ThroughputConfig(Strict):
+    """Prefill and decode speed."""
+
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
+    seq_len: int = Field(default=2048, ge=2, description="prompt plus new tokens")
+    new_tokens: int = Field(default=128, ge=2, description="tokens generated; the first belongs to the prefill")
+    trials: int = Field(default=3, ge=1, description="timed repetitions; every one is a row")
+    warmup: int = Field(default=1, ge=0, description="repetitions before them that are not counted")
+    decode: Literal["auto", "eager", "graph"] = Field(
+        default="auto", description="graph: the decode step as a CUDA graph; auto: graph on CUDA, eager elsewhere"
+    )
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _distinct_ascending(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if list(sizes) != sorted(set(sizes)):
+            raise ValueError("batch sizes must be distinct and ascending")
+        return sizes
+
+    @model_validator(mode="after")
+    def _prompt_is_left(self) -> Self:
+        if self.new_tokens >= self.seq_len:
+            raise ValueError(f"new_tokens ({self.new_tokens}) must be less than seq_len ({self.seq_len})")
+        return self
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.seq_len - self.new_tokens
+
+
+class MMLUConfig(Strict):
+    """Four-choice accuracy by lm-evaluation-harness's own task."""
+
+    num_fewshot: int = Field(default=5, ge=0, le=5)
+    data: str | None = Field(
+        default=None,
+        description="folder in the published CSV layout, or `demo`; the hub's cais/mmlu unless given",
+    )
+    subjects: tuple[str, ...] | None = Field(default=None, min_length=1, description="only these; marks rows partial")
+    limit: int | None = Field(default=None, ge=1, description="questions a subject; marks rows partial")
+    batch_size: int = Field(default=8, ge=1)
+    engine: Engine = Field(default="prefix", description="prefix reads shared examples once, stock for each question")
+
+    @property
+    def partial(self) -> bool:
+        """Whether the figure covers less than the whole test set."""
+        return self.limit is not None or self.subjects is not None
+
+
+class NoiseFloorConfig(Strict):
+    """MMLU once more, of 16-bit cells only: what a batch size alone changes is no effect of quantization."""
+
+    batch_size: int | None = Field(
+        default=None, ge=1, description="of the second evaluation; half of measure.mmlu.batch_size unless given"
+    )
+
+
+class TasksConfig(Strict):
+    """Accuracy by any task of lm-evaluation-harness that compares log-likelihoods."""
+
+    names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, hellaswag")
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="examples before a question; the task's own if null"
+    )
+    limit: int | None = Field(default=None, ge=1, description="questions a task; marks rows partial")
+    batch_size: int = Field(default=8, ge=1)
+    engine: Engine = Field(default="prefix", description="prefix reads what prompts share once, stock each time")
+    data: dict[str, Path] = Field(
+        default={},
+        description="by task: a folder with <split>.jsonl, .json, .csv or .parquet, or one file of its questions; "
+        "the hub unless given",
+    )
+
+    @model_validator(mode="after")
+    def _names_are_distinct_tasks(self) -> Self:
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names: {', '.join(twice)} is there twice")
+        if "mmlu" in self.names:
+            raise ValueError("names: mmlu is a measure of its own; use measure.mmlu")
+        stray = sorted(set(self.data) - set(self.names))
+        if stray:
+            raise ValueError(f"data: {', '.join(stray)} is not one of the names ({', '.join(self.names)})")
+        return self
+
+
+class GenerationsConfig(Strict):
+    """Greedy continuations to read: what quantization makes of a text, beside what it makes of the figures."""
+
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(
+            "The most important thing to know about the ocean is that",
+            "Once upon a time, in a village at the foot of a mountain,",
+            "To make a good cup of tea, you first",
+            "The three primary colors are",
+            "A short letter of thanks to a neighbor:\n\nDear",
+        ),
+        min_length=1,
+    )
+    new_tokens: int = Field(default=32, ge=1, description="tokens a continuation")
+
+
+class PerplexityConfig(Strict):
+    """Perplexity of a text, and how far the predictions are from those of the 16-bit cell."""
+
+    text: str | None = Field(
+        default=None,
+        description="a text file, `demo`, or `wikitext2` (hub, test set); the model's natural choice unless given",
+    )
+    window: int | None = Field(
+        default=None, ge=2, description="tokens a window; 2048 unless given, or the model's context if that is shorter"
+    )
+    limit: int | None = Field(default=None, ge=1, description="windows; marks rows partial")
+    divergence: bool = Field(default=True, description="compare every token's prediction with the fp16 cell's")
+    top_k: int = Field(
+        default=64, ge=1, description="of the fp16 cell's predictions kept a token, beside the rest's sum"
+    )
+
+    @property
+    def partial(self) -> bool:
+        """Whether the figure covers less than the whole text."""
+        return self.limit is not None
+
+
+class MeasureConfig(Strict):
+    """What is measured: every field is the name of a module of `qbench.measure`; None is not measured.
+
+    In a YAML file a key without a value, or with `true`, means the defaults of its measure, and `false` means None.
+    """
+
+    memory: MemoryConfig = MemoryConfig()
+    throughput: ThroughputConfig | None = None
+    mmlu: MMLUConfig | None = None
+    tasks: TasksConfig | None = None
+    generations: GenerationsConfig | None = None
+    perplexity: PerplexityConfig | None = None
+    noise_floor: NoiseFloorConfig | None = None
+
+    def of(self, backend: Backend) -> dict[str, Strict]:
+        """What is measured of a cell, by name, in order."""
+        chosen: dict[str, Strict] = {name: settings for name, settings in self if settings is not None}
+        if backend.weight_bits < 16:
+            chosen.pop("noise_floor", None)
+        return chosen

@@ -1,0 +1,60 @@
+"""Accuracy by any task of lm-evaluation-harness that compares log-likelihoods: ARC, HellaSwag, PIQA, TruthfulQA, …"""
+
+from __future__ import annotations
+
+import time
+
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from qbench.backends.base import LoadedModel
+from qbench.config import TasksConfig
+from qbench.errors import QbenchError
+from qbench.measure.base import Context
+from qbench.measure.harness import Evaluation, evaluate, quiet_harness
+from qbench.measure.tasks_data import load_tasks
+from qbench.rows import AccuracyRow
+
+
+def measure(loaded: LoadedModel, config: TasksConfig, context: Context) -> None:
+    """Emit a row for every task, one for each of its tasks if it is a tag or group; a name when all before it are done.
+
+    Raises:
+        QbenchError: the model has no tokenizer, its logits are NaN, or a task cannot be measured (see `load_tasks`).
+    """
+    if loaded.tokenizer is None:
+        raise QbenchError("measure.tasks: the model has no tokenizer; choose one that has, or remove tasks")
+    context.progress("tasks, reading their index", 0, 1)
+    with quiet_harness():
+        # All that lm-evaluation-harness ships, 13,000 files: this takes some seconds.
+        manager = TaskManager()
+        chosen = load_tasks(manager, config)
+        for name, tasks in chosen.items():
+            start = time.perf_counter()
+            found = evaluate(
+                loaded,
+                tasks,
+                what=name,
+                engine=config.engine,
+                batch_size=config.batch_size,
+                num_fewshot=config.num_fewshot,
+                limit=config.limit,
+                manager=manager,
+                progress=context.progress,
+            )
+            wall_s = time.perf_counter() - start
+            for task in tasks:
+                context.emit(_row(name, task, found, config, context, wall_s))
+
+
+def _row(name: str, task: Task, found: Evaluation, config: TasksConfig, context: Context, wall_s: float) -> AccuracyRow:
+    own = str(task.task_name)
+    return AccuracyRow(
+        **context.identity,
+        task=name,
+        subject="" if own == name else own,
+        num_fewshot=task.config.num_fewshot,
+        partial=config.limit is not None,
+        wall_s=wall_s,
+        **found.columns(own),
+    )
