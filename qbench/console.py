@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -117,9 +117,10 @@ def finished_line(row: CellRow) -> str:
 def print_results(console: Console, run: Run) -> None:
     """The tables of a run, how to read them, and what is wrong with its files."""
     console.print(result_table(run))
-    comparison = comparison_table(run)
-    if comparison.rows:
-        console.print(comparison)
+    compared = [table for table in (speed_table(run), quality_table(run)) if table.rows]
+    for table in compared:
+        console.print(table)
+    if compared:
         test = "; p: McNemar's exact test, corrected by Holm over the cells" if run.answers else ""
         console.print(f"in brackets: 95 % intervals{test}")
     if noise := _noise_words(run):
@@ -154,21 +155,57 @@ def result_table(run: Run) -> Table:
     return table
 
 
-def comparison_table(run: Run) -> Table:
-    """Every cell against the 16-bit one, in words; without rows if there is nothing to compare."""
-    summary, sizes = summarize(run, allow_partial=True), batch_sizes(run)
-    reference = summary[summary["label"] == reference_label(run)].to_dict("records")
-    name = display_label(reference[0]["backend"], reference[0]["label"]) if reference else MISSING
-    table = Table(title=escape(f"compared with {name}"), title_justify="left")
+def speed_table(run: Run) -> Table:
+    """Every cell's speed against the 16-bit one's; without rows if there is nothing to compare."""
+    sizes = batch_sizes(run)
+    table = Table(title=escape(f"speed, compared with {_reference(run)}"), title_justify="left")
     table.add_column("backend")
     for size in sizes:
-        table.add_column(f"speed at {size}", justify="right")
-    table.add_column("accuracy")
-    for row in cast(list[dict[str, Any]], summary.to_dict("records")):
-        words = [*(speedup_words(row, size) for size in sizes), accuracy_words(row)]
+        table.add_column(f"at batch {size}", justify="right")
+    for row in _summary(run):
+        words = [speedup_words(row, size) for size in sizes]
         if any(words):
             table.add_row(_backend(row), *(word or MISSING for word in words))
     return table
+
+
+def quality_table(run: Run) -> Table:
+    """Every cell's answers and predictions against the 16-bit one's; without rows if there are none."""
+    table = Table(title=escape(f"quality, compared with {_reference(run)}"), title_justify="left")
+    table.add_column("backend")
+    table.add_column("accuracy")
+    for heading in ("lost / won", "perplexity", "KL, nats", "same top token"):
+        table.add_column(heading, justify="right")
+    texts = run.perplexity.drop_duplicates("label", keep="last").set_index("label").to_dict("index")
+    for row in _summary(run):
+        text = texts.get(row["label"], {})
+        if text or accuracy_words(row):
+            table.add_row(_backend(row), accuracy_words(row) or MISSING, _flips(row), *_predictions(text))
+    return table
+
+
+def _summary(run: Run) -> list[dict[str, Any]]:
+    return cast(list[dict[str, Any]], summarize(run, allow_partial=True).to_dict("records"))
+
+
+def _reference(run: Run) -> str:
+    kinds = dict(zip(run.cells["label"], run.cells["backend"], strict=True))
+    label = reference_label(run)
+    return display_label(kinds[label], label) if label else MISSING
+
+
+def _flips(row: dict[str, Any]) -> str:
+    """Questions that only the reference has right, and that only the cell has."""
+    lost, won = row["mmlu_right_to_wrong"], row["mmlu_wrong_to_right"]
+    return MISSING if pd.isna(lost) else f"{lost} / {won}"
+
+
+def _predictions(text: Mapping[Any, Any]) -> tuple[str, str, str]:
+    """Of a row of perplexity.csv, or of none."""
+    mark = ", partial" if text.get("partial") else ""
+    kl = _number(text.get("kl_mean"), "{:.2e}") + _number(text.get("kl_stderr"), " ± {:.0e}").replace(MISSING, "")
+    top = _number(text.get("top1_agreement"), "{:.2%}")
+    return _number(text.get("perplexity"), "{:.4g}") + mark, kl, top.replace("%", " %")
 
 
 def _noise_words(run: Run) -> str:

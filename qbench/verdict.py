@@ -19,7 +19,7 @@ def verdict(row: Mapping[str, Any], batch_sizes: Sequence[int]) -> str:
 
 
 def accuracy_words(row: Mapping[str, Any]) -> str:
-    """`−0.6 points [−1.1, −0.1], p = 0.02`, `within noise` or `below the noise floor`; empty without a comparison.
+    """`−0.6 points [−1.1, −0.1], p = 0.02`, `within noise, p = 0.3` or `below the noise floor`; empty if there is none.
 
     Points are percent of the questions, the interval is the bootstrap's 95 %, p is McNemar's after Holm's correction.
     """
@@ -29,11 +29,11 @@ def accuracy_words(row: Mapping[str, Any]) -> str:
 
 
 def accuracy_difference(row: Mapping[str, Any], *, interval: bool) -> str:
-    """The words for a difference in accuracy, with or without its interval."""
+    """The words for a difference in accuracy; without its interval also without the p-value of one that is noise."""
     if not pd.isna(row["mmlu_below_noise_floor"]) and row["mmlu_below_noise_floor"]:
         return "below the noise floor"
     if row["mmlu_p_holm"] >= SIGNIFICANCE:
-        return "within noise"
+        return "within noise" + (f", {_p(row['mmlu_p_holm'])}" if interval else "")
     points = [100 * row[key] for key in ("mmlu_delta", "mmlu_delta_low", "mmlu_delta_high")]
     # One decimal says enough unless it says 0.0 of something else.
     decimals = 1 if min(map(abs, points)) >= 0.05 else 2

@@ -91,4 +91,4 @@ def test_a_run_is_read_with_its_answers_and_compared(tmp_path: Path) -> None:
     assert read.noise.empty
     int4 = summarize(read).iloc[1]
     assert (int4["mmlu_right_to_wrong"], int4["mmlu_wrong_to_right"], int4["mmlu_p_value"]) == (1, 1, 1)
-    assert int4["verdict"] == "accuracy within noise"
+    assert int4["verdict"] == "accuracy within noise, p = 1"

@@ -51,7 +51,7 @@ def test_a_run_says_where_it_is_and_ends_with_its_tables(measured: tuple[Path, s
     assert "[2/2] int4: throughput, batch 2, trial 2/2" in printed
     rows = [line for line in printed.splitlines() if line.startswith("│")]
     assert [row.split()[1] for row in rows] == ["FP16", "INT4", "INT4"]
-    assert printed.index("tok/s at 1") < printed.index("compared with FP16") < printed.index("speed at 1")
+    assert printed.index("tok/s at 1") < printed.index("speed, compared with FP16") < printed.index("at batch 1")
     assert "qbench plot results/tiny" in printed
     assert "\x1b" not in printed
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from qbench.console import print_results
 from qbench.results import Run
 from tests.made_up_run import FIVE_ANSWERS, cell, five_cells, flipped, made_up_run, measured, noise
+from tests.made_up_run import text as text_row
 
 
 def printed(run: Run) -> str:
@@ -16,16 +17,30 @@ def printed(run: Run) -> str:
     return out.getvalue()
 
 
+def table(text: str, title: str) -> list[str]:
+    """The lines of the table under `title` that begin a row."""
+    below = text[text.index(title) :]
+    return [line for line in below[: below.index("└")].splitlines() if line.startswith("│")]
+
+
 def test_the_comparison_fits_120_columns_with_every_word_on_its_cells_line() -> None:
-    run = made_up_run(five_cells(), answers=FIVE_ANSWERS | {"nf4": flipped(9304, 14_042, 500, 480)})
+    predictions = [
+        text_row("fp16", 6.1375),
+        text_row("int4", 6.2, kl_mean=0.0123, kl_stderr=0.0004, top1_agreement=0.9876),
+    ]
+    rows = [*five_cells(), *predictions]
+    run = made_up_run(rows, answers=FIVE_ANSWERS | {"nf4": flipped(9304, 14_042, 500, 480)})
     text = printed(run)
-    compared = text[text.index("compared with FP16") :]
-    rows = [line for line in compared.splitlines() if line.startswith("│")]
-    assert [row.split()[1] for row in rows] == ["INT4", "NF4", "GPTQ"]
-    assert "2.33× [" in rows[0]
-    assert "−1.3 points [−1.6, −1.0], p < 0.001" in rows[0]
-    assert "within noise" in rows[1]
-    assert "–" in rows[2].split("│")[4], "FP16 has no speed at batch 32 to compare with"
+    speeds = table(text, "speed, compared with FP16")
+    assert [row.split()[1] for row in speeds] == ["INT4", "NF4", "GPTQ"]
+    assert "2.33× [" in speeds[0]
+    assert "–" in speeds[2].split("│")[4], "FP16 has no speed at batch 32 to compare with"
+    fp16, int4, nf4, gptq = ([field.strip() for field in row.split("│")[1:-1]] for row in table(text, "quality"))
+    assert fp16 == ["FP16", "–", "–", "6.138", "–", "–"]
+    words = "−1.3 points [−1.6, −1.0], p < 0.001"
+    assert int4 == ["INT4", words, "382 / 200", "6.2", "1.23e-02 ± 4e-04", "98.76 %"]
+    assert nf4 == ["NF4", "within noise, p = 0.54", "500 / 480", "–", "–", "–"]
+    assert gptq[2] == "454 / 200"
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -40,7 +55,7 @@ def test_the_noise_floor_is_said_below() -> None:
 def test_a_limited_comparison_says_so() -> None:
     rows = [row for label in ("fp16", "int4") for row in measured(label, label, 5, {}, 50, 100, partial=True)]
     text = printed(made_up_run(rows, answers={"fp16": flipped(50, 100, 0, 0), "int4": flipped(50, 100, 2, 2)}))
-    assert "within noise, partial" in text
+    assert "within noise, p = 1, partial" in text
 
 
 def test_nothing_to_compare_is_no_second_table_and_warnings_are_printed() -> None:

@@ -158,6 +158,6 @@ def test_nan_is_an_error_row_that_says_so(tmp_path: Path) -> None:
     assert not ok
     row = pd.read_csv(folder / "summary.csv").iloc[0]
     assert row["status"] == "error"
-    assert "logits are NaN, first seen in invented_birds" in row["error"]
+    assert "logits are NaN, first seen in mmlu_invented_birds" in row["error"]
     assert pd.isna(row["mmlu"])
     assert not list((folder / "answers").iterdir())

@@ -26,7 +26,7 @@ def row(**changes: Any) -> dict[str, Any]:
         ({}, "−0.6 points [−1.1, −0.1], p = 0.02"),
         ({"mmlu_below_noise_floor": pd.NA}, "−0.6 points [−1.1, −0.1], p = 0.02"),
         ({"mmlu_below_noise_floor": True}, "below the noise floor"),
-        ({"mmlu_p_holm": 0.05}, "within noise"),
+        ({"mmlu_p_holm": 0.05}, "within noise, p = 0.05"),
         ({"mmlu_p_holm": 0.00002}, "−0.6 points [−1.1, −0.1], p < 0.001"),
         ({"mmlu_p_holm": 0.0049}, "−0.6 points [−1.1, −0.1], p = 0.005"),
         ({"mmlu_p_holm": 0.0249}, "−0.6 points [−1.1, −0.1], p = 0.025"),
@@ -39,7 +39,7 @@ def row(**changes: Any) -> dict[str, Any]:
             "−0.04 points [−0.07, −0.01], p = 0.02",
         ),
         ({"mmlu_paired_n": 1200}, "−0.6 points [−1.1, −0.1], p = 0.02 on 1,200 common questions"),
-        ({"mmlu_p_holm": 0.7, "mmlu_partial": True}, "within noise, partial"),
+        ({"mmlu_p_holm": 0.7, "mmlu_partial": True}, "within noise, p = 0.7, partial"),
         ({"mmlu_delta": pd.NA}, ""),
     ],
 )
@@ -54,7 +54,7 @@ def test_a_speed_up_in_words(size: int, words: str) -> None:
 
 def test_a_verdict_is_all_that_is_known() -> None:
     assert verdict(row(mmlu_p_holm=0.5), [1, 8, 32]) == (
-        "2.30× [2.10, 2.40] at batch 1; 0.90× at batch 32; accuracy within noise"
+        "2.30× [2.10, 2.40] at batch 1; 0.90× at batch 32; accuracy within noise, p = 0.5"
     )
     assert verdict(row(mmlu_delta=pd.NA), [8]) == ""
     assert verdict(row(), []) == "accuracy −0.6 points [−1.1, −0.1], p = 0.02"
