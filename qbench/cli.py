@@ -57,6 +57,7 @@ def run(
     only: Only = None,
     overrides: Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what this run has measured.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
 ) -> None:
     """Measure every backend of a configuration. A rerun measures only what is missing or failed."""
@@ -72,6 +73,8 @@ def run(
             for line in plan.describe(chosen, plan.select(chosen, only or ())):
                 out.print(escape(line))
             return
+        if fresh and not yes:
+            _confirm_deletion(results / chosen.name)
         _leave_on_sigterm()
         with console.reporting(out) as reporter:
             command = shlex.join(["qbench", *sys.argv[1:]])
@@ -152,6 +155,63 @@ def validate(config: Config, overrides: Set = None) -> None:
         chosen = configfile.load(config, overrides or ())
     labels = ", ".join(backend.label for backend in chosen.backends)
     typer.echo(f"{config} is valid: {chosen.name}, {chosen.model.name}, cells {labels}")
+
+
+cache_app = typer.Typer(no_args_is_help=True, help="Quantized checkpoints that runs have made and will use again.")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls", epilog="Example: `qbench cache ls`")
+def cache_ls() -> None:
+    """List the cached checkpoints with their keys and sizes."""
+    from qbench import cache, console
+
+    console.make_console().print(console.cache_table(cache.entries(), cache.folder()))
+
+
+@cache_app.command("rm", epilog="Example: `qbench cache rm 3f2a`, or `qbench cache rm --all`")
+def cache_rm(
+    chosen: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY", help="The beginning of a key.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every checkpoint.")] = False,
+) -> None:
+    """Delete cached checkpoints; the next run that needs one makes it again."""
+    from qbench import cache, console
+
+    with _errors("what was deleted is gone, the rest is there"):
+        if bool(chosen) == everything:
+            raise QbenchError("cache rm: name keys, or --all; `qbench cache ls` shows them")
+        found = cache.entries() if everything else [cache.find(key) for key in chosen or ()]
+        for entry in found:
+            size = console.human_bytes(entry.bytes)
+            cache.remove(entry)
+            typer.echo(f"{entry.manifest.key}: deleted, {size}")
+
+
+@cache_app.command("verify", epilog="Example: `qbench cache verify`")
+def cache_verify() -> None:
+    """Compare every file of every cached checkpoint with its hash. Exit status 1 if one is damaged."""
+    from qbench import cache
+
+    damaged = {entry.manifest.key: entry.damaged() for entry in cache.entries()}
+    for key, files in damaged.items():
+        state = f"damaged: {', '.join(files)}; the next run that needs it makes it again" if files else "ok"
+        typer.echo(f"{key}: {state}")
+    raise typer.Exit(1 if any(damaged.values()) else 0)
+
+
+def _confirm_deletion(folder: Path) -> None:
+    """Ask before a run is deleted; where nobody can answer, `--yes` has to.
+
+    Raises:
+        QbenchError: nobody can answer.
+    """
+    if not (folder / "run.json").exists():
+        return
+    if not sys.stdin.isatty():
+        raise QbenchError(f"--fresh deletes the run in {folder}; say --yes, too, where nobody can be asked")
+    typer.confirm(f"Delete the run in {folder} and measure all of it again?", abort=True)
 
 
 def _leave_on_sigterm() -> None:

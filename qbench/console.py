@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
+from qbench.cache import Entry
 from qbench.compare import reference_label
 from qbench.events import ProgressEvent
 from qbench.results import Run, display_label
@@ -206,6 +208,26 @@ def _predictions(text: Mapping[Any, Any]) -> tuple[str, str, str]:
     kl = _number(text.get("kl_mean"), "{:.2e}") + _number(text.get("kl_stderr"), " ± {:.0e}").replace(MISSING, "")
     top = _number(text.get("top1_agreement"), "{:.2%}")
     return _number(text.get("perplexity"), "{:.4g}") + mark, kl, top.replace("%", " %")
+
+
+def cache_table(entries: Sequence[Entry], folder: Path) -> Table:
+    """The cached checkpoints, and what all of them take."""
+    whole = human_bytes(sum(entry.bytes for entry in entries))
+    table = Table(title=escape(f"{folder}: {len(entries)} checkpoints, {whole}"), title_justify="left")
+    for heading in ("key", "backend", "model", "made"):
+        table.add_column(heading)
+    table.add_column("size", justify="right")
+    for entry in entries:
+        made = entry.manifest
+        when = f"{made.created:%Y-%m-%d %H:%M}, in {made.quantize_s:.1f} s"
+        table.add_row(
+            made.key[:12],
+            escape(str(made.facts["kind"])),
+            escape(made.model),
+            when,
+            human_bytes(entry.bytes),
+        )
+    return table
 
 
 def _noise_words(run: Run) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def detect() -> Environment:
         driver=driver,
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        versions=_versions(),
+        versions=versions(),
         git_commit=commit,
         git_dirty=dirty,
     )
@@ -78,9 +79,25 @@ def hardware_label(environment: Environment) -> str:
     return f"{environment.cpu}, {environment.cores} cores"
 
 
-def _versions() -> dict[str, str]:
+def versions_of(interpreter: Path) -> dict[str, str]:
+    """Versions of `PACKAGES` in another interpreter's virtual environment; empty where it has none of its own.
+
+    Read from its folders, so that nothing of it is run.
+    """
+    folders = interpreter.expanduser().absolute().parent.parent.glob("lib/python3.*/site-packages")
+    wanted = {name.replace("_", "-"): name for name in PACKAGES}
     found = {}
-    for package in PACKAGES:
+    for distribution in metadata.distributions(path=[str(folder) for folder in folders]):
+        name = wanted.get(distribution.name.lower().replace("_", "-"))
+        if name:
+            found[name] = distribution.version
+    return found
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Those of distributions that are installed here, by name."""
+    found = {}
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,12 +12,10 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 from qbench.rows import ROW_TYPES, Row
 
 
-class RowEvent(BaseModel):
-    """A row, kept."""
+class StoredRow(BaseModel):
+    """A row with the name of its type."""
 
-    event: Literal["row"] = "row"
     table: str
-    """Name of the row's type."""
     row: dict[str, object]
 
     @field_validator("table")
@@ -28,6 +25,11 @@ class RowEvent(BaseModel):
             raise ValueError(f"no such row type: {table}")
         return table
 
+    @classmethod
+    def of(cls, row: Row) -> StoredRow:
+        """`row`, to be kept."""
+        return cls(table=type(row).__name__, row=row.model_dump(mode="json"))
+
     def parsed(self) -> Row:
         """The row as its type.
 
@@ -35,6 +37,26 @@ class RowEvent(BaseModel):
             ValueError: it does not fit its type.
         """
         return ROW_TYPES[self.table].model_validate(self.row)
+
+
+class UnitEvent(BaseModel):
+    """A unit of work (see `qbench.keys`) and all of its rows: one line, so that either all are kept or none."""
+
+    event: Literal["unit"] = "unit"
+    name: str
+    key: str
+    rows: tuple[StoredRow, ...]
+    complete: bool = True
+    """Whether nothing of it is left to do. Rows of a measure that failed half way are kept and measured again."""
+
+    def parsed(self) -> list[Row]:
+        """Its rows as their types."""
+        return [row.parsed() for row in self.rows]
+
+    @property
+    def done(self) -> bool:
+        """Whether a rerun has nothing to do: complete, and no row says that something failed."""
+        return self.complete and all(row.row.get("status", "ok") == "ok" for row in self.rows)
 
 
 class ProgressEvent(BaseModel):
@@ -46,20 +68,22 @@ class ProgressEvent(BaseModel):
     total: int
 
 
-Event = Annotated[RowEvent | ProgressEvent, Field(discriminator="event")]
+Event = Annotated[UnitEvent | ProgressEvent, Field(discriminator="event")]
 
-_EVENT: TypeAdapter[RowEvent | ProgressEvent] = TypeAdapter(Event)
+_EVENT: TypeAdapter[UnitEvent | ProgressEvent] = TypeAdapter(Event)
 
 
 class EventLog:
-    """The writing end. Rows reach the disk before `row` returns; progress only the operating system."""
+    """The writing end. Units reach the disk before `unit` returns; progress only the operating system."""
 
     def __init__(self, path: Path) -> None:
+        end_last_line(path)
         self._file = path.open("a", encoding="utf-8")
 
-    def row(self, row: Row) -> None:
-        """Keep a row, durably."""
-        self._write(json.dumps({"event": "row", "table": type(row).__name__, "row": row.model_dump(mode="json")}))
+    def unit(self, name: str, key: str, rows: Iterable[Row], *, complete: bool = True) -> None:
+        """Keep a unit's rows, durably."""
+        stored = tuple(StoredRow.of(row) for row in rows)
+        self._write(UnitEvent(name=name, key=key, rows=stored, complete=complete).model_dump_json())
         os.fsync(self._file.fileno())
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -78,7 +102,7 @@ class EventReader:
         self._path = path
         self._offset = 0
 
-    def new(self) -> Iterator[RowEvent | ProgressEvent]:
+    def new(self) -> Iterator[UnitEvent | ProgressEvent]:
         """Complete, valid lines; one without its newline waits for the next call, a damaged one is passed over."""
         if not self._path.is_file():
             return
@@ -94,10 +118,24 @@ class EventReader:
                     continue
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of an event file; of a missing file, none."""
-    rows: list[Row] = []
+def end_last_line(path: Path) -> None:
+    """End a line that a writer was cut off in, so that the next line is not lost with it."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def read_units(path: Path) -> dict[str, UnitEvent]:
+    """The last state of every unit in an event file, by name; of a missing file, none."""
+    units: dict[str, UnitEvent] = {}
     for event in EventReader(path).new():
-        if isinstance(event, RowEvent):
-            rows.append(event.parsed())
-    return rows
+        if isinstance(event, UnitEvent):
+            try:
+                event.parsed()
+            except ValidationError:  # a row of another version's columns
+                continue
+            units[event.name] = event
+    return units

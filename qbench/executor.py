@@ -46,6 +46,9 @@ class LocalExecutor:
         """Start the worker, pass its progress on, and end it when it takes too long or when we are interrupted."""
         job_file = out / "job.json"
         write_atomically(job_file, job.model_dump_json(indent=2))
+        events = EventReader(out / "events.jsonl")
+        for _before in events.new():  # what earlier workers of the cell said
+            pass
         with log.open("wb") as output:
             worker = subprocess.Popen(
                 [_interpreter(job), "-m", "qbench.worker", str(job_file), str(out)],
@@ -56,7 +59,7 @@ class LocalExecutor:
                 start_new_session=True,
             )
         try:
-            return self._watch(worker, job, EventReader(out / "events.jsonl"), progress)
+            return self._watch(worker, job, events, progress)
         finally:
             _end(worker)
 
@@ -79,7 +82,7 @@ def _ending(code: int) -> Ending | None:
     if code == 0:
         return None
     if code > 0:
-        return Ending("crashed", f"the worker exited with status {code}; the log has its last words")
+        return Ending("crashed", f"the worker exited with status {code}")
     name = signal.Signals(-code).name
     hint = ", often the system ending a process when memory runs out" if name == "SIGKILL" else ""
     return Ending("crashed", f"the worker was killed by {name}{hint}")

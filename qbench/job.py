@@ -25,11 +25,19 @@ class Job(BaseModel):
     """Where the 16-bit cell's log-probabilities are kept."""
     model_fingerprint: str
     """See `qbench.source.fingerprint`."""
+    units: dict[str, str]
+    """Key by name of every unit of the cell, see `qbench.keys`."""
+    missing: tuple[str, ...]
+    """Names of those to measure."""
 
     @property
     def backend(self) -> Backend:
         """The configuration of this cell's backend."""
         return next(backend for backend in self.config.backends if backend.label == self.label)
+
+    def wants(self, measure: str) -> bool:
+        """Whether any unit of a measure is missing."""
+        return any(name == measure or name.startswith(f"{measure}/") for name in self.missing)
 
     @property
     def identity(self) -> Identity:

@@ -17,9 +17,6 @@ from qbench.errors import QbenchError
 METHOD: Final = "qbench_int4"
 FORMAT_VERSION = 1
 
-SETTINGS = ("bits", "group_size", "symmetric", "search")
-"""Options of a cell that its checkpoint decides."""
-
 
 class Manifest(BaseModel):
     """How the weights were quantized, of which model, and the hash of every shard."""
@@ -80,11 +77,11 @@ def settle(config: Int4) -> Int4:
     if config.checkpoint is None:
         return config
     manifest = read_manifest(config.checkpoint.expanduser())
-    for key in SETTINGS:
+    for key in Int4.quantization:
         asked, made = getattr(config, key), getattr(manifest, key)
         if key in config.model_fields_set and asked != made:
             raise QbenchError(
                 f"backends.{config.label}: {key} {asked} is asked for, but {config.checkpoint} was quantized with "
                 f"{key} {made}; remove `{key}:`, or quantize again"
             )
-    return config.model_copy(update={key: getattr(manifest, key) for key in SETTINGS})
+    return config.model_copy(update={key: getattr(manifest, key) for key in Int4.quantization})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from qbench.source import shapes
 def select(config: RunConfig, only: Sequence[str] = (), *, option: str = "--only") -> list[Backend]:
     """The cells of a run in the order of the configuration, or those of them that are named by label with `option`.
 
-    Where perplexity compares cells with the 16-bit one, that one comes first.
-
     Raises:
         QbenchError: a name that is no label of this configuration.
     """
@@ -27,8 +26,16 @@ def select(config: RunConfig, only: Sequence[str] = (), *, option: str = "--only
         if name not in labels:
             hint = suggestion(name, labels)
             raise QbenchError(f"{option} {name}: no such cell{hint} (there are: {', '.join(labels)})")
-    chosen = [backend for backend in config.backends if not only or backend.label in only]
-    return sorted(chosen, key=lambda backend: backend is not config.reference)
+    return [backend for backend in config.backends if not only or backend.label in only]
+
+
+def shuffle(config: RunConfig, cells: Sequence[Backend]) -> list[Backend]:
+    """The cells in the order in which they run: random by the run's seed, the reference of a divergence first.
+
+    Machines warm up and drift; in the order of the YAML that would fall on the same backends in every run.
+    """
+    drawn = random.Random(config.seed).sample(list(cells), len(cells))
+    return sorted(drawn, key=lambda backend: backend is not config.reference)
 
 
 def settle(config: RunConfig) -> RunConfig:

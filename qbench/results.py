@@ -34,6 +34,10 @@ class RunRecord(BaseModel):
     config: dict[str, Any]
     """The configuration as parsed, every default filled in."""
     model_fingerprint: str
+    facts: dict[str, Any] = {}
+    """What the figures depend on, see `qbench.keys`."""
+    order: tuple[str, ...] = ()
+    """The cells as they were run, by label."""
     environment: Environment
     started: datetime
     finished: datetime | None = None

@@ -54,6 +54,8 @@ class CellRow(Row):
     peak_memory_bytes: int | None = None
     peak_rss_bytes: int | None = None
     calibration_sha256: str | None = None
+    cached: bool | None = None
+    """Whether the quantized weights came from the cache: quantize_s is of the time they were made. None without it."""
 
 
 class MemoryRow(Row):

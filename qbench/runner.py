@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from qbench import environment, plan, source
+from qbench import environment, keys, plan, source
 from qbench.config import Backend, RunConfig
 from qbench.environment import Environment
 from qbench.errors import QbenchError
-from qbench.events import EventLog, ProgressEvent, read_rows
+from qbench.events import EventLog, ProgressEvent
 from qbench.executor import Ending, Executor, LocalExecutor
 from qbench.job import Job, cell_row
-from qbench.results import RunRecord, read_run, write_atomically, write_lines, write_table
-from qbench.rows import LINES, TABLES, CellRow, Row
-from qbench.stats import summarize
+from qbench.keys import CELL
+from qbench.results import RunRecord, read_run
+from qbench.rows import CellRow
+from qbench.run_folder import RunFolder, locked
 
 
 class Reporter(Protocol):
@@ -27,116 +29,6 @@ class Reporter(Protocol):
     def cell_started(self, label: str, number: int, total: int) -> None: ...
     def progress(self, event: ProgressEvent) -> None: ...
     def cell_finished(self, row: CellRow) -> None: ...
-
-
-class RunFolder:
-    """The files of one run: results/<name>/."""
-
-    def __init__(self, folder: Path, config: RunConfig) -> None:
-        self.path = folder
-        self.reference = folder / "reference" / "logprobs.safetensors"
-        self._config = config
-
-    def check(self, *, fresh: bool) -> None:
-        """Make sure that what the folder holds belongs to this configuration, or may be deleted. Changes nothing.
-
-        Raises:
-            QbenchError: it is another configuration's, or not a run's.
-        """
-        if (self.path / "run.json").exists():
-            if not fresh:
-                self._same_config()
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise QbenchError(f"{self.path}: is not empty and holds no run; choose another `name:` or --results")
-
-    def make(self, *, fresh: bool) -> None:
-        """Make the folder, empty if `fresh`.
-
-        Raises:
-            QbenchError: it cannot be written.
-        """
-        if fresh:
-            self._clear()
-        try:
-            for folder in (self.path, self.path / "cells", self.path / "logs", self.path / "answers"):
-                folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / ".writable", "")
-            (self.path / ".writable").unlink()
-        except OSError as error:
-            raise QbenchError(
-                f"{self.path}: results cannot be written here ({error.strerror}); choose a folder with --results"
-            ) from error
-
-    def _clear(self) -> None:
-        for name in ("cells", "logs", "answers", "reference"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        derived = (*(f"{stem}.csv" for stem in TABLES), *(f"{stem}.jsonl" for stem in LINES))
-        for name in ("run.json", "summary.csv", *derived):
-            (self.path / name).unlink(missing_ok=True)
-
-    def _same_config(self) -> None:
-        before, now = _flat(read_run(self.path).record.config), _flat(_dump(self._config))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
-            lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8])
-            raise QbenchError(
-                f"{self.path} holds a run of another configuration:\n{lines}\n"
-                "choose another `name:` or --results, or start over with --fresh"
-            )
-
-    def check_reference(self, cells: Sequence[Backend], *, fresh: bool) -> None:
-        """Make sure that the cells which `cells` lacks now will find what they are compared with.
-
-        Raises:
-            QbenchError: the 16-bit cell has left no log-probabilities here and would not run.
-        """
-        reference = self._config.reference
-        if reference is None or (self.reference.is_file() and not fresh):
-            return
-        missing = [cell for cell in cells if fresh or not self.is_done(cell.label)]
-        if missing and reference not in missing:
-            raise QbenchError(
-                f"measure.perplexity.divergence: {missing[0].label} is compared with the cell {reference.label}, "
-                f"whose log-probabilities are not in {self.reference.parent}; add --only {reference.label}, "
-                "start over with --fresh, or leave it out with --set measure.perplexity.divergence=false"
-            )
-
-    def is_done(self, label: str) -> bool:
-        """Whether a cell ended ok, so that its rows are kept."""
-        row = self.cell_row(label)
-        return row is not None and row.status == "ok"
-
-    def cell(self, label: str) -> Path:
-        """Where a cell's worker writes."""
-        return self.path / "cells" / label
-
-    def rows(self, label: str) -> list[Row]:
-        """Everything kept of a cell."""
-        return read_rows(self.cell(label) / "events.jsonl")
-
-    def cell_row(self, label: str) -> CellRow | None:
-        """The cell's own row, if it came to its end."""
-        found = [row for row in self.rows(label) if isinstance(row, CellRow)]
-        return found[-1] if found else None
-
-    def write_tables(self) -> None:
-        """Derive the CSVs, and the files of lines for which there are rows, from the cells' events."""
-        rows = [row for backend in self._config.backends for row in self.rows(backend.label)]
-        for stem, row_type in TABLES.items():
-            write_table(self.path / f"{stem}.csv", row_type, [row for row in rows if type(row) is row_type])
-        for stem, row_type in LINES.items():
-            path, found = self.path / f"{stem}.jsonl", [row for row in rows if type(row) is row_type]
-            if found or path.exists():
-                write_lines(path, found)
-
-    def write_record(self, record: RunRecord) -> None:
-        """Write run.json."""
-        write_atomically(self.path / "run.json", record.model_dump_json(indent=2) + "\n")
-
-    def write_summary(self) -> None:
-        """Derive summary.csv; limited evaluations stay out of it."""
-        text: str = summarize(read_run(self.path)).to_csv(index=False, lineterminator="\n")
-        write_atomically(self.path / "summary.csv", text)
 
 
 def run(
@@ -151,7 +43,7 @@ def run(
 ) -> tuple[Path, bool]:
     """Run what is missing of a configuration.
 
-    Cells that ended ok before are kept as they are; others are measured anew.
+    What was measured before under the same keys (see `qbench.keys`) is kept; what is missing or failed is measured.
 
     Returns:
         The run's folder, and whether every chosen cell is ok.
@@ -163,28 +55,54 @@ def run(
     config = plan.settle(config)
     cells = plan.select(config, only)
     plan.preflight(config, machine)
-    folder = RunFolder(results / config.name, config)
+    model = find_model(config, machine, reporter.say)
+    fingerprint = source.fingerprint(model)
+    units = {backend.label: keys.units(config, backend, machine, fingerprint) for backend in config.backends}
+    folder = RunFolder(results / config.name, config, keys.run_facts(config, machine, fingerprint), units)
     folder.check(fresh=fresh)
     folder.check_reference(cells, fresh=fresh)
-    model = find_model(config, machine, reporter.say)
-    folder.make(fresh=fresh)
-    record = RunRecord(
+    with locked(folder.path), _writing(folder.path):
+        folder.check(fresh=fresh)  # another run may have come and gone
+        folder.make(fresh=fresh)
+        record = _record(config, cells, folder, command, machine, fingerprint)
+        folder.write_record(record)
+        try:
+            rows = _run_cells(config, record.order, folder, model, reporter, executor or LocalExecutor())
+        finally:
+            folder.write_tables()
+            folder.write_record(record.model_copy(update={"finished": datetime.now(UTC)}))
+            folder.write_summary()
+    return folder.path, all(row.status == "ok" for row in rows)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A full disk, or a folder that went away, is for the user to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise QbenchError(
+            f"{folder}: {error.strerror or error}; what was measured is in {folder / 'cells'}, and the same command "
+            "goes on with it once the folder can be written"
+        ) from error
+
+
+def _record(
+    config: RunConfig, cells: Sequence[Backend], folder: RunFolder, command: str, machine: Environment, fingerprint: str
+) -> RunRecord:
+    """What run.json says before the first cell."""
+    now = datetime.now(UTC)
+    return RunRecord(
         name=config.name,
         model=config.model.name,
         command=command,
         config=_dump(config),
-        model_fingerprint=source.fingerprint(model),
+        model_fingerprint=fingerprint,
+        facts=folder.facts,
+        order=tuple(cell.label for cell in plan.shuffle(config, cells)),
         environment=machine,
-        started=datetime.now(UTC),
+        started=read_run(folder.path).record.started if folder.holds_run else now,
     )
-    folder.write_record(record)
-    try:
-        rows = _run_cells(config, cells, folder, model, reporter, executor or LocalExecutor())
-    finally:
-        folder.write_tables()
-        folder.write_record(record.model_copy(update={"finished": datetime.now(UTC)}))
-        folder.write_summary()
-    return folder.path, all(row.status == "ok" for row in rows)
 
 
 def find_model(config: RunConfig, machine: Environment, say: Callable[[str], None]) -> Path:
@@ -198,21 +116,18 @@ def find_model(config: RunConfig, machine: Environment, say: Callable[[str], Non
 
 
 def _run_cells(
-    config: RunConfig,
-    cells: Sequence[Backend],
-    folder: RunFolder,
-    model: Path,
-    reporter: Reporter,
-    executor: Executor,
+    config: RunConfig, order: Sequence[str], folder: RunFolder, model: Path, reporter: Reporter, executor: Executor
 ) -> list[CellRow]:
     rows = []
-    for number, backend in enumerate(cells, start=1):
-        row = folder.cell_row(backend.label)
-        if row and row.status == "ok":
-            reporter.say(f"{backend.label}: already measured, kept (--fresh measures again)")
+    for number, label in enumerate(order, start=1):
+        missing, row = folder.missing(label), folder.cell_row(label)
+        if row and not missing:
+            reporter.say(f"{label}: already measured, kept (--fresh measures again)")
         else:
-            reporter.cell_started(backend.label, number, len(cells))
-            row = _run_cell(config, backend, folder, model, reporter, executor)
+            if len(missing) < len(folder.units[label]):
+                reporter.say(f"{label}: goes on; kept are {len(folder.units[label]) - len(missing)} of its parts")
+            reporter.cell_started(label, number, len(order))
+            row = _run_cell(config, label, missing, folder, model, reporter, executor)
             reporter.cell_finished(row)
             folder.write_tables()
         rows.append(row)
@@ -220,39 +135,56 @@ def _run_cells(
 
 
 def _run_cell(
-    config: RunConfig, backend: Backend, folder: RunFolder, model: Path, reporter: Reporter, executor: Executor
+    config: RunConfig,
+    label: str,
+    missing: Sequence[str],
+    folder: RunFolder,
+    model: Path,
+    reporter: Reporter,
+    executor: Executor,
 ) -> CellRow:
-    out = folder.cell(backend.label)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out = folder.cell(label)
+    _clear_attempt(out)
     job = Job(
         config=config,
-        label=backend.label,
+        label=label,
         folder=model,
-        answers=(folder.path / "answers").resolve(),
+        answers=folder.answers.resolve(),
         reference=folder.reference.resolve(),
         model_fingerprint=source.fingerprint(model),
+        units=dict(folder.units[label]),
+        missing=tuple(missing),
     )
-    ending = executor.run(job, out, folder.path / "logs" / f"{backend.label}.log", reporter.progress)
-    row = folder.cell_row(backend.label)
+    # Until the worker says how it ended, this cell has no row.
+    EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], (), complete=False)
+    log = folder.path / "logs" / f"{label}.log"
+    ending = executor.run(job, out, log, reporter.progress)
+    row = folder.cell_row(label)
     if row is None:
-        ending = ending or Ending("crashed", "the worker ended without a result; the log has its last words")
-        row = cell_row(config, backend, status=ending.status, error=ending.reason)
-        EventLog(out / "events.jsonl").row(row)
+        ending = ending or Ending("crashed", "the worker ended without a result")
+        row = cell_row(config, job.backend, status=ending.status, error=ending.reason + last_words(log))
+        EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], [row])
     return row
+
+
+def last_words(log: Path) -> str:
+    """The last line of a worker's log, to be put behind the reason for its end; empty if it said nothing."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return f"; its last words: {lines[-1].strip()[:300]}" if lines else ""
+
+
+def _clear_attempt(out: Path) -> None:
+    """Remove what an earlier worker of the cell left, except what it finished."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():
+        if path.name in ("events.jsonl", "journal"):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _dump(config: RunConfig) -> dict[str, Any]:
     dumped: dict[str, Any] = config.model_dump(mode="json")
     return dumped
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested keys as dotted paths."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {path: value}
-    flat: dict[str, Any] = {}
-    for key, child in items:
-        flat |= _flat(child, f"{path}.{key}" if path else str(key))
-    return flat

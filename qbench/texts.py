@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,14 @@ def natural(model: ModelConfig) -> str:
 def name(choice: str) -> str:
     """What rows call a text: its name, or that of its file."""
     return choice if choice in NAMED else Path(choice).name
+
+
+def identify(choice: str) -> str:
+    """What tells a text from others: its name, with the SHA-256 of a file."""
+    path = Path(choice).expanduser()
+    if choice in NAMED or not path.is_file():
+        return choice
+    return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def check(choice: str, key: str) -> None:

@@ -7,22 +7,29 @@ not is the runner's to say. Imports only what its cell needs.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from qbench import calibration
-from qbench.backends.base import LoadedModel, import_backend
+from qbench import cache, calibration, keys
+from qbench.backends.base import BackendModule, LoadedModel, QuantizingModule, import_backend
+from qbench.calibration import Calibration
+from qbench.config import Backend
+from qbench.config.measures import Measure
 from qbench.errors import describe_fault
 from qbench.events import EventLog
 from qbench.job import Job, cell_row
+from qbench.keys import CELL
+from qbench.measure import memory
 from qbench.measure.base import Context, Reference
+from qbench.measure.decode import resolve_mode
 from qbench.measure.memory import ResidentPeak
 from qbench.models import LoadOptions, resolve_device, resolve_dtype
 from qbench.rows import MemoryRow, Row, ThroughputRow
@@ -51,7 +58,7 @@ class Cell:
             traceback.print_exc()
             status, reason = describe_fault(error)
             self._known |= {"status": status, "error": reason}
-        self._log.row(cell_row(self._job.config, self._job.backend, **self._known))
+        self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
 
     def _load(self) -> LoadedModel:
         job, config = self._job, self._job.config
@@ -72,10 +79,11 @@ class Cell:
             work=self._out,
             trust_remote_code=config.model.trust_remote_code,
         )
-        self._log.progress("loading and quantizing" if job.backend.weight_bits < 16 else "loading", 0, 1)
         self._resident = resident = ResidentPeak()
+        settings = self._quantized(backend, options, calibrated)
+        self._log.progress("loading", 0, 1)
         started = time.perf_counter()
-        loaded = backend.load(options, job.backend, calibrated)
+        loaded = backend.load(options, settings, calibrated)
         elapsed = time.perf_counter() - started
         self._known |= {
             "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -84,31 +92,84 @@ class Cell:
             "expected_layers": len(loaded.expected),
             "lm_head_bits": loaded.lm_head_bits,
             "load_s": elapsed - (loaded.quantize_s or 0.0),
-            "quantize_s": loaded.quantize_s,
             "weight_bytes": loaded.weight_bytes,
             "effective_bits_per_weight": loaded.effective_bits_per_weight,
             "load_peak_bytes": load_peak_bytes(device, resident),
         }
+        if loaded.quantize_s is not None:
+            self._known["quantize_s"] = loaded.quantize_s
         loaded.check()
         gc.collect()
         resident.restart()
         return loaded
 
+    def _quantized(self, backend: BackendModule, options: LoadOptions, calibrated: Calibration | None) -> Backend:
+        """The cell's settings, with the checkpoint of the cache that they describe if there is to be one."""
+        config, settings = self._job.config, self._job.backend
+        if not (config.cache and settings.quantization) or getattr(settings, "checkpoint", None) is not None:
+            return settings
+        facts = keys.checkpoint_facts(
+            config,
+            settings,
+            self._job.model_fingerprint,
+            device=options.device.type,
+            dtype=str(options.dtype).removeprefix("torch."),
+        )
+
+        def make(folder: Path) -> float:
+            return cast(QuantizingModule, backend).quantize(options, settings, calibrated, folder, self._log.progress)
+
+        entry, found = cache.obtain(facts, config.model.name, make, lambda text: self._log.progress(text, 0, 1))
+        gc.collect()
+        self._known |= {"cached": found, "quantize_s": entry.manifest.quantize_s}
+        return type(settings).model_validate({**settings.model_dump(), "checkpoint": str(entry.folder)})
+
     def _measure(self, loaded: LoadedModel) -> None:
         """Every measure that the configuration asks for: the keys of `measure:` are the names of their modules."""
         context = Context(
             identity=self._job.identity,
-            emit=self._emit,
+            emit=self._emit_memory,
             progress=self._log.progress,
             seed=self._job.config.seed,
             answers=self._job.answers,
             measures=self._job.config.measure,
             reference=self._reference(),
         )
+        memory.measure(loaded, context.measures.memory, context)
+        if context.measures.throughput:
+            self._known["decode_mode"] = resolve_mode(context.measures.throughput.decode, loaded.device)
+        if loaded.device.type == "cpu":
+            self._known["peak_rss_bytes"] = self._resident.bytes()
         for name, settings in context.measures.of(self._job.backend).items():
-            importlib.import_module(f"qbench.measure.{name}").measure(loaded, settings, context)
-            if name == "memory" and loaded.device.type == "cpu":
-                self._known["peak_rss_bytes"] = self._resident.bytes()
+            if name != "memory" and self._job.wants(name):
+                self._take(name, settings, loaded, context)
+
+    def _take(self, name: str, settings: Measure, loaded: LoadedModel, context: Context) -> None:
+        """One measure, or what is missing of it."""
+        journal = self._out / "journal" / f"{name}-{self._job.units[CELL]}.jsonl"
+        pending: list[Row] = []
+
+        def emit(*rows: Row, unit: str = "") -> None:
+            for row in rows:
+                self._note(row)
+            if unit:
+                self._log.unit(f"{name}/{unit}", self._job.units[f"{name}/{unit}"], rows)
+            else:
+                pending.extend(rows)
+
+        own = dataclasses.replace(
+            context, emit=emit, wants=lambda unit: f"{name}/{unit}" in self._job.missing, journal=journal
+        )
+        try:
+            importlib.import_module(f"qbench.measure.{name}").measure(loaded, settings, own)
+        except Exception:
+            if pending:
+                self._log.unit(name, self._job.units[name], pending, complete=False)
+            raise
+        if name in self._job.units:
+            self._log.unit(name, self._job.units[name], pending)
+        for file in journal.parent.glob(f"{name}-*.jsonl"):
+            file.unlink()
 
     def _reference(self) -> Reference | None:
         job, cell = self._job, self._job.config.reference
@@ -116,15 +177,13 @@ class Cell:
             return None
         return Reference(cell.label, cell.label == job.label, job.reference, job.model_fingerprint)
 
-    def _emit(self, row: Row) -> None:
-        """Keep a row, and note what it says of the cell as a whole."""
-        self._log.row(row)
-        if isinstance(row, MemoryRow):
-            self._known["peak_memory_bytes"] = row.peak_memory_bytes
-        elif isinstance(row, ThroughputRow):
-            self._known["decode_mode"] = row.decode_mode
-            if row.status != "ok":
-                self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
+    def _emit_memory(self, *rows: Row, unit: str = "") -> None:
+        self._known["peak_memory_bytes"] = next(row.peak_memory_bytes for row in rows if isinstance(row, MemoryRow))
+
+    def _note(self, row: Row) -> None:
+        """What a row says of the cell as a whole."""
+        if isinstance(row, ThroughputRow) and row.status != "ok":
+            self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
 
 
 def device_name(device: torch.device) -> str:

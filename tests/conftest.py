@@ -1,18 +1,24 @@
 """Shared fixtures. Everything runs on the CPU and offline."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Checkpoints and random weights of the tests are theirs alone.
+os.environ["QBENCH_CACHE"] = tempfile.mkdtemp(prefix="qbench-cache-")
+atexit.register(shutil.rmtree, os.environ["QBENCH_CACHE"], ignore_errors=True)
 # The models of the tests are too small to gain from threads, which wait for each other badly on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # After the environment, which transformers reads at import.
-from tests.tiny_llama import save_tiny_llama, word_ids
-from tests.tiny_variants import save_large_and_small
+from tests.tiny_llama import save_tiny_llama, word_ids  # noqa: E402
+from tests.tiny_variants import save_large_and_small  # noqa: E402
 
 
 @pytest.fixture(scope="session")

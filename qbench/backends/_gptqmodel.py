@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +47,27 @@ from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
 from gptqmodel.nn_modules.hooked_linear import STOP_FORWARD_EXCEPTION  # noqa: E402
 from gptqmodel.nn_modules.qlinear import BaseQuantLinear  # noqa: E402
 
-__all__ = ["BACKEND", "load_quantized"]
+__all__ = ["BACKEND", "Method", "load_quantized", "write_checkpoint"]
 
 GROUP_SIZES = (32, 64, 128)
 """What the kernels of both methods run on every device. Others can be packed, and then fail in the first forward."""
 
 
-def load_quantized(
-    options: LoadOptions,
-    config: Calibrated,
-    calibration: Calibration | None,
-    *,
-    method: str,
-    packer: BACKEND,
-    **scheme: Any,
-) -> LoadedModel:
-    """Quantize by `method` with the options `scheme`, or take the ready checkpoint; then load it for inference.
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to quantize, as gptqmodel names it."""
 
-    `packer` is the kernel class that lays out the codes; the one that multiplies is chosen when the checkpoint is
-    loaded.
+    name: str
+    format: str
+    packer: BACKEND
+    """The kernel class that lays out the codes; the one that multiplies is chosen when the checkpoint is loaded."""
+    options: dict[str, Any]
+
+
+def load_quantized(
+    options: LoadOptions, config: Calibrated, calibration: Calibration | None, method: Method
+) -> LoadedModel:
+    """Load the checkpoint of `config` for inference, or one that is made in `options.work`.
 
     Raises:
         QbenchError: `config.group_size` has no kernel or does not divide the inputs of a linear; or the ready
@@ -73,11 +75,10 @@ def load_quantized(
     """
     expected = block_linears(skeleton(options))
     if config.checkpoint is None:
-        assert calibration is not None, "config.calibrates"
-        _check_group_size(config, expected)
-        folder, quantize_s = _quantize(options, config, calibration, packer, {"method": method, **scheme})
+        folder = (options.work / "checkpoint").resolve()
+        quantize_s = write_checkpoint(options, config, calibration, folder, method)
     else:
-        folder, quantize_s = find_checkpoint(config, method), None
+        folder, quantize_s = find_checkpoint(config, method.name), None
     model = _load_for_inference(options, folder)
     linears = {name: m for name, m in model.named_modules() if isinstance(m, BaseQuantLinear) and name in expected}
     _check_same_model(linears, expected, folder)
@@ -166,12 +167,17 @@ def _check_same_model(quantized: dict[str, BaseQuantLinear], expected: dict[str,
             raise QbenchError(f"{folder} is a checkpoint of another model: {name} has {found}, here {wanted}")
 
 
-def _quantize(
-    options: LoadOptions, config: Calibrated, calibration: Calibration, packer: BACKEND, scheme: dict[str, Any]
-) -> tuple[Path, float]:
-    """The folder of the new checkpoint, and the seconds that quantizing took, without loading and saving."""
+def write_checkpoint(
+    options: LoadOptions, config: Calibrated, calibration: Calibration | None, out: Path, method: Method
+) -> float:
+    """Quantize the model into the folder `out`; return the seconds that it took, without loading and saving.
+
+    Raises:
+        QbenchError: `config.group_size` has no kernel or does not divide the inputs of a linear.
+    """
+    assert calibration is not None, "config.calibrates"
+    _check_group_size(config, block_linears(skeleton(options)))
     options.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = (options.work / "checkpoint").resolve()
     source = _with_tokenizer(options, options.folder)
     how = QuantizeConfig(
         bits=config.weight_bits,
@@ -179,21 +185,24 @@ def _quantize(
         device=str(options.device),
         offload_to_disk=False,
         pack_impl="original",  # the faster ones are compiled at their first use, which would count as quantizing
-        **scheme,
+        method=method.name,
+        format=method.format,
+        **method.options,
     )
     # AWQ takes 16-bit weights only.
     dtype = torch.bfloat16 if options.dtype == torch.float32 else options.dtype
     quantizer = GPTQModel.load(str(source), how, dtype=dtype, trust_remote_code=options.trust_remote_code)
     sequences = calibration.sequences(load_tokenizer(options), quantizer.model.config.vocab_size)
     torch.manual_seed(calibration.seed)
+    out = out.resolve()
     with contextlib.chdir(options.work):  # gptqmodel writes its logs into the current folder
         start = time.perf_counter()
-        quantizer.quantize(sequences, backend=packer)
+        quantizer.quantize(sequences, backend=method.packer)
         quantize_s = time.perf_counter() - start
-        quantizer.save(str(checkpoint))
+        quantizer.save(str(out))
     del quantizer
     _let_go()
-    return checkpoint, quantize_s
+    return quantize_s
 
 
 def _let_go() -> None:

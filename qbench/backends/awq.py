@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from qbench.backends._gptqmodel import BACKEND, load_quantized
+from collections.abc import Callable
+from pathlib import Path
+
+from qbench.backends._gptqmodel import BACKEND, Method, load_quantized, write_checkpoint
 from qbench.backends.base import LoadedModel
 from qbench.calibration import Calibration
 from qbench.config import AWQ
 from qbench.models import LoadOptions
+
+
+def quantize(
+    options: LoadOptions,
+    config: AWQ,
+    calibration: Calibration | None,
+    out: Path,
+    progress: Callable[[str, int, int], None],
+) -> float:
+    """Write a checkpoint in AutoAWQ's GEMM format into the folder `out`; return the seconds spent quantizing.
+
+    Raises:
+        QbenchError: a group size that does not fit.
+    """
+    progress("quantizing", 0, 1)
+    return write_checkpoint(options, config, calibration, out, _method(config))
 
 
 def load(options: LoadOptions, config: AWQ, calibration: Calibration | None) -> LoadedModel:
@@ -15,12 +34,9 @@ def load(options: LoadOptions, config: AWQ, calibration: Calibration | None) -> 
     Raises:
         QbenchError: a group size that does not fit, or a checkpoint that is missing or of another kind.
     """
-    return load_quantized(
-        options,
-        config,
-        calibration,
-        method="awq",
-        format="gemm",
-        sym=False,
-        packer=BACKEND.AWQ_TORCH,  # the automatic choice needs a CUDA device
-    )
+    return load_quantized(options, config, calibration, _method(config))
+
+
+def _method(config: AWQ) -> Method:
+    # Its automatic choice of a packer needs a CUDA device.
+    return Method("awq", "gemm", BACKEND.AWQ_TORCH, {"sym": False})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -80,6 +81,20 @@ class BackendModule(Protocol):
 
     def load(self, options: LoadOptions, config: Any, calibration: Calibration | None) -> LoadedModel:
         """Load the model, quantized. `calibration` is given where the configuration `calibrates`."""
+
+
+class QuantizingModule(BackendModule, Protocol):
+    """What a module offers whose backend has settings of `quantization`: a checkpoint that its `load` takes."""
+
+    def quantize(
+        self,
+        options: LoadOptions,
+        config: Any,
+        calibration: Calibration | None,
+        out: Path,
+        progress: Callable[[str, int, int], None],
+    ) -> float:
+        """Write the quantized model into the folder `out`, and return the seconds spent quantizing."""
 
 
 def import_backend(config: Backend) -> BackendModule:

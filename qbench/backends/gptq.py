@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from qbench.backends._gptqmodel import BACKEND, load_quantized
+from collections.abc import Callable
+from pathlib import Path
+
+from qbench.backends._gptqmodel import BACKEND, Method, load_quantized, write_checkpoint
 from qbench.backends.base import LoadedModel
 from qbench.calibration import Calibration
 from qbench.config import GPTQ
 from qbench.models import LoadOptions
+
+
+def quantize(
+    options: LoadOptions,
+    config: GPTQ,
+    calibration: Calibration | None,
+    out: Path,
+    progress: Callable[[str, int, int], None],
+) -> float:
+    """Write a checkpoint in AutoGPTQ's format into the folder `out`; return the seconds spent quantizing.
+
+    Raises:
+        QbenchError: a group size that does not fit.
+    """
+    progress("quantizing", 0, 1)
+    return write_checkpoint(options, config, calibration, out, _method(config))
 
 
 def load(options: LoadOptions, config: GPTQ, calibration: Calibration | None) -> LoadedModel:
@@ -15,13 +34,8 @@ def load(options: LoadOptions, config: GPTQ, calibration: Calibration | None) ->
     Raises:
         QbenchError: a group size that does not fit, or a checkpoint that is missing or of another kind.
     """
-    return load_quantized(
-        options,
-        config,
-        calibration,
-        method="gptq",
-        format="gptq",
-        sym=config.sym,
-        desc_act=config.desc_act,
-        packer=BACKEND.GPTQ_TORCH,
-    )
+    return load_quantized(options, config, calibration, _method(config))
+
+
+def _method(config: GPTQ) -> Method:
+    return Method("gptq", "gptq", BACKEND.GPTQ_TORCH, {"sym": config.sym, "desc_act": config.desc_act})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from torch import Tensor
 
@@ -15,6 +17,23 @@ from qbench.int4.fuse import join
 from qbench.int4.stream import place, place_head, quantizer, stream
 from qbench.manifest import settle
 from qbench.models import LoadOptions, load_tokenizer
+
+
+def quantize(
+    options: LoadOptions,
+    config: Int4,
+    calibration: Calibration | None,
+    out: Path,
+    progress: Callable[[str, int, int], None],
+) -> float:
+    """Write what `qbench quantize` writes into the folder `out`; return the seconds spent quantizing.
+
+    Raises:
+        QbenchError: see `qbench.int4.checkpoint.write`.
+    """
+    quantize_one = Stopwatch(config)
+    checkpoint.write(options, config, quantize_one, out, progress)
+    return quantize_one.seconds
 
 
 def load(options: LoadOptions, config: Int4, calibration: Calibration | None) -> LoadedModel:

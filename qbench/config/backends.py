@@ -18,6 +18,10 @@ class Backend(Strict):
 
     install: ClassVar[str] = "pip install qbench"
     """The command that makes the backend importable."""
+    libraries: ClassVar[tuple[str, ...]] = ("qbench", "torch", "transformers")
+    """Distributions that decide its figures."""
+    quantization: ClassVar[tuple[str, ...]] = ()
+    """Settings that decide the weights of a checkpoint that it makes; empty where it makes none."""
 
     kind: str
     label: Name = ""
@@ -55,6 +59,7 @@ class FP16(Backend):
 class Int4(Backend):
     """The project's own INT4: group-wise integers with a scale and an offset each, two codes a byte."""
 
+    quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
     kind: Literal["int4"] = "int4"
     bits: Literal[4, 8] = 4
     group_size: GroupSize | Literal[0] = Field(
@@ -81,6 +86,7 @@ class NF4(Backend):
     """bitsandbytes' 4-bit NormalFloat, blocks of 64."""
 
     install: ClassVar[str] = "pip install 'qbench[nf4]'"
+    libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "bitsandbytes")
     kind: Literal["nf4"] = "nf4"
     double_quant: bool = Field(default=False, description="quantize the block scales, too")
 
@@ -89,6 +95,7 @@ class Calibrated(Backend):
     """Options of the backends that gptqmodel quantizes with a calibration text."""
 
     install: ClassVar[str] = "pip install 'qbench[gptq]'"
+    libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "gptqmodel")
     group_size: GroupSize = Field(default=128, description="weights that share a scale")
     checkpoint: str | None = Field(
         default=None, description="folder or hub id of a checkpoint that is already quantized; nothing is calibrated"
@@ -102,12 +109,14 @@ class Calibrated(Backend):
 class AWQ(Calibrated):
     """Activation-aware weight quantization, asymmetric, by gptqmodel."""
 
+    quantization: ClassVar[tuple[str, ...]] = ("group_size",)
     kind: Literal["awq"] = "awq"
 
 
 class GPTQ(Calibrated):
     """GPTQ, by gptqmodel."""
 
+    quantization: ClassVar[tuple[str, ...]] = ("group_size", "desc_act", "sym")
     kind: Literal["gptq"] = "gptq"
     desc_act: bool = Field(default=False, description="quantize columns in the order of their activations")
     sym: bool = Field(default=True, description="symmetric codes, without zero points")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,16 +14,32 @@ Engine = Literal["prefix", "stock"]
 """Who runs the model for lm-evaluation-harness: prefix reads what prompts share once, stock is its own code."""
 
 
-class MemoryConfig(Strict):
+class Measure(Strict):
+    """Settings of one measure."""
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that decide its figures, besides those of the backend."""
+    countable: ClassVar[tuple[str, ...]] = ()
+    """Settings that say only how many units there are: more of them change nothing that was measured."""
+    repeats: ClassVar[tuple[str, ...]] = ()
+    """Other measures whose settings it takes over."""
+
+    def units(self) -> tuple[str, ...]:
+        """Names of the parts that are measured and kept by themselves; one without a name if it is kept whole."""
+        return ("",)
+
+
+class MemoryConfig(Measure):
     """Peak memory of the first forward after loading."""
 
     batch_size: int = Field(default=1, ge=1)
     seq_len: int = Field(default=512, ge=1, description="tokens in that forward")
 
 
-class ThroughputConfig(Strict):
+class ThroughputConfig(Measure):
     """Prefill and decode speed."""
 
+    countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "trials")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
     seq_len: int = Field(default=2048, ge=2, description="prompt plus new tokens")
     new_tokens: int = Field(default=128, ge=2, description="tokens generated; the first belongs to the prefill")
@@ -46,14 +62,19 @@ class ThroughputConfig(Strict):
             raise ValueError(f"new_tokens ({self.new_tokens}) must be less than seq_len ({self.seq_len})")
         return self
 
+    def units(self) -> tuple[str, ...]:
+        """Every trial, by batch size and number."""
+        return tuple(f"b{size}/t{trial}" for size in self.batch_sizes for trial in range(self.trials))
+
     @property
     def prompt_tokens(self) -> int:
         return self.seq_len - self.new_tokens
 
 
-class MMLUConfig(Strict):
+class MMLUConfig(Measure):
     """Four-choice accuracy by lm-evaluation-harness's own task."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("lm_eval", "datasets")
     num_fewshot: int = Field(default=5, ge=0, le=5)
     data: str | None = Field(
         default=None,
@@ -70,17 +91,20 @@ class MMLUConfig(Strict):
         return self.limit is not None or self.subjects is not None
 
 
-class NoiseFloorConfig(Strict):
+class NoiseFloorConfig(Measure):
     """MMLU once more, of 16-bit cells only: what a batch size alone changes is no effect of quantization."""
 
+    repeats: ClassVar[tuple[str, ...]] = ("mmlu",)
     batch_size: int | None = Field(
         default=None, ge=1, description="of the second evaluation; half of measure.mmlu.batch_size unless given"
     )
 
 
-class TasksConfig(Strict):
+class TasksConfig(Measure):
     """Accuracy by any task of lm-evaluation-harness that compares log-likelihoods."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("lm_eval", "datasets")
+    countable: ClassVar[tuple[str, ...]] = ("names",)
     names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, hellaswag")
     num_fewshot: int | None = Field(
         default=None, ge=0, description="examples before a question; the task's own if null"
@@ -93,6 +117,10 @@ class TasksConfig(Strict):
         description="by task: a folder with <split>.jsonl, .json, .csv or .parquet, or one file of its questions; "
         "the hub unless given",
     )
+
+    def units(self) -> tuple[str, ...]:
+        """Every name."""
+        return self.names
 
     @model_validator(mode="after")
     def _names_are_distinct_tasks(self) -> Self:
@@ -107,7 +135,7 @@ class TasksConfig(Strict):
         return self
 
 
-class GenerationsConfig(Strict):
+class GenerationsConfig(Measure):
     """Greedy continuations to read: what quantization makes of a text, beside what it makes of the figures."""
 
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
@@ -123,7 +151,7 @@ class GenerationsConfig(Strict):
     new_tokens: int = Field(default=32, ge=1, description="tokens a continuation")
 
 
-class PerplexityConfig(Strict):
+class PerplexityConfig(Measure):
     """Perplexity of a text, and how far the predictions are from those of the 16-bit cell."""
 
     text: str | None = Field(
@@ -159,9 +187,9 @@ class MeasureConfig(Strict):
     perplexity: PerplexityConfig | None = None
     noise_floor: NoiseFloorConfig | None = None
 
-    def of(self, backend: Backend) -> dict[str, Strict]:
+    def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""
-        chosen: dict[str, Strict] = {name: settings for name, settings in self if settings is not None}
+        chosen: dict[str, Measure] = {name: settings for name, settings in self if settings is not None}
         if backend.weight_bits < 16:
             chosen.pop("noise_floor", None)
         return chosen

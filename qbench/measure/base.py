@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,14 +28,20 @@ class Reference:
     """Of the model that all cells are made of."""
 
 
+class Emit(Protocol):
+    """Keeps rows, durably: those of a unit of the measure at once and together, others when the measure is done."""
+
+    def __call__(self, *rows: Row, unit: str = "") -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """A measure's way back to the run."""
 
     identity: Identity
     """Pass on to every row: `ThroughputRow(**context.identity, …)`."""
-    emit: Callable[[Row], None]
-    """Keeps a row, durably, at once."""
+    emit: Emit
+    """emit(row, …, unit="b8/t0"), where units are those of the measure's settings."""
     progress: Callable[[str, int, int], None]
     """progress(what, done, total): what a person watching would like to know; never called in a timed region."""
     seed: int
@@ -44,6 +51,10 @@ class Context:
     """All that the run measures, for a measure that repeats another."""
     reference: Reference | None = None
     """None where nothing is compared."""
+    wants: Callable[[str], bool] = lambda unit: True
+    """Whether a unit is to be measured; the others are kept from before."""
+    journal: Path | None = None
+    """A file for what a unit knows before it is done; it is removed then."""
 
 
 def random_prompt(loaded: LoadedModel, batch_size: int, tokens: int, seed: int) -> Tensor:

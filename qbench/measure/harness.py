@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from qbench.backends.base import LoadedModel
 from qbench.config import Engine
 from qbench.errors import QbenchError
+from qbench.measure.journal import Journal
 from qbench.measure.prefix_groups import TokenCount
 from qbench.measure.prefix_lm import PrefixModel
 from qbench.measure.stock_lm import HarnessModel, StockModel
@@ -72,6 +73,7 @@ def evaluate(
     limit: int | None,
     manager: TaskManager,
     progress: Callable[[str, int, int], None],
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Put the questions of `tasks` to the model.
 
@@ -80,12 +82,14 @@ def evaluate(
         num_fewshot: examples before a question; what each task asks for if None.
         limit: questions a task; all if None.
         manager: has to know nothing of the tasks, which are loaded.
+        journal: where answered batches are kept until the evaluation is done.
 
     Raises:
         QbenchError: the model's logits are NaN, or a continuation cannot be scored.
     """
     # A copy, because the wrapper gives a tokenizer without a padding token one.
     lm = ENGINES[engine](loaded, copy.deepcopy(loaded.tokenizer), batch_size)
+    lm.journal = journal or lm.journal
     lm.set_cache_hook(Watch(what, tasks, limit, progress))
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model=lm,

@@ -6,7 +6,6 @@ answers; the answer is the letter with the greatest log-probability.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from qbench.config import MMLUConfig
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.harness import Evaluation, evaluate, quiet_harness
+from qbench.measure.journal import Journal
 from qbench.measure.mmlu_data import LETTERS, PREFIX, load_tasks, subject_of, task_manager
 from qbench.rows import AccuracyRow
 
@@ -31,7 +31,7 @@ def measure(loaded: LoadedModel, config: MMLUConfig, context: Context) -> None:
     """
     if loaded.tokenizer is None:
         raise QbenchError("measure.mmlu: the model has no tokenizer; choose one that has, or remove mmlu")
-    start = time.perf_counter()
+    journal = Journal(context.journal)
     with quiet_harness():
         tasks = load_tasks(config)
         found = evaluate(
@@ -44,9 +44,10 @@ def measure(loaded: LoadedModel, config: MMLUConfig, context: Context) -> None:
             limit=config.limit,
             manager=task_manager(),
             progress=context.progress,
+            journal=journal,
         )
     _write_answers(context.answers / f"{context.identity['label']}.parquet", found.results["samples"])
-    wall_s = time.perf_counter() - start
+    wall_s = journal.elapsed_s
     for task in tasks:
         context.emit(_row(task, found, config, context, wall_s))
 

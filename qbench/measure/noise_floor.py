@@ -58,7 +58,7 @@ def _aside(context: Context) -> Context:
     return dataclasses.replace(
         context,
         identity=identity,
-        emit=lambda _row: None,
+        emit=lambda *_rows, unit="": None,
         progress=lambda _what, done, total: context.progress("noise floor", done, total),
     )
 

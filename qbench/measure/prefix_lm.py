@@ -10,7 +10,7 @@ arXiv:2305.09781). Everything else is the wrapper's: tokens, truncation from the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,11 +21,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from qbench.backends.base import LoadedModel
 from qbench.measure import prefix_groups
+from qbench.measure.journal import Answer
 from qbench.measure.prefix_groups import Group, Query, Row, Tokens
 from qbench.measure.stock_lm import HarnessModel, TokenRequest
-
-Answer = tuple[float, bool]
-"""Log-probability of all tokens of an answer, and whether each of them is the most probable."""
 
 
 class PrefixModel(HarnessModel):
@@ -53,13 +51,28 @@ class PrefixModel(HarnessModel):
         groups = prefix_groups.plan(waiting, batch_size=self.batch_size, share=self._share)
         self.forward_tokens += prefix_groups.count(groups, self.batch_size)
         answers: dict[int, Answer] = {}
-        for group, cache in self._caches(groups):
-            for rows in prefix_groups.batches(group, self.batch_size):
-                for query, answer in self._read_rows(rows, len(group.prefix), cache).items():
-                    for i in waiting[query]:
-                        answers[i] = answer
-                        self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+        for batch in self._answer(groups):
+            for query, answer in batch.items():
+                for i in waiting[query]:
+                    answers[i] = answer
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
         return [answers[i] for i in range(len(requests))]
+
+    def _answer(self, groups: Sequence[Group]) -> Iterator[dict[Query, Answer]]:
+        """The answers of every batch: first those in the journal, then the others as they are read."""
+        missing: dict[int, list[tuple[Row, ...]]] = {}
+        for group in groups:
+            for rows in prefix_groups.batches(group, self.batch_size):
+                known = self.journal.get(rows)
+                if known is None:
+                    missing.setdefault(id(group), []).append(rows)
+                else:
+                    yield known
+        for group, cache in self._caches(_with_parents(groups, missing)):
+            for rows in missing.get(id(group), ()):
+                found = self._read_rows(rows, len(group.prefix), cache)
+                self.journal.put(rows, found)
+                yield found
 
     def _caches(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Cache | None]]:
         """Every group with its prefix in a cache; caches that no further group builds on are given up."""
@@ -108,6 +121,15 @@ class PrefixModel(HarnessModel):
         # float32 only for what is looked at.
         logprobs = output.logits[index[:, 0], index[:, 1]].float().log_softmax(-1)
         return layout.read_off(logprobs)
+
+
+def _with_parents(groups: Sequence[Group], chosen: Container[int]) -> list[Group]:
+    """The groups whose id is chosen, and those that they build on, in order."""
+    needed: set[int] = set()
+    for group in reversed(groups):
+        if (id(group) in chosen or id(group) in needed) and group.parent is not None:
+            needed.add(id(group.parent))
+    return [group for group in groups if id(group) in chosen or id(group) in needed]
 
 
 def takes_positions(model: PreTrainedModel) -> bool:

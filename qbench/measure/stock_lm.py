@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from qbench.backends.base import LoadedModel
 from qbench.errors import QbenchError
+from qbench.measure.journal import Journal
 from qbench.measure.prefix_groups import TokenCount, count_unshared
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         super().__init__(pretrained=loaded.model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
         # A prompt alternates with prompt + answer, so that two entries are enough.
         self._encode = functools.lru_cache(maxsize=2)(super().tok_encode)
+        self.journal = Journal(None)
+        """Of batches that need not be read again; lm-evaluation-harness's own code has no use for it."""
         self.forward_tokens = TokenCount()
         """What the model read, so far."""
         self.stock_tokens = TokenCount()

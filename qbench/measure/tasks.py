@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
@@ -12,6 +10,7 @@ from qbench.config import TasksConfig
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.harness import Evaluation, evaluate, quiet_harness
+from qbench.measure.journal import Journal
 from qbench.measure.tasks_data import load_tasks
 from qbench.rows import AccuracyRow
 
@@ -30,7 +29,9 @@ def measure(loaded: LoadedModel, config: TasksConfig, context: Context) -> None:
         manager = TaskManager()
         chosen = load_tasks(manager, config)
         for name, tasks in chosen.items():
-            start = time.perf_counter()
+            if not context.wants(name):
+                continue
+            journal = Journal(context.journal and context.journal.with_suffix(f".{name}.jsonl"))
             found = evaluate(
                 loaded,
                 tasks,
@@ -41,10 +42,10 @@ def measure(loaded: LoadedModel, config: TasksConfig, context: Context) -> None:
                 limit=config.limit,
                 manager=manager,
                 progress=context.progress,
+                journal=journal,
             )
-            wall_s = time.perf_counter() - start
-            for task in tasks:
-                context.emit(_row(name, task, found, config, context, wall_s))
+            wall_s = journal.elapsed_s
+            context.emit(*(_row(name, task, found, config, context, wall_s) for task in tasks), unit=name)
 
 
 def _row(name: str, task: Task, found: Evaluation, config: TasksConfig, context: Context, wall_s: float) -> AccuracyRow:

@@ -48,7 +48,10 @@ class _Trials:
     def run(self, batch_size: int) -> None:
         """All repetitions at one batch size."""
         config = self._config
-        self._trial = 0
+        missing = [trial for trial in range(config.trials) if self._context.wants(_unit(batch_size, trial))]
+        if not missing:
+            return
+        self._trial = missing[0]
         self._free()
         decoder = make_decoder(self._loaded.model, self._mode, batch_size, config.seq_len)
         prompt = random_prompt(self._loaded, batch_size, config.prompt_tokens, self._context.seed)
@@ -58,20 +61,20 @@ class _Trials:
         for i in range(config.warmup):
             self._progress(batch_size, f"warm-up {i + 1}/{config.warmup}")
             self._generate(decoder, prompt)
-        for self._trial in range(config.trials):
+        for self._trial in missing:
             self._progress(batch_size, f"trial {self._trial + 1}/{config.trials}")
             self._emit(batch_size, self._generate(decoder, prompt), peak)
 
     def fail(self, batch_size: int, status: Status, reason: str) -> None:
         """The row of the trial that failed, or of one that was not even tried."""
-        self._context.emit(self._row(batch_size, status=status, error=reason))
+        self._keep(self._row(batch_size, status=status, error=reason))
         self._trial = 0
 
     def _generate(self, decoder: Decoder, prompt: Tensor) -> Generation:
         return generate(decoder, prompt, self._config.new_tokens)
 
     def _emit(self, batch_size: int, sample: Generation, peak: int) -> None:
-        self._context.emit(
+        self._keep(
             self._row(
                 batch_size,
                 status="ok",
@@ -83,6 +86,9 @@ class _Trials:
                 peak_memory_bytes=peak,
             )
         )
+
+    def _keep(self, row: ThroughputRow) -> None:
+        self._context.emit(row, unit=_unit(row.batch_size, row.trial))
 
     def _row(self, batch_size: int, **fields: object) -> ThroughputRow:
         return ThroughputRow.model_validate(
@@ -106,3 +112,7 @@ class _Trials:
         gc.collect()
         if self._loaded.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _unit(batch_size: int, trial: int) -> str:
+    return f"b{batch_size}/t{trial}"

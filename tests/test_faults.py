@@ -1,0 +1,166 @@
+"""Runs to which something happens: each ends with the right row, nothing measured is lost, nothing stands twice."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from qbench import runner
+from qbench.config import RunConfig
+from qbench.errors import QbenchError
+from qbench.events import ProgressEvent, read_units
+from qbench.executor import Ending, LocalExecutor
+from qbench.job import Job
+from qbench.keys import CELL
+from qbench.results import read_run
+from tests.test_runner import QUICK, Watcher, config, interpreter, run
+
+KILLS = 50
+TIMES = ("load_s", "quantize_s", "load_peak_bytes", "peak_rss_bytes", "cached")
+"""Columns of cells.csv that no two runs have alike."""
+
+
+class Killer(LocalExecutor):
+    """Kills the worker at a random moment of what it does."""
+
+    def __init__(self, seed: int) -> None:
+        self.kills = 0
+        self.longest_s = 8.0
+        self._random = random.Random(seed)
+
+    def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
+        timer = threading.Timer(self._random.uniform(0, self.longest_s), self._kill)
+        timer.start()
+        try:
+            return super().run(job, out, log, progress)
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _kill(self) -> None:
+        for child in psutil.Process().children():
+            self.kills += 1
+            child.kill()
+
+
+def everything() -> RunConfig:
+    """Every kind of unit, on the demo model."""
+    measure = {
+        "memory": {"seq_len": 16},
+        "throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 4},
+        "mmlu": {"data": "demo", "limit": 12, "batch_size": 2},
+        "noise_floor": {},
+        "perplexity": {"window": 128, "limit": 8},
+        "generations": {"new_tokens": 4, "prompts": ["In Jundol, the highest mountain is"]},
+    }
+    return RunConfig.model_validate(
+        {"name": "r", "model": {"demo": True}, "backends": [{"kind": "fp16"}, {"kind": "int4"}], "measure": measure}
+    )
+
+
+def figures(folder: Path) -> dict[str, pd.DataFrame]:
+    """All that a run found out, without the times."""
+    data = read_run(folder)
+    return {
+        "cells": data.cells.drop(columns=list(TIMES)),
+        "throughput": data.throughput[["label", "batch_size", "trial", "status", "peak_memory_bytes"]],
+        "accuracy": data.accuracy.drop(columns="wall_s"),
+        "noise": data.noise.drop(columns="wall_s"),
+        "perplexity": data.perplexity.drop(columns="wall_s"),
+        "generations": pd.read_json(folder / "generations.jsonl", lines=True),
+        **{path.stem: pd.read_parquet(path) for path in sorted((folder / "answers").iterdir())},
+    }
+
+
+def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_path: Path) -> None:
+    settings = everything()
+    expected = figures(run(settings, tmp_path / "undisturbed")[0])
+    assert {name: len(frame) for name, frame in expected.items()} == {
+        "cells": 2, "throughput": 16, "accuracy": 16, "noise": 1, "perplexity": 2, "generations": 2,
+        "fp16": 96, "fp16.noise": 96, "int4": 96,
+    }  # fmt: skip
+    killer = Killer(seed=0)
+    rounds = 0
+    while killer.kills < KILLS:
+        rounds += 1
+        for _ in range(KILLS):
+            folder, ok = runner.run(
+                settings,
+                tmp_path / str(rounds),
+                Watcher(),
+                command="",
+                executor=killer if killer.kills < KILLS else None,
+            )
+            crashed = read_run(folder).cells.query("status != 'ok'")
+            # Also a cell that the killed one was to be compared with.
+            assert crashed["error"].str.contains("killed by SIGKILL|the cell fp16 has left none").all()
+            if ok:
+                break
+        found = figures(folder)
+        assert list(found) == list(expected)
+        for name, frame in expected.items():
+            pd.testing.assert_frame_equal(found[name], frame, obj=name)
+    assert rounds >= 1
+
+
+def test_results_that_vanish_end_the_run_with_a_remedy(tiny_llama: Path, tmp_path: Path) -> None:
+    script = f"rm -rf {tmp_path / 'results'}; exit 3"
+    settings = config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, script)}])
+    with pytest.raises(QbenchError, match=r"results/r: .*; what was measured is in .*cells, and the same command "):
+        run(settings, tmp_path / "results")
+
+
+def test_a_full_disk_is_the_cells_last_words(tiny_llama: Path, tmp_path: Path) -> None:
+    """A real limit: no file of the worker may grow beyond 4 KiB, and its events do."""
+    script = f'ulimit -f 8; exec {sys.executable} "$@"'
+    many = {"throughput": QUICK["throughput"] | {"trials": 50}}
+    backends = [{"kind": "fp16", "python": interpreter(tmp_path, script)}, {"kind": "int4"}]
+    folder, ok, watcher = run(config(tiny_llama, backends, measure=many), tmp_path / "results")
+    assert not ok
+    rows = {row.label: row for row in watcher.finished}
+    assert rows["fp16"].status == "crashed"
+    assert "File too large" in (rows["fp16"].error or "")
+    assert rows["int4"].status == "ok"
+    kept = len(read_units(folder / "cells" / "fp16" / "events.jsonl").keys() - {CELL})
+    data = read_run(folder)
+    assert data.throughput.groupby("label").size().to_dict() == {"fp16": kept, "int4": 100}
+    assert 0 < kept < 100
+
+
+STEPPING = """
+import random, time
+real = time.time
+time.time = lambda: real() + random.uniform(-1e6, 1e6)
+"""
+
+
+def test_a_clock_that_jumps_changes_no_figure(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STEPPING)
+    script = f'PYTHONPATH={tmp_path}:{Path(__file__).parent.parent} exec {sys.executable} "$@"'
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + random.uniform(-1e6, 1e6))
+    start = time.monotonic()
+    settings = config(tiny_llama, [{"kind": "int4", "python": interpreter(tmp_path, script)}], timeout_s=500.0)
+    folder, ok, _ = run(settings, tmp_path / "results")
+    elapsed = time.monotonic() - start
+    assert ok
+    data = read_run(folder)
+    assert 0 < data.cells["load_s"].iloc[0] < elapsed
+    assert data.throughput["ttft_s"].between(0, elapsed).all()
+
+
+def test_a_native_crash_is_a_row(tiny_llama: Path, tmp_path: Path) -> None:
+    script = f'exec {sys.executable} -c "import ctypes; ctypes.string_at(0)"'
+    row = run(config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, script)}]), tmp_path / "results")
+    assert row[2].finished[0].status == "crashed"
+    assert "killed by SIGSEGV" in (row[2].finished[0].error or "")
