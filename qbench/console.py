@@ -14,13 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
+from qbench import trust
 from qbench.cache import Entry
 from qbench.compare import reference_label
 from qbench.events import ProgressEvent
 from qbench.results import Run, display_label
 from qbench.rows import CellRow
 from qbench.stats import batch_sizes, summarize
-from qbench.verdict import accuracy_words, speedup_words
+from qbench.verdict import accuracy_words, speedup_words, sustained_words
 
 NON_TERMINAL_WIDTH = 120
 """Columns of lines and tables in a file or a pipe, which has no width of its own."""
@@ -119,6 +120,8 @@ def finished_line(row: CellRow) -> str:
 def print_results(console: Console, run: Run) -> None:
     """The tables of a run, how to read them, and what is wrong with its files."""
     console.print(result_table(run))
+    for line in _remarks(run):
+        console.print(escape(line))
     compared = [table for table in (speed_table(run), quality_table(run)) if table.rows]
     for table in compared:
         console.print(table)
@@ -129,6 +132,17 @@ def print_results(console: Console, run: Run) -> None:
         console.print(escape(noise))
     for warning in run.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _remarks(run: Run) -> list[str]:
+    """The speeds that lasted, and what the marked ones suffer from."""
+    cells = cast(list[dict[str, Any]], summarize(run).to_dict("records"))
+    sustained = [
+        f"sustained: {display_label(cell['backend'], cell['label'])}: {words}{trust.sustained_mark(cell)}"
+        for cell in cells
+        if (words := sustained_words(cell))
+    ]
+    return [*sustained, *trust.remarks(cells, batch_sizes(run))]
 
 
 def result_table(run: Run) -> Table:
@@ -265,9 +279,10 @@ def _number(value: Any, pattern: str) -> str:
 
 
 def _speed(row: dict[Any, Any], column: str) -> str:
+    size = column.removeprefix("decode_tokens_per_s_b")
     if not pd.isna(row[column]):
-        return f"{row[column]:,.1f}"
-    status = row.get(f"status_b{column.removeprefix('decode_tokens_per_s_b')}")
+        return f"{row[column]:,.1f}{trust.mark(row, int(size))}"
+    status = row.get(f"status_b{size}")
     return MISSING if pd.isna(status) else str(status)
 
 

@@ -95,6 +95,8 @@ class Bar:
     remark: str = ""
     """Second line of the note."""
     failure: str = ""
+    doubtful: bool = False
+    """Whether its texts stand out as those of a failure do."""
 
     @property
     def end(self) -> float:
@@ -224,7 +226,7 @@ def _draw_bar(axes: Axes, y: int, bar: Bar) -> None:
         xytext=(5, 0),
         textcoords="offset points",
         va="center_baseline",
-        color=ALARM if bar.failure else INK,
+        color=ALARM if bar.failure or bar.doubtful else INK,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )
 

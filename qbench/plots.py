@@ -1,7 +1,8 @@
-"""The figures of a run: memory, decode speed, MMLU, and accuracy against memory. Drawn from rows, without a display."""
+"""The figures of a run: memory, speed, MMLU, and accuracy against memory. Drawn from rows, without a display."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qbench import plot_style as style
+from qbench import trust
 from qbench.compare import tied
 from qbench.plot_front import draw_front, draw_ties, obstacles
+from qbench.plot_sustained import sustained_figure
 from qbench.results import Run, display_label
 from qbench.stats import CHANCE_LEVEL, batch_sizes, decode_trials, pareto_front, summarize
 from qbench.verdict import accuracy_difference
@@ -27,7 +30,7 @@ Record = dict[str, Any]
 
 
 def draw(run: Run, out: Path, *, allow_partial: bool = False) -> list[Path]:
-    """Write the figures of a run to `out`, each as PNG and SVG: memory, throughput, mmlu, pareto.
+    """Write the figures of a run to `out`, each as PNG and SVG: memory, throughput, mmlu, pareto, sustained_<model>.
 
     A figure for which no cell has a value is left out. Accuracy over part of the questions is drawn, and marked as
     such, only with `allow_partial`.
@@ -45,7 +48,7 @@ def draw(run: Run, out: Path, *, allow_partial: bool = False) -> list[Path]:
         with style.drawing():
             figure = make(run, summary)
             if figure is not None:
-                paths += style.save(figure, out / name)
+                paths += style.save(figure, out / name.format(model=_file_name(run.record.model)))
     return paths
 
 
@@ -92,7 +95,8 @@ def throughput_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
             axes.tick_params(labelleft=i % columns == 0)
         else:
             axes.set_axis_off()
-    style.entitle(figure, run, "Decode speed", _speed_details(run))
+    doubts = trust.caption(_records(summary), sizes)
+    style.entitle(figure, run, "Decode speed", "\n".join(filter(None, (_speed_details(run), doubts))))
     return figure
 
 
@@ -102,9 +106,11 @@ def _speed_bars(run: Run, summary: pd.DataFrame, batch_size: int) -> list[style.
     for cell, look in zip(cells, _looks(cells), strict=True):
         value = cell[f"decode_tokens_per_s_b{batch_size}"]
         trials = decode_trials(run, cell["label"], batch_size)
-        note = "" if value is None else _three_digits(value)
+        mark = trust.mark(cell, batch_size)
+        note = "" if value is None else _three_digits(value) + mark
         span = (min(trials), max(trials)) if len(trials) > 1 else None
-        bars.append(_bar(cell, look, value, note=note, span=span, status=cell[f"status_b{batch_size}"]))
+        status = cell[f"status_b{batch_size}"]
+        bars.append(_bar(cell, look, value, note=note, span=span, status=status, doubtful=bool(mark)))
     return bars
 
 
@@ -232,6 +238,7 @@ FIGURES: dict[str, Callable[[Run, pd.DataFrame], Figure | None]] = {
     "throughput": throughput_figure,
     "mmlu": mmlu_figure,
     "pareto": pareto_figure,
+    "sustained_{model}": sustained_figure,
 }
 """The figures by the names of their files."""
 
@@ -256,6 +263,11 @@ def _records(summary: pd.DataFrame) -> list[Record]:
 
 def _name(cell: Record) -> str:
     return display_label(cell["backend"], cell["label"])
+
+
+def _file_name(model: str) -> str:
+    """The last part of a model's name, without what a file's name should not have."""
+    return re.sub(r"[^\w.-]+", "-", model.rpartition("/")[2]).strip("-.") or "model"
 
 
 def _memory_unit(largest: int) -> tuple[str, int, str]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qbench.answers import read_answers
 from qbench.environment import Environment
 from qbench.errors import QbenchError
-from qbench.rows import TABLES, NoiseRow, Row
+from qbench.rows import TABLES, NoiseRow, Row, SustainedRow
 
 
 class RunRecord(BaseModel):
@@ -55,6 +55,7 @@ class Run:
     perplexity: pd.DataFrame
     warnings: tuple[str, ...]
     noise: pd.DataFrame = field(default_factory=lambda: to_frame(NoiseRow, []))
+    sustained: pd.DataFrame = field(default_factory=lambda: to_frame(SustainedRow, []))
     answers: dict[str, pd.Series[bool]] = field(default_factory=dict)
     """By label, whether the cell is right, indexed by (subject, question_id); see `qbench.answers`."""
 

@@ -82,6 +82,44 @@ class ThroughputRow(Row):
     itl_p50_s: float | None = None
     itl_p95_s: float | None = None
     peak_memory_bytes: int | None = None
+    # What the trial ran under, see `qbench.validity.Conditions`.
+    validity: str | None = None
+    foreign_cpu: float | None = None
+    steal: float | None = None
+    cpu_mhz: float | None = None
+    gpu_sm_mhz: int | None = None
+    gpu_mem_mhz: int | None = None
+    gpu_temperature_c: int | None = None
+    gpu_power_w: float | None = None
+    throttle_reasons: str | None = None
+    foreign_gpu_pids: int | None = None
+    attempts: int | None = None
+    """Times that the trial was made; the row is that of the last."""
+
+
+class SustainedRow(Row):
+    """A window of generations that follow each other without a pause, and what it ran under, as in `ThroughputRow`."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_mode: str
+    t_s: float
+    """End of the window, since the first began."""
+    generations: int
+    """Whole generations in the window."""
+    tokens_per_s: float
+    """Decode speed: batch_size × tokens after the first of each generation ÷ their time."""
+    validity: str | None = None
+    foreign_cpu: float | None = None
+    steal: float | None = None
+    cpu_mhz: float | None = None
+    gpu_sm_mhz: int | None = None
+    gpu_mem_mhz: int | None = None
+    gpu_temperature_c: int | None = None
+    gpu_power_w: float | None = None
+    throttle_reasons: str | None = None
+    foreign_gpu_pids: int | None = None
 
 
 class AccuracyRow(Row):
@@ -170,6 +208,7 @@ class GenerationRow(Row):
 TABLES: dict[str, type[Row]] = {
     "cells": CellRow,
     "throughput": ThroughputRow,
+    "sustained": SustainedRow,
     "accuracy": AccuracyRow,
     "noise": NoiseRow,
     "perplexity": PerplexityRow,

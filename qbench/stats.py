@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qbench import trust
 from qbench.answers import mmlu_rows
 from qbench.compare import Comparison, compare, reference_label
 from qbench.paired import delta_interval
@@ -47,6 +48,11 @@ PAIRED_DTYPES = {
     "mmlu_below_noise_floor": "boolean",
 }
 PERPLEXITY_DTYPES = {"perplexity": "Float64", "kl_mean": "Float64"}
+SUSTAINED_DTYPES = {
+    "sustained_tokens_per_s": "Float64",
+    "sustained_peak_tokens_per_s": "Float64",
+    "sustained_validity": "string",
+}
 
 
 def prefill_tokens_per_s(batch_size: int, prompt_tokens: int, ttft_s: float) -> float:
@@ -137,6 +143,20 @@ def mean_of_windows(values: np.ndarray[Any, Any]) -> tuple[float, float | None]:
     return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
 
 
+def steady_state(windows: Sequence[float]) -> tuple[float, float]:
+    """Speed that lasts, and the peak before: median of the last third of the windows, and maximum of the first.
+
+    A third is ⌈len(windows) ÷ 3⌉ windows.
+
+    Raises:
+        ValueError: there is no window.
+    """
+    if not windows:
+        raise ValueError("a steady state needs at least one window")
+    third = -(-len(windows) // 3)
+    return statistics.median(windows[-third:]), max(windows[:third])
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the (cost, gain) points that no other point dominates, cheapest first.
 
@@ -166,10 +186,12 @@ def decode_trials(run: Run, label: str, batch_size: int) -> list[float]:
 def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
     """One row a cell, in the order of `cells.csv`; of cells that are there twice, the last.
 
-    For each batch size n, `decode_tokens_per_s_b<n>` is the median over the ok trials and `status_b<n>` is ok or what
-    went wrong in some trial. `mmlu` is sum(correct) ÷ sum(n) over all questions of the cell, a fraction, with its 95 %
-    Wilson interval. What was not measured is NA, never 0, and so is an accuracy over part of the questions, or a
-    perplexity or divergence over part of the text, unless `allow_partial`.
+    For each batch size n, `decode_tokens_per_s_b<n>` is the median over the ok trials, `status_b<n>` is ok or what
+    went wrong in some trial, and `validity_b<n>` is ok or why the figure is not to be trusted, see
+    `qbench.trust`. `sustained_tokens_per_s` and its peak are those of `steady_state`. `mmlu` is sum(correct) ÷
+    sum(n) over all questions of the cell, a fraction, with its 95 % Wilson interval. What was not measured is NA, never
+    0, and so is an accuracy over part of the questions, or a perplexity or divergence over part of the text, unless
+    `allow_partial`.
 
     The others are compared with the first cell of 16 bits: `speedup_b<n>` with its 95 % interval (see `speedup`), and
     `mmlu_delta`, a fraction, over the `mmlu_paired_n` questions that both answered, with its interval, McNemar's
@@ -182,15 +204,17 @@ def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:
         {**{key: cell[key] for key in CELL_DTYPES}, **_decode(run, cell["label"], sizes)}
         | _mmlu(run, cell["label"], allow_partial)
         | _perplexity(run, cell["label"], allow_partial)
+        | _sustained(run, cell["label"])
         for cell in cells
     ]
     _add_comparisons(run, rows, sizes)
     decode_dtypes = {
         **{f"decode_tokens_per_s_b{size}": "Float64" for size in sizes},
-        **{f"status_b{size}": "string" for size in sizes},
+        **{f"{column}_b{size}": "string" for column in ("status", "validity") for size in sizes},
         **{column: "Float64" for size in sizes for column in _speedup_columns(size)},
     }
-    dtypes = CELL_DTYPES | decode_dtypes | MMLU_DTYPES | PAIRED_DTYPES | PERPLEXITY_DTYPES | {"verdict": "string"}
+    dtypes = CELL_DTYPES | decode_dtypes | SUSTAINED_DTYPES | MMLU_DTYPES | PAIRED_DTYPES | PERPLEXITY_DTYPES
+    dtypes |= {"verdict": "string"}
     return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
 
 
@@ -207,6 +231,7 @@ def _decode(run: Run, label: str, sizes: Sequence[int]) -> dict[str, Any]:
         failed = [status for status in statuses if status != "ok"]
         columns[f"decode_tokens_per_s_b{size}"] = statistics.median(speeds) if speeds else pd.NA
         columns[f"status_b{size}"] = failed[-1] if failed else "ok" if statuses else pd.NA
+        columns[f"validity_b{size}"] = trust.validity(_trials(run, label, size)) or pd.NA
     return columns
 
 
@@ -224,6 +249,15 @@ def _perplexity(run: Run, label: str, allow_partial: bool) -> dict[str, Any]:
     if not rows or (rows[-1]["partial"] and not allow_partial):
         return dict.fromkeys(PERPLEXITY_DTYPES, pd.NA)
     return {column: rows[-1][column] for column in PERPLEXITY_DTYPES}
+
+
+def _sustained(run: Run, label: str) -> dict[str, Any]:
+    windows = run.sustained[run.sustained["label"] == label]
+    if windows.empty:
+        return dict.fromkeys(SUSTAINED_DTYPES, pd.NA)
+    steady, peak = steady_state([float(speed) for speed in windows["tokens_per_s"]])
+    validity = trust.sustained_validity(windows) or pd.NA
+    return dict(zip(SUSTAINED_DTYPES, (steady, peak, validity), strict=True))
 
 
 def _add_comparisons(run: Run, rows: Sequence[dict[str, Any]], sizes: Sequence[int]) -> None:

@@ -49,6 +49,14 @@ def speedup_words(row: Mapping[str, Any], batch_size: int) -> str:
     return f"{ratio:.2f}×" if pd.isna(low) else f"{ratio:.2f}× [{low:.2f}, {high:.2f}]"
 
 
+def sustained_words(row: Mapping[str, Any]) -> str:
+    """`101.2 tok/s in the last third, 84 % of the peak of 120.4 in the first`; empty if it was not measured."""
+    steady, peak = row["sustained_tokens_per_s"], row["sustained_peak_tokens_per_s"]
+    if pd.isna(steady):
+        return ""
+    return f"{steady:,.1f} tok/s in the last third, {steady / peak:.0%} of the peak of {peak:,.1f} in the first"
+
+
 def _restrictions(row: Mapping[str, Any]) -> str:
     common = f" on {row['mmlu_paired_n']:,} common questions" if row["mmlu_paired_n"] < row["mmlu_n"] else ""
     return common + (", partial" if row["mmlu_partial"] else "")

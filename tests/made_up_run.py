@@ -13,7 +13,7 @@ import pandas as pd
 
 from qbench.environment import GPU, Environment
 from qbench.results import Run, RunRecord, to_frame
-from qbench.rows import AccuracyRow, CellRow, NoiseRow, PerplexityRow, Row, ThroughputRow
+from qbench.rows import AccuracyRow, CellRow, NoiseRow, PerplexityRow, Row, SustainedRow, ThroughputRow
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 GIB = 2**30
@@ -53,6 +53,12 @@ def trial(
     settings = {"prompt_tokens": 1920, "new_tokens": 128, "decode_mode": "graph"}
     own = {"batch_size": batch_size, "trial": trial, "status": status}
     return ThroughputRow.model_validate({**identity(label, backend), **settings, **own, **fields})
+
+
+def window(label: str, t_s: float, speed: float, *, backend: str | None = None, **fields: Any) -> SustainedRow:
+    settings = {"batch_size": 1, "prompt_tokens": 1920, "new_tokens": 128, "decode_mode": "graph", "generations": 3}
+    own = {"t_s": t_s, "tokens_per_s": speed}
+    return SustainedRow.model_validate({**identity(label, backend), **settings, **own, **fields})
 
 
 def subject(
@@ -140,9 +146,9 @@ def made_up_run(
         environment=environment(*gpus),
         started=datetime(2026, 10, 5, 23, 30, tzinfo=UTC),
     )
-    cells, throughput, accuracy, noise, perplexity = (
+    cells, throughput, accuracy, noise, perplexity, sustained = (
         to_frame(kind, [row for row in rows if isinstance(row, kind)])
-        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow, PerplexityRow)
+        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow, PerplexityRow, SustainedRow)
     )
     return Run(
         folder=Path("results/made-up"),
@@ -152,6 +158,7 @@ def made_up_run(
         accuracy=accuracy,
         warnings=(),
         noise=noise,
+        sustained=sustained,
         perplexity=perplexity,
         answers=answers or {},
     )

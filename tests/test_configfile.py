@@ -43,7 +43,7 @@ def message(path: Path, *overrides: str) -> str:
         (
             "seq_len: 64",
             "seqlen: 64",
-            "measure.throughput.seqlen: unknown key; did you mean seq_len? (valid: batch_sizes,",
+            "measure.throughput.seqlen: unknown key; did you mean seq_len? (valid: seq_len, new_tokens,",
         ),
         ("desc_act: true", "desc_akt: true", "backends[2].desc_akt: unknown key; did you mean desc_act?"),
         ("name: r", "nmae: r", "nmae: unknown key; did you mean name?"),

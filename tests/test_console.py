@@ -7,7 +7,7 @@ from rich.console import Console
 
 from qbench.console import print_results
 from qbench.results import Run
-from tests.made_up_run import FIVE_ANSWERS, cell, five_cells, flipped, made_up_run, measured, noise
+from tests.made_up_run import FIVE_ANSWERS, cell, five_cells, flipped, made_up_run, measured, noise, trial, window
 from tests.made_up_run import text as text_row
 
 
@@ -56,6 +56,31 @@ def test_a_limited_comparison_says_so() -> None:
     rows = [row for label in ("fp16", "int4") for row in measured(label, label, 5, {}, 50, 100, partial=True)]
     text = printed(made_up_run(rows, answers={"fp16": flipped(50, 100, 0, 0), "int4": flipped(50, 100, 2, 2)}))
     assert "within noise, p = 1, partial" in text
+
+
+def test_a_speed_that_cannot_be_trusted_is_marked_and_explained() -> None:
+    rows = [
+        cell("fp16"),
+        trial("fp16", None, 1, decode_tokens_per_s=41.5, validity="ok"),
+        trial("fp16", None, 8, decode_tokens_per_s=310, validity="foreign_load+throttled"),
+        cell("int4"),
+        trial("int4", None, 8, decode_tokens_per_s=530, validity="foreign_load"),
+    ]
+    text = printed(made_up_run(rows))
+    fp16, int4, *_ = (line.split("│") for line in text.splitlines() if line.startswith(("│ FP16", "│ INT4")))
+    assert (fp16[5].strip(), fp16[6].strip(), int4[6].strip()) == ("41.5", "310.0 !", "530.0 !")
+    words = " ".join(text.split())
+    assert "! foreign_load (FP16 at batch 8, INT4 at batch 8): other processes used the machine; end" in words
+    assert "! throttled (FP16 at batch 8): " in words
+    assert text.count("! ") - text.count("! │") == 2
+
+
+def test_speeds_that_lasted_are_said_below() -> None:
+    speeds = [(10, 120, "ok"), (20, 110, "foreign_load"), (30, 90, "ok")]
+    rows = [cell("int4"), *(window("int4", t_s, speed, validity=found) for t_s, speed, found in speeds)]
+    text = " ".join(printed(made_up_run(rows)).split())
+    assert "sustained: INT4: 90.0 tok/s in the last third, 75% of the peak of 120.0 in the first !" in text
+    assert "! foreign_load (INT4 under sustained load): other processes" in text
 
 
 def test_nothing_to_compare_is_no_second_table_and_warnings_are_printed() -> None:

@@ -80,6 +80,7 @@ def figures(folder: Path) -> dict[str, pd.DataFrame]:
     }
 
 
+@pytest.mark.timeout(1500)  # fifty starts of a worker
 def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_path: Path) -> None:
     settings = everything()
     expected = figures(run(settings, tmp_path / "undisturbed")[0])

@@ -92,7 +92,7 @@ def measure(loaded: LoadedModel, folder: Path, manager: TaskManager, monkeypatch
         steps: list[tuple[str, int, int]] = []
         context = Context(
             identity={"run": "r", "model": "m", "backend": "fp16", "label": "fp16"},
-            emit=rows.append,
+            emit=lambda *found, unit: rows.extend(found),
             progress=lambda *step: steps.append(step),
             seed=0,
             answers=folder,

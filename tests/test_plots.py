@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from qbench import plot_style
 from qbench.plots import FIGURES, draw, mmlu_figure, throughput_figure
 from qbench.results import Run
+from qbench.rows import Row
 from qbench.stats import summarize, wilson_interval
 from tests.made_up_run import (
     FIVE_ANSWERS,
@@ -29,6 +30,7 @@ from tests.made_up_run import (
     made_up_run,
     measured,
     trial,
+    window,
 )
 
 NAMES = ("memory", "throughput", "mmlu", "pareto")
@@ -405,6 +407,73 @@ def test_any_number_of_batch_sizes_is_readable(sizes: tuple[int, ...]) -> None:
         figure.draw_without_rendering()
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == [f"batch {size}" for size in sizes]
     assert_readable(figure)
+
+
+def test_a_speed_that_cannot_be_trusted_is_marked_and_explained() -> None:
+    rows = [
+        *measured("fp16", "fp16", 15.9, {1: [41, 42], 8: [300, 360]}, 9304),
+        *measured("int4", "int4", 5.7, {1: [98, 101]}, 9122),
+        trial("int4", None, 8, decode_tokens_per_s=530, validity="foreign_load+throttled"),
+    ]
+    shown = figures(made_up_run(rows, batch_sizes=(1, 8)))["throughput"]
+    first, second = shown.axes
+    assert (note(first, 0), note(first, 1)) == ("41.5", "99.5")
+    assert (note(second, 0), note(second, 1)) == ("330 !", "530 !")
+    text = " ".join(caption(shown).split())
+    assert (
+        "!: not to be trusted: foreign load (INT4 at batch 8); throttled (INT4 at batch 8); unstable (FP16 at batch 8)"
+    ) in text
+    assert_readable(shown)
+
+
+def test_unmarked_speeds_need_no_explanation(five: dict[str, Figure]) -> None:
+    assert "!" not in caption(five["throughput"])
+
+
+def sustained_cells() -> list[Row]:
+    """int4 loses a fifth within ten minutes, fp16 and a second int4 nothing."""
+    rows: list[Row] = [cell("fp16"), cell("int4"), cell("awq", status="oom"), cell("int4-group-32", "int4")]
+    for i in range(60):
+        rows.append(window("fp16", 10 * (i + 1), 41.5, validity="foreign_load" if i == 30 else "ok"))
+        rows.append(window("int4", 10 * (i + 1), 100 - min(i, 20), validity="throttled" if 10 < i < 20 else "ok"))
+        rows.append(window("int4-group-32", 10 * (i + 1), 75 + i % 2, backend="int4"))
+    return rows
+
+
+def test_sustained_speed_over_the_minutes_with_its_steady_state() -> None:
+    shown = figures(made_up_run(sustained_cells()))["sustained_{model}"]
+    (axes,) = shown.axes
+    speeds = [line for line in axes.lines if line.get_linestyle() == "-"]
+    dashed = [line for line in axes.lines if line not in speeds]
+    assert [line.get_ydata()[0] for line in speeds] == [41.5, 100, 75]  # type: ignore[index]
+    assert list(speeds[0].get_xdata())[-1] == 10
+    # The last third of int4 is at 80; of the second int4, 75 and 76 by turns.
+    assert [list(line.get_ydata()) for line in dashed] == [[41.5, 41.5], [80, 80], [75.5, 75.5]]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "FP16: 41.5 tokens/s at the end, 100% of 41.5 at first",
+        "INT4: 80 tokens/s at the end, 80% of 100 at first",
+        "int4-group-32: 75.5 tokens/s at the end, 99% of 76 at first",
+    ]
+    crosses = [len(dots.get_offsets()) for dots in axes.collections]
+    assert crosses == [1, 9, 0]
+    assert "x: foreign load, throttled in that window" in caption(shown)
+    assert axes.get_ylim()[0] == 0
+    assert_readable(shown)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("meta-llama/Meta-Llama-3-8B-Instruct", "sustained_Meta-Llama-3-8B-Instruct"),
+        ("llama-3-8b (random weights)", "sustained_llama-3-8b-random-weights"),
+        ("a/..", "sustained_model"),
+    ],
+)
+def test_the_sustained_figure_is_named_by_the_model(tmp_path: Path, model: str, name: str) -> None:
+    paths = draw(made_up_run([cell("int4"), window("int4", 10, 5)], model=model), tmp_path)
+    assert [path.name for path in paths] == [f"{name}.png", f"{name}.svg"]
 
 
 def test_equal_points_are_both_named_on_the_front() -> None:

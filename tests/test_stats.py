@@ -21,6 +21,7 @@ from qbench.stats import (
     prefill_tokens_per_s,
     quantile,
     speedup,
+    steady_state,
     summarize,
     wilson_interval,
 )
@@ -36,6 +37,7 @@ from tests.made_up_run import (
     text,
     trial,
     trials,
+    window,
 )
 
 
@@ -187,9 +189,10 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
     assert list(summary.columns) == [
         "run", "model", "backend", "label", "status", "error", "peak_memory_bytes",
         "decode_tokens_per_s_b1", "decode_tokens_per_s_b8", "decode_tokens_per_s_b32",
-        "status_b1", "status_b8", "status_b32",
+        "status_b1", "status_b8", "status_b32", "validity_b1", "validity_b8", "validity_b32",
         "speedup_b1", "speedup_b1_low", "speedup_b1_high", "speedup_b8", "speedup_b8_low", "speedup_b8_high",
         "speedup_b32", "speedup_b32_low", "speedup_b32_high",
+        "sustained_tokens_per_s", "sustained_peak_tokens_per_s", "sustained_validity",
         "mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial",
         "mmlu_paired_n", "mmlu_delta", "mmlu_delta_low", "mmlu_delta_high", "mmlu_p_value", "mmlu_p_holm",
         "mmlu_right_to_wrong", "mmlu_wrong_to_right", "mmlu_below_noise_floor",
@@ -230,6 +233,47 @@ def test_a_failed_trial_does_not_hide_behind_its_ok_siblings() -> None:
     row = summarize(made_up_run(rows)).iloc[0]
     assert row["decode_tokens_per_s_b8"] == 20
     assert row["status_b8"] == "oom"
+
+
+@pytest.mark.parametrize(
+    ("windows", "steady", "peak"),
+    [
+        ([7.0], 7, 7),
+        # Thirds of three windows: 120, 126, 118 and 101, 99, 100.
+        ([120.0, 126.0, 118.0, 130.0, 104.0, 103.0, 101.0, 99.0, 100.0], 100, 126),
+        # Of four, two each: the median of 80 and 90 is 85.
+        ([100.0, 95.0, 80.0, 90.0], 85, 100),
+    ],
+)
+def test_steady_state_by_hand(windows: list[float], steady: float, peak: float) -> None:
+    assert steady_state(windows) == (steady, peak)
+
+
+def test_nothing_has_no_steady_state() -> None:
+    with pytest.raises(ValueError, match="at least one window"):
+        steady_state([])
+
+
+def test_the_summary_has_the_steady_state_of_each_cell() -> None:
+    rows = [cell("fp16"), cell("int4"), cell("nf4")]
+    rows += [window("int4", t_s, speed) for t_s, speed in [(10, 50), (20, 45), (30, 40)]]
+    rows += [window("fp16", 10, 20)]
+    summary = summarize(made_up_run(rows)).set_index("label")
+    assert summary["sustained_tokens_per_s"].dropna().to_dict() == {"fp16": 20, "int4": 40}
+    assert summary["sustained_peak_tokens_per_s"].dropna().to_dict() == {"fp16": 20, "int4": 50}
+
+
+def test_validity_of_a_batch_is_that_of_its_trials() -> None:
+    rows = [
+        cell("int4"),
+        trial("int4", None, 1, decode_tokens_per_s=50, validity="ok"),
+        trial("int4", None, 1, decode_tokens_per_s=51, validity="foreign_load"),
+        trial("int4", None, 8, decode_tokens_per_s=300, validity="ok"),
+    ]
+    (row,) = summarize(made_up_run(rows)).to_dict("records")
+    assert (row["validity_b1"], row["validity_b8"]) == ("foreign_load", "ok")
+    assert pd.isna(row["validity_b32"])
+    assert row["decode_tokens_per_s_b1"] == 50.5, "marked figures are kept"
 
 
 def test_batch_sizes_are_those_asked_for_and_those_measured() -> None:
@@ -385,7 +429,7 @@ def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
     written = summarize(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 33
+    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 39
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:

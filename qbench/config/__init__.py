@@ -13,8 +13,10 @@ from qbench.config.measures import (
     MMLUConfig,
     NoiseFloorConfig,
     PerplexityConfig,
+    SustainedConfig,
     TasksConfig,
     ThroughputConfig,
+    TimedGeneration,
 )
 from qbench.config.run import NOISE_SUFFIX, CalibrationConfig, ModelConfig, RunConfig
 
@@ -39,7 +41,9 @@ __all__ = [
     "NoiseFloorConfig",
     "PerplexityConfig",
     "RunConfig",
+    "SustainedConfig",
     "TasksConfig",
     "ThroughputConfig",
+    "TimedGeneration",
     "backend_kinds",
 ]

@@ -36,17 +36,36 @@ class MemoryConfig(Measure):
     seq_len: int = Field(default=512, ge=1, description="tokens in that forward")
 
 
-class ThroughputConfig(Measure):
-    """Prefill and decode speed."""
+class TimedGeneration(Measure):
+    """What is generated while the clock runs."""
+
+    seq_len: int = Field(default=2048, ge=2, description="prompt plus new tokens")
+    new_tokens: int = Field(default=128, ge=2, description="tokens generated; the first belongs to the prefill")
+    decode: Literal["auto", "eager", "graph"] = Field(
+        default="auto", description="graph: the decode step as a CUDA graph; auto: graph on CUDA, eager elsewhere"
+    )
+    cooldown_s: float = Field(default=0, ge=0, description="seconds of rest before the clock starts")
+
+    @model_validator(mode="after")
+    def _prompt_is_left(self) -> Self:
+        if self.new_tokens >= self.seq_len:
+            raise ValueError(f"new_tokens ({self.new_tokens}) must be less than seq_len ({self.seq_len})")
+        return self
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.seq_len - self.new_tokens
+
+
+class ThroughputConfig(TimedGeneration):
+    """Prefill and decode speed; `cooldown_s` is before each trial."""
 
     countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "trials")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
-    seq_len: int = Field(default=2048, ge=2, description="prompt plus new tokens")
-    new_tokens: int = Field(default=128, ge=2, description="tokens generated; the first belongs to the prefill")
     trials: int = Field(default=3, ge=1, description="timed repetitions; every one is a row")
     warmup: int = Field(default=1, ge=0, description="repetitions before them that are not counted")
-    decode: Literal["auto", "eager", "graph"] = Field(
-        default="auto", description="graph: the decode step as a CUDA graph; auto: graph on CUDA, eager elsewhere"
+    max_retries_invalid: int = Field(
+        default=0, ge=0, description="repetitions of a trial that other processes or throttling disturbed"
     )
 
     @field_validator("batch_sizes")
@@ -56,19 +75,19 @@ class ThroughputConfig(Measure):
             raise ValueError("batch sizes must be distinct and ascending")
         return sizes
 
-    @model_validator(mode="after")
-    def _prompt_is_left(self) -> Self:
-        if self.new_tokens >= self.seq_len:
-            raise ValueError(f"new_tokens ({self.new_tokens}) must be less than seq_len ({self.seq_len})")
-        return self
-
     def units(self) -> tuple[str, ...]:
         """Every trial, by batch size and number."""
         return tuple(f"b{size}/t{trial}" for size in self.batch_sizes for trial in range(self.trials))
 
-    @property
-    def prompt_tokens(self) -> int:
-        return self.seq_len - self.new_tokens
+
+class SustainedConfig(TimedGeneration):
+    """Decode speed over minutes without a pause: what is left when the machine is warm."""
+
+    minutes: float = Field(default=10, gt=0, description="how long; the generation that is under way is finished")
+    batch_size: int = Field(default=1, ge=1)
+    window_s: float = Field(
+        default=10, gt=0, description="seconds that a row covers, or one generation if it is longer"
+    )
 
 
 class MMLUConfig(Measure):
@@ -186,6 +205,7 @@ class MeasureConfig(Strict):
     generations: GenerationsConfig | None = None
     perplexity: PerplexityConfig | None = None
     noise_floor: NoiseFloorConfig | None = None
+    sustained: SustainedConfig | None = None
 
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""

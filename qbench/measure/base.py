@@ -13,6 +13,7 @@ from torch import Tensor
 from qbench.backends.base import LoadedModel
 from qbench.config import MeasureConfig
 from qbench.rows import Identity, Row
+from qbench.validity import Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,13 @@ class Context:
     """Whether a unit is to be measured; the others are kept from before."""
     journal: Path | None = None
     """A file for what a unit knows before it is done; it is removed then."""
+
+
+def make_sampler(device: torch.device) -> Sampler:
+    """What looks at the machine around a timed region, and at the device if it is a GPU."""
+    if device.type != "cuda":
+        return Sampler()
+    return Sampler(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
 
 def random_prompt(loaded: LoadedModel, batch_size: int, tokens: int, seed: int) -> Tensor:

@@ -55,7 +55,7 @@ def resolve_mode(mode: Literal["auto", "eager", "graph"], device: torch.device) 
         QbenchError: a CUDA graph asked for without CUDA.
     """
     if mode == "graph" and device.type != "cuda":
-        raise QbenchError("measure.throughput.decode: graph needs a CUDA device; use auto or eager")
+        raise QbenchError("decode: graph needs a CUDA device; use auto or eager")
     if mode == "auto":
         return "graph" if device.type == "cuda" else "eager"
     return mode

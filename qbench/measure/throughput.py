@@ -1,8 +1,10 @@
-"""Prefill and decode speed at fixed batch sizes and lengths; every trial is a row."""
+"""Prefill and decode speed at fixed batch sizes and lengths; every trial is a row that says what it ran under."""
 
 from __future__ import annotations
 
 import gc
+import time
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -11,18 +13,20 @@ from qbench import stats
 from qbench.backends.base import LoadedModel
 from qbench.config import ThroughputConfig
 from qbench.errors import describe_fault
-from qbench.measure.base import Context, random_prompt
+from qbench.measure.base import Context, make_sampler, random_prompt
 from qbench.measure.decode import Decoder, Generation, generate, make_decoder, resolve_mode
 from qbench.measure.memory import peak_bytes
 from qbench.rows import Status, ThroughputRow
+from qbench.validity import Conditions, Sampler
 
 
-def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context) -> None:
+def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler | None = None) -> None:
     """Emit a `ThroughputRow` for every batch size and trial.
 
-    When a batch does not fit into memory it gets one row with status oom, and so does every larger one.
+    When a batch does not fit into memory it gets one row with status oom, and so does every larger one. `sampler`
+    looks at the machine around each trial; by default the real one.
     """
-    trials = _Trials(loaded, config, context)
+    trials = _Trials(loaded, config, context, sampler or make_sampler(loaded.device))
     for i, batch_size in enumerate(config.batch_sizes):
         try:
             trials.run(batch_size)
@@ -38,8 +42,8 @@ def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context) -> 
 class _Trials:
     """The timed repetitions of one cell."""
 
-    def __init__(self, loaded: LoadedModel, config: ThroughputConfig, context: Context) -> None:
-        self._loaded, self._config, self._context = loaded, config, context
+    def __init__(self, loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler) -> None:
+        self._loaded, self._config, self._context, self._sampler = loaded, config, context, sampler
         self._mode = resolve_mode(config.decode, loaded.device)
         self._done = 0
         self._trial = 0
@@ -63,17 +67,32 @@ class _Trials:
             self._generate(decoder, prompt)
         for self._trial in missing:
             self._progress(batch_size, f"trial {self._trial + 1}/{config.trials}")
-            self._emit(batch_size, self._generate(decoder, prompt), peak)
+            self._emit(batch_size, peak, *self._valid_trial(decoder, prompt))
 
     def fail(self, batch_size: int, status: Status, reason: str) -> None:
         """The row of the trial that failed, or of one that was not even tried."""
         self._keep(self._row(batch_size, status=status, error=reason))
         self._trial = 0
 
+    def _valid_trial(self, decoder: Decoder, prompt: Tensor) -> tuple[Generation, Conditions, int]:
+        """The first trial that nothing disturbed, or the last that may be made; and how many were made."""
+        sample, conditions = self._attempt(decoder, prompt)
+        attempts = 1
+        while conditions.validity != "ok" and attempts <= self._config.max_retries_invalid:
+            sample, conditions = self._attempt(decoder, prompt)
+            attempts += 1
+        return sample, conditions, attempts
+
+    def _attempt(self, decoder: Decoder, prompt: Tensor) -> tuple[Generation, Conditions]:
+        time.sleep(self._config.cooldown_s)
+        before = self._sampler.sample()
+        sample = self._generate(decoder, prompt)
+        return sample, self._sampler.since(before)
+
     def _generate(self, decoder: Decoder, prompt: Tensor) -> Generation:
         return generate(decoder, prompt, self._config.new_tokens)
 
-    def _emit(self, batch_size: int, sample: Generation, peak: int) -> None:
+    def _emit(self, batch_size: int, peak: int, sample: Generation, conditions: Conditions, attempts: int) -> None:
         self._keep(
             self._row(
                 batch_size,
@@ -84,6 +103,8 @@ class _Trials:
                 itl_p50_s=stats.quantile(sample.step_s, 0.5),
                 itl_p95_s=stats.quantile(sample.step_s, 0.95),
                 peak_memory_bytes=peak,
+                attempts=attempts,
+                **asdict(conditions),
             )
         )
 

@@ -1,0 +1,56 @@
+"""Decode speed over minutes of generating without a pause; every window of some seconds is a row.
+
+A machine that is cool is faster than it stays: clocks fall when it is warm or its power budget is spent. What a user of
+hours gets is the speed at the end, see `qbench.stats.steady_state`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+from qbench import stats
+from qbench.backends.base import LoadedModel
+from qbench.config import SustainedConfig
+from qbench.measure.base import Context, make_sampler, random_prompt
+from qbench.measure.decode import generate, make_decoder, resolve_mode
+from qbench.rows import SustainedRow
+from qbench.validity import Sampler
+
+
+def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:
+    """Emit a `SustainedRow` for every window. `sampler` looks at the machine between windows, as in throughput."""
+    mode = resolve_mode(config.decode, loaded.device)
+    decoder = make_decoder(loaded.model, mode, config.batch_size, config.seq_len)
+    prompt = random_prompt(loaded, config.batch_size, config.prompt_tokens, context.seed)
+    sampler = sampler or make_sampler(loaded.device)
+    minutes_s = 60 * config.minutes
+    # Captures the graph and reaches every allocation; no row needs it, and it is too short to warm the machine.
+    generate(decoder, prompt, 2)
+    time.sleep(config.cooldown_s)
+    began, t_s = time.perf_counter(), 0.0
+    before = sampler.sample()
+    while t_s < minutes_s:
+        context.progress("sustained", round(t_s), round(minutes_s))
+        window_ends, step_s, generations = min(t_s + config.window_s, minutes_s), list[float](), 0
+        while t_s < window_ends:
+            step_s += generate(decoder, prompt, config.new_tokens).step_s
+            generations += 1
+            t_s = time.perf_counter() - began
+        conditions, before = sampler.since(before), sampler.sample()
+        context.emit(
+            SustainedRow.model_validate(
+                {
+                    **context.identity,
+                    "batch_size": config.batch_size,
+                    "prompt_tokens": config.prompt_tokens,
+                    "new_tokens": config.new_tokens,
+                    "decode_mode": mode,
+                    "t_s": t_s,
+                    "generations": generations,
+                    "tokens_per_s": stats.decode_tokens_per_s(config.batch_size, step_s),
+                    **asdict(conditions),
+                }
+            )
+        )
+    context.progress("sustained", round(minutes_s), round(minutes_s))

@@ -1,0 +1,103 @@
+"""Trials and what they ran under, with a sampler that says what the test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qbench.backends import fp16
+from qbench.backends.base import LoadedModel
+from qbench.config import FP16, ThroughputConfig
+from qbench.measure import throughput
+from qbench.measure.base import Context
+from qbench.rows import Row, ThroughputRow
+from qbench.validity import Conditions
+from tests.tiny_llama import options
+
+IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
+SHORT = {"batch_sizes": [2], "seq_len": 12, "new_tokens": 4, "warmup": 0}
+
+
+class Script:
+    """A sampler that finds one condition after another, and notes when it was asked."""
+
+    def __init__(self, validity: Sequence[str]) -> None:
+        self._validity = iter(validity)
+        self.calls: list[str] = []
+
+    def sample(self) -> str:
+        self.calls.append("sample")
+        return "before"
+
+    def since(self, before: str) -> Conditions:
+        assert before == "before"
+        self.calls.append("since")
+        return Conditions(validity=next(self._validity), foreign_cpu=0.01, steal=None, cpu_mhz=2600)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return fp16.load(options(tiny_llama, tmp_path_factory.mktemp("work"), torch.float32), FP16(), None)
+
+
+def measured(loaded: LoadedModel, sampler: Script | None, folder: Path, **settings: Any) -> list[ThroughputRow]:
+    emitted: list[Row] = []
+    context = Context(
+        identity=IDENTITY,
+        emit=lambda *rows, unit: emitted.extend(rows),
+        progress=lambda *_: None,
+        seed=0,
+        answers=folder,
+    )
+    throughput.measure(loaded, ThroughputConfig.model_validate(SHORT | settings), context, sampler)
+    return [row for row in emitted if isinstance(row, ThroughputRow)]
+
+
+def test_a_disturbed_trial_is_kept_and_marked(loaded: LoadedModel, tmp_path: Path) -> None:
+    rows = measured(loaded, Script(["ok", "foreign_load", "throttled"]), tmp_path)
+    assert [(row.trial, row.validity, row.attempts) for row in rows] == [
+        (0, "ok", 1),
+        (1, "foreign_load", 1),
+        (2, "throttled", 1),
+    ]
+    assert all(row.status == "ok" and row.decode_tokens_per_s for row in rows)
+    assert {(row.foreign_cpu, row.steal, row.cpu_mhz) for row in rows} == {(0.01, None, 2600)}
+
+
+def test_a_disturbed_trial_is_repeated_until_it_is_ok_or_the_last_is_kept(loaded: LoadedModel, tmp_path: Path) -> None:
+    script = Script(["foreign_load", "ok", "ok", "foreign_load", "foreign_load", "throttled"])
+    rows = measured(loaded, script, tmp_path, max_retries_invalid=2)
+    assert [(row.trial, row.validity, row.attempts) for row in rows] == [
+        (0, "ok", 2),
+        (1, "ok", 1),
+        (2, "throttled", 3),
+    ]
+
+
+def test_the_machine_rests_and_is_looked_at_outside_of_the_timed_region(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, generate = Script(["foreign_load", "ok"]), throughput.generate
+
+    def watched(*arguments: Any) -> Any:
+        script.calls.append(f"generate {arguments[-1]}")
+        return generate(*arguments)
+
+    monkeypatch.setattr(throughput, "generate", watched)
+    monkeypatch.setattr(throughput.time, "sleep", lambda seconds: script.calls.append(f"sleep {seconds:g}"))
+    measured(loaded, script, tmp_path, trials=1, max_retries_invalid=1, cooldown_s=1.5)
+    trial = ["sleep 1.5", "sample", "generate 4", "since"]
+    assert script.calls[-8:] == [*trial, *trial]
+    assert not {"sample", "since"} & set(script.calls[:-8]), "nothing is looked at before the first trial"
+
+
+def test_the_real_sampler_fills_the_columns(loaded: LoadedModel, tmp_path: Path) -> None:
+    (row,) = measured(loaded, None, tmp_path, trials=1, seq_len=128, new_tokens=100)
+    assert row.validity
+    assert row.foreign_cpu is not None
+    assert 0 <= row.foreign_cpu <= 1
+    assert (row.gpu_sm_mhz, row.foreign_gpu_pids, row.attempts) == (None, None, 1)
