@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +15,12 @@ from ruamel.yaml.error import YAMLError
 
 from qbench.config import RunConfig, backend_kinds
 from qbench.errors import QbenchError
+
+MOST_BYTES = 256 << 10
+"""Of a file: YAML is read at some 100 kB a second, and configurations are a hundredth of this."""
+
+MOST_VALUES = 100_000
+"""In a file, those that an alias repeats counted each time."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -43,7 +50,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise QbenchError(f"{path}: is larger than {MOST_BYTES >> 10} KiB, so it is no configuration")
+        text = content.decode("utf-8")
     except FileNotFoundError as error:
         raise QbenchError(f"{path}: no such file; the shipped configurations are in configs/") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -57,12 +68,38 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(text: str, where: str) -> Any:
     """The plain values of a YAML text; a repeated key is an error, and nothing in it can run code."""
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        data = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise QbenchError(f"{where}{line}: not valid YAML: {problem}") from error
+        raise QbenchError(f"{where}{line}: not valid YAML: {one_line(problem)}") from error
+    except RecursionError as error:
+        raise QbenchError(f"{where}: values stand too deep in each other") from error
+    except Exception as error:  # whatever Python raises for a date, number or key that is none
+        reason = one_line(str(error))
+        raise QbenchError(f"{where}: not valid YAML: {type(error).__name__}: {reason}; quote what is a text") from error
+    _check_values(data, where)
+    return data
+
+
+def _check_values(data: Any, where: str) -> None:
+    """Refuse what a few aliases blow up to more than memory holds, and what nothing can be named or counted by."""
+    values = 0
+    rest = [data]
+    while rest:
+        value = rest.pop()
+        values += 1
+        if values > MOST_VALUES:
+            raise QbenchError(f"{where}: holds more than {MOST_VALUES:,} values, aliases counted each time")
+        if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise QbenchError(f"{where}: {_shown(value)} holds a character that no file can; remove it")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise QbenchError(f"{where}: {_shown(value)} does not fit into 64 bits")
+        if isinstance(value, dict):
+            rest += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            rest += value
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -110,6 +147,23 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 def describe(detail: ErrorDetails) -> str:
     """One line for one thing that is wrong: its path, what is wrong, what would be right."""
+    return one_line(_described(detail))
+
+
+def one_line(text: str) -> str:
+    """`text` with everything escaped that would break a line or move a cursor."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _shown(value: Any) -> str:
+    """What somebody has written, in short."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number of more than 4,300 digits
+        return "a number of very many digits"
+
+
+def _described(detail: ErrorDetails) -> str:
     where, section = _locate(detail["loc"])
     given = detail["input"]
     match detail["type"]:
@@ -120,15 +174,15 @@ def describe(detail: ErrorDetails) -> str:
         case "missing":
             return f"{where}: is missing"
         case "union_tag_invalid":
-            kind = str(given.get("kind")) if isinstance(given, dict) else str(given)
+            kind = str(detail["ctx"]["tag"])
             kinds = list(backend_kinds())
-            return f"{where}.kind: unknown backend {kind!r}{suggestion(kind, kinds)} (valid: {', '.join(kinds)})"
+            return f"{where}.kind: unknown backend {_shown(kind)}{suggestion(kind, kinds)} (valid: {', '.join(kinds)})"
         case "union_tag_not_found":
             return f"{where}.kind: is missing (one of {', '.join(backend_kinds())})"
         case "value_error":
             return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
         case _:
-            return f"{where}: {detail['msg'].lower()}, not {given!r}"
+            return f"{where}: {detail['msg'].lower()}, not {_shown(given)}"
 
 
 def suggestion(word: str, valid: Iterable[str]) -> str:

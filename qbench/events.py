@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
+from qbench.redact import Redactor
 from qbench.rows import ROW_TYPES, Row
 
 
@@ -79,19 +81,20 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         end_last_line(path)
         self._file = path.open("a", encoding="utf-8")
+        self._redactor = Redactor.here()
 
     def unit(self, name: str, key: str, rows: Iterable[Row], *, complete: bool = True) -> None:
         """Keep a unit's rows, durably."""
         stored = tuple(StoredRow.of(row) for row in rows)
-        self._write(UnitEvent(name=name, key=key, rows=stored, complete=complete).model_dump_json())
+        self._write(UnitEvent(name=name, key=key, rows=stored, complete=complete))
         os.fsync(self._file.fileno())
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Say how far the current measure is."""
-        self._write(ProgressEvent(what=what, done=done, total=total).model_dump_json())
+        self._write(ProgressEvent(what=what, done=done, total=total))
 
-    def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
+    def _write(self, event: UnitEvent | ProgressEvent) -> None:
+        self._file.write(json.dumps(self._redactor.value(event.model_dump())) + "\n")
         self._file.flush()
 
 

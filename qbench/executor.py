@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from qbench import lifeline
 from qbench.events import EventReader, ProgressEvent
 from qbench.job import Job
-from qbench.results import write_atomically
+from qbench.logs import BoundedLog, PipeReader
+from qbench.redact import Redactor
 from qbench.rows import Status
 
 POLL_S = 0.5
@@ -44,24 +46,29 @@ class LocalExecutor:
 
     def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
         """Start the worker, pass its progress on, and end it when it takes too long or when we are interrupted."""
-        job_file = out / "job.json"
-        write_atomically(job_file, job.model_dump_json(indent=2))
         events = EventReader(out / "events.jsonl")
         for _before in events.new():  # what earlier workers of the cell said
             pass
-        with log.open("wb") as output:
+        with BoundedLog(log, Redactor.here()) as kept:
             worker = subprocess.Popen(
-                [_interpreter(job), "-m", "qbench.worker", str(job_file), str(out)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
+                [_interpreter(job), "-m", "qbench.worker", str(out)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                bufsize=0,
                 env=_environment(job),
                 start_new_session=True,
             )
-        try:
-            return self._watch(worker, job, events, progress)
-        finally:
-            _end(worker)
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            output = PipeReader(worker.stdout, kept.write)
+            try:
+                lifeline.send(job.model_dump_json(), worker.stdin)
+                return self._watch(worker, job, events, progress)
+            finally:
+                _end(worker)
+                worker.stdin.close()
+                output.finish()
 
     def _watch(
         self, worker: subprocess.Popen[bytes], job: Job, events: EventReader, progress: Callable[[ProgressEvent], None]
@@ -94,7 +101,14 @@ def _interpreter(job: Job) -> str:
 
 
 def _environment(job: Job) -> dict[str, str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TQDM_DISABLE": "1",
+        # Should a library read a pickle after all, it may hold tensors and nothing that runs.
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
+    }
     if job.backend.python:
         # The other interpreter brings the backend's libraries, not this package.
         paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]

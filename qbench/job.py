@@ -1,4 +1,4 @@
-"""What a worker is told: one file, written by the runner, for one cell."""
+"""What a worker is told: one line of JSON from the runner, for one cell. It is kept nowhere: it holds full paths."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ SHARD_BYTES = 2 * 1024**3
 
 def write(folder: Path, dtype: torch.dtype, seed: int) -> None:
     """Write safetensors shards and their index into `folder`."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     generator = torch.Generator().manual_seed(seed)
     deviation = getattr(config, "initializer_range", 0.02)
     shard: dict[str, torch.Tensor] = {}

@@ -7,6 +7,7 @@ files, written whole to a temporary name and renamed, so that no reader ever mee
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qbench import csvtext
 from qbench.answers import read_answers
 from qbench.environment import Environment
 from qbench.errors import QbenchError
+from qbench.redact import Redactor
 from qbench.rows import TABLES, NoiseRow, Row, SustainedRow
 
 
@@ -118,7 +121,8 @@ def write_atomically(path: Path, text: str) -> None:
         OSError: the folder is not writable or the disk is full; the old content still stands.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    partial.unlink(missing_ok=True)  # of a run that was killed; or a link, which would be followed
+    with partial.open("x", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -126,15 +130,22 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:
-    """Write rows as a CSV whose columns are the fields of their type; None is an empty field."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row_type.model_fields), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.model_dump(mode="json") for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write rows as a CSV whose columns are the fields of their type; see `qbench.csvtext`."""
+    write_atomically(path, csvtext.to_text(row_type.model_fields, (row.model_dump(mode="json") for row in rows)))
+
+
+def write_record(path: Path, record: RunRecord, redactor: Redactor) -> None:
+    """Write a run's record without secrets and home folders."""
+    write_atomically(path, json.dumps(redactor.value(record.model_dump(mode="json")), indent=2) + "\n")
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a data frame as a CSV, texts as `write_table` writes them."""
+    guarded = frame.copy()
+    for name in frame.select_dtypes(["object", "string"]):
+        guarded[name] = frame[name].map(csvtext.guard)
+    text: str = guarded.to_csv(index=False, lineterminator="\n")
+    write_atomically(path, text)
 
 
 def write_lines(path: Path, rows: Iterable[Row]) -> None:
@@ -164,7 +175,7 @@ def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]
             raise QbenchError(f"{path}: these are not the columns of a qbench table; is it from another tool?")
         for number, fields in enumerate(reader, start=2):
             try:
-                given = {key: value for key, value in zip(header, fields, strict=True) if value != ""}
+                given = {key: csvtext.unguard(value) for key, value in zip(header, fields, strict=True) if value != ""}
                 rows.append(row_type.model_validate(given))
             except ValueError:
                 warnings.append(f"{path}: line {number} is damaged or incomplete and is left out")

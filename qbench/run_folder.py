@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qbench import keys
+from qbench import folders, keys
 from qbench.config import NOISE_SUFFIX, Backend, RunConfig
 from qbench.errors import QbenchError
 from qbench.events import UnitEvent, read_units
 from qbench.keys import CELL, Facts
-from qbench.results import RunRecord, read_run, write_atomically, write_lines, write_table
+from qbench.redact import Redactor
+from qbench.results import RunRecord, read_run, write_atomically, write_frame, write_lines, write_record, write_table
 from qbench.rows import LINES, TABLES, CellRow, Row
 from qbench.stats import summarize
+
+FOLDERS = ("cells", "logs", "answers", "reference")
+"""What a run's folder holds beside its tables."""
 
 
 class RunFolder:
@@ -42,8 +45,14 @@ class RunFolder:
         """Make sure that what the folder holds belongs with what will be measured, or may be deleted. Changes nothing.
 
         Raises:
-            QbenchError: something that decides its figures has changed, or it is not a run's.
+            QbenchError: something that decides its figures has changed, or it is not a run's, or leads out of itself.
         """
+        links = [self.path / name for name in FOLDERS if (self.path / name).is_symlink()]
+        if links and not fresh:
+            raise QbenchError(
+                f"{links[0]}: is a link, and what a run writes and deletes stays in its own folder; "
+                "remove the link, or start over with --fresh"
+            )
         if self.holds_run:
             if not fresh:
                 self._belongs_together()
@@ -85,11 +94,9 @@ class RunFolder:
             ) from error
 
     def _clear(self) -> None:
-        for name in ("cells", "logs", "answers", "reference"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
         derived = (*(f"{stem}.csv" for stem in TABLES), *(f"{stem}.jsonl" for stem in LINES))
-        for name in ("run.json", "summary.csv", *derived):
-            (self.path / name).unlink(missing_ok=True)
+        for name in (*FOLDERS, "run.json", "summary.csv", *derived):
+            folders.remove(self.path / name)
 
     def check_reference(self, cells: Sequence[Backend], *, fresh: bool) -> None:
         """Make sure that the cells which `cells` lacks now will find what they are compared with.
@@ -161,12 +168,11 @@ class RunFolder:
 
     def write_record(self, record: RunRecord) -> None:
         """Write run.json."""
-        write_atomically(self.path / "run.json", record.model_dump_json(indent=2) + "\n")
+        write_record(self.path / "run.json", record, Redactor.here())
 
     def write_summary(self) -> None:
         """Derive summary.csv; limited evaluations stay out of it."""
-        text: str = summarize(read_run(self.path)).to_csv(index=False, lineterminator="\n")
-        write_atomically(self.path / "summary.csv", text)
+        write_frame(self.path / "summary.csv", summarize(read_run(self.path)))
 
 
 LOCK = ".lock"

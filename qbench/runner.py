@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from qbench import environment, keys, plan, source
+from qbench import environment, folders, keys, plan, source
 from qbench.config import Backend, RunConfig
 from qbench.environment import Environment
 from qbench.errors import QbenchError
@@ -17,6 +16,7 @@ from qbench.events import EventLog, ProgressEvent
 from qbench.executor import Ending, Executor, LocalExecutor
 from qbench.job import Job, cell_row
 from qbench.keys import CELL
+from qbench.redact import Redactor
 from qbench.results import RunRecord, read_run
 from qbench.rows import CellRow
 from qbench.run_folder import RunFolder, locked
@@ -58,7 +58,9 @@ def run(
     model = find_model(config, machine, reporter.say)
     fingerprint = source.fingerprint(model)
     units = {backend.label: keys.units(config, backend, machine, fingerprint) for backend in config.backends}
-    folder = RunFolder(results / config.name, config, keys.run_facts(config, machine, fingerprint), units)
+    # As they stand in run.json.
+    facts = Redactor.here().value(keys.run_facts(config, machine, fingerprint))
+    folder = RunFolder(results / config.name, config, facts, units)
     folder.check(fresh=fresh)
     folder.check_reference(cells, fresh=fresh)
     with locked(folder.path), _writing(folder.path):
@@ -179,10 +181,7 @@ def _clear_attempt(out: Path) -> None:
     for path in out.iterdir():
         if path.name in ("events.jsonl", "journal"):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+        folders.remove(path)
 
 
 def _dump(config: RunConfig) -> dict[str, Any]:

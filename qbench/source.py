@@ -24,7 +24,10 @@ SHAPES = Path(__file__).parent / "shapes"
 """A shape is a config.json without weights: `<name>.json`."""
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja")
-"""What is fetched from the hub; never pickles."""
+"""What is fetched from the hub; never pickles, and Python only where it may run."""
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+"""Formats that can run code when they are read. None of them is."""
 
 
 def shapes() -> dict[str, Path]:
@@ -55,7 +58,8 @@ def resolve(config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], 
         return demo.MODEL_DIR
     if config.id:
         say(f"fetching {config.id} from the hub (or its local cache)")
-        folder = _fetch(config.id, config.revision, MODEL_FILES)
+        code = ("*.py",) if config.trust_remote_code else ()
+        folder = _fetch(config.id, config.revision, (*MODEL_FILES, *code))
     else:
         assert config.path is not None
         folder = config.path.expanduser().resolve()
@@ -73,14 +77,26 @@ def check_folder(folder: Path) -> None:
         raise QbenchError(f"model.path: {folder} is not a folder")
     if not (folder / "config.json").is_file():
         raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
-    if not list(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-        why = (
-            f"only {pickled[0]}, a pickle, which could run code when it is read; convert it to safetensors"
-            if pickled
-            else "its weights are missing; for memory and speed only, add `weights: random`"
-        )
-        raise QbenchError(f"model.path: {folder} holds no safetensors: {why}")
+    check_weights(folder, "model.path", "for memory and speed only, add `weights: random`")
+
+
+def check_weights(folder: Path, key: str, remedy: str) -> None:
+    """Refuse a folder without weights in safetensors; `key` names it in the configuration.
+
+    Raises:
+        QbenchError: there are pickles only, or no weights at all, for which `remedy` is told.
+    """
+    # An adapter is no model, and transformers would take the pickle beside it.
+    if any(not path.name.startswith("adapter") for path in folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    why = (
+        f"only {pickled[0]}, a pickle, which could run code when it is read; convert it to safetensors (load it in a "
+        "place that you can lose, with transformers' from_pretrained, and save_pretrained it)"
+        if pickled
+        else f"its weights are missing; {remedy}"
+    )
+    raise QbenchError(f"{key}: {folder} holds no safetensors: {why}")
 
 
 def fingerprint(folder: Path) -> str:

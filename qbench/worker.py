@@ -1,4 +1,4 @@
-"""The child process of one cell: `python -m qbench.worker JOB.json OUT_DIR`.
+"""The child process of one cell: `python -m qbench.worker OUT_DIR`, with the job on standard input (`qbench.lifeline`).
 
 Loads the model once, takes every measure on it and appends each row to OUT_DIR/events.jsonl the moment it exists. It
 always ends with a row of `cells.csv`, whatever goes wrong, as long as Python itself lives; what happens when it does
@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from qbench import cache, calibration, keys
+from qbench import cache, calibration, keys, lifeline
 from qbench.backends.base import BackendModule, LoadedModel, QuantizingModule, import_backend
 from qbench.calibration import Calibration
 from qbench.config import Backend
@@ -198,8 +198,7 @@ def load_peak_bytes(device: torch.device, resident: ResidentPeak) -> int:
 
 def main() -> None:
     """Read the job and measure its cell."""
-    job_file, out = map(Path, sys.argv[1:3])
-    Cell(Job.model_validate_json(job_file.read_bytes()), out).run()
+    Cell(Job.model_validate_json(lifeline.receive()), Path(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from qbench import plan
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.events import EventLog, UnitEvent, read_units
@@ -123,20 +124,23 @@ def test_lost_answers_are_measured_again(tmp_path: Path) -> None:
     assert (folder / "reference" / "logprobs.safetensors").is_file()
 
 
-def test_cells_run_in_a_random_order_that_the_seed_decides_and_the_record_says(
+def test_cells_run_in_a_random_order_that_the_seed_decides_and_the_record_tells(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     backends = [{"kind": "fp16"}, {"kind": "int4"}, {"kind": "int4", "label": "second"}]
-    first = in_order(3)
-    orders = []
-    for seed in (first, first, first + 1, first + 2, first + 3):
+
+    def order(seed: int) -> tuple[str, ...]:
         settings = config(tiny_llama, backends, seed=seed, measure={})
-        folder, _, watcher = run(settings, tmp_path, fresh=True)
-        assert read_run(folder).record.order == tuple(row.label for row in watcher.finished)
-        assert list(read_run(folder).cells["label"]) == ["fp16", "int4", "second"]
-        orders.append(read_run(folder).record.order)
-    assert orders[0] == orders[1] == ("fp16", "int4", "second")
-    assert len(set(orders)) > 1
+        return tuple(cell.label for cell in plan.shuffle(settings, settings.backends))
+
+    assert order(in_order(3)) == ("fp16", "int4", "second")
+    orders = {seed: order(seed) for seed in range(100)}
+    assert orders == {seed: order(seed) for seed in range(100)}
+    assert len(set(orders.values())) == 6
+    seed = next(seed for seed in orders if orders[seed] == ("second", "int4", "fp16"))
+    folder, _, watcher = run(config(tiny_llama, backends, seed=seed, measure={}), tmp_path)
+    assert tuple(row.label for row in watcher.finished) == read_run(folder).record.order == orders[seed]
+    assert list(read_run(folder).cells["label"]) == ["fp16", "int4", "second"]
 
 
 def test_a_worker_says_its_last_words_in_its_row(tiny_llama: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from qbench.calibration import Calibration
 from qbench.config import Calibrated
 from qbench.errors import QbenchError
 from qbench.models import LoadOptions, load_tokenizer, skeleton
+from qbench.source import MODEL_FILES, check_weights
 
 # gptqmodel sets variables at import that would reach everything else in this process: the order of the GPUs, torch's
 # allocator, the hub's cache. They are given their usual values first. One CPU worker, its choice on two cores, it
@@ -108,12 +109,13 @@ def find_checkpoint(config: Calibrated, method: str) -> Path:
     folder = Path(str(config.checkpoint)).expanduser()
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(str(config.checkpoint), ignore_patterns=["*.bin", "*.pt", "*.pth"]))
+            folder = Path(snapshot_download(str(config.checkpoint), allow_patterns=list(MODEL_FILES)))
         except Exception as error:
             raise QbenchError(
                 f"{config.label}: checkpoint {config.checkpoint} is neither a folder nor a hub repository that can be "
                 f"fetched ({type(error).__name__})"
             ) from error
+    check_weights(folder, f"backends.{config.label}.checkpoint", "copy or download the folder again")
     file, found = _read_scheme(config, folder)
     for key, value, remedy in (
         ("quant_method", method, "name a checkpoint of this backend's method"),

@@ -70,7 +70,9 @@ class RunConfig(Strict):
     dtype: DType = Field(default="auto", description="compute dtype; auto: float16 on CUDA, else bfloat16")
     seed: int = Field(default=0, ge=0, description="prompts, random weights and calibration sampling")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a worker; torch's choice unless given")
-    timeout_s: float | None = Field(default=None, gt=0, description="a cell that takes longer is ended: timeout")
+    timeout_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="a cell that takes longer is ended: timeout"
+    )
     cache: bool = Field(default=True, description="keep quantized checkpoints, see `qbench cache ls`, and use them")
     calibration: CalibrationConfig = CalibrationConfig()
     backends: tuple[BackendConfig, ...] = Field(min_length=1)

@@ -6,6 +6,7 @@ its task file. Rows need the columns of the data set that the task file names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,38 @@ def load_tasks(manager: TaskManager, config: TasksConfig) -> dict[str, list[Task
             raise QbenchError(f"measure.tasks.names: lm-evaluation-harness has no task {name!r}{hint}")
         if name in config.data and name not in manager.all_subtasks:
             raise QbenchError(f"measure.tasks.data: {name} is a group of tasks; name those that have data")
-        _check_output_type(name, (manager.task_index[name].cfg or {}).get("output_type"))
+        for own, file in _task_files(manager, name):
+            _check_output_type(own, file.get("output_type"))
+            _check_metrics(own, file)
     return {name: _load(manager, name, config) for name in config.names}
+
+
+def _task_files(manager: TaskManager, member: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The task files behind a task, a tag, a group or a list of such, by their own names.
+
+    What lm-evaluation-harness does not know it passes over, too.
+    """
+    if isinstance(member, list):
+        for one in member:
+            yield from _task_files(manager, one)
+    elif isinstance(member, dict):
+        yield from _task_files(manager, member.get("task"))
+    elif entry := manager.task_index.get(member):
+        held = sorted(entry.tags) if entry.cfg is None else entry.cfg.get("task")
+        if isinstance(held, str):
+            yield member, entry.cfg
+        else:
+            yield from _task_files(manager, held)
+
+
+def _check_metrics(name: str, file: dict[str, Any]) -> None:
+    """Refuse a metric that is a program on the hub: it would be fetched and run."""
+    remote = [metric["metric"] for metric in file.get("metric_list") or [] if metric.get("hf_evaluate") is True]
+    if remote:
+        raise QbenchError(
+            f"measure.tasks.names: {name} is scored by {remote[0]} of the hub's `evaluate`, code that would be fetched "
+            "and run here. Leave it out"
+        )
 
 
 def _load(manager: TaskManager, name: str, config: TasksConfig) -> list[Task]:
