@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,7 +53,8 @@ def test_windows_hold_whole_generations_and_their_decode_speed(
         return Generation(torch.empty(0), 1.0, steps)
 
     monkeypatch.setattr(sustained, "generate", generate)
-    monkeypatch.setattr(sustained.time, "perf_counter", lambda: now[0])
+    clock = SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(sustained, "time", clock)
     script = Script(["ok", "ok", "throttled", "ok"])
     rows = measured(loaded, script, tmp_path, minutes=0.5, window_s=10, batch_size=2)
     # 4 + 4 + 4 = 12 s; 7 + 7 = 14 s on top; 7 s more and the half minute is over.

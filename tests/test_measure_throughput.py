@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,7 +89,12 @@ def test_the_machine_rests_and_is_looked_at_outside_of_the_timed_region(
         return generate(*arguments)
 
     monkeypatch.setattr(throughput, "generate", watched)
-    monkeypatch.setattr(throughput.time, "sleep", lambda seconds: script.calls.append(f"sleep {seconds:g}"))
+
+    def rest(seconds: float) -> None:
+        script.calls.append(f"sleep {seconds:g}")
+
+    # Only there: other threads sleep, too.
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(sleep=rest))
     measured(loaded, script, tmp_path, trials=1, max_retries_invalid=1, cooldown_s=1.5)
     trial = ["sleep 1.5", "sample", "generate 4", "since"]
     assert script.calls[-8:] == [*trial, *trial]
