@@ -1,5 +1,6 @@
 # make smoke       install, measure five backends on the demo model, draw the plots
 # make test        install, lint, types, tests
+# make audit       known vulnerabilities of the pinned packages
 # make bench       our INT4 against other kernels on this CPU
 # make bench-gpu   the same on a CUDA GPU, by PYTHON and what is installed there
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OUT ?= results/bench
 STEPS ?= check tune linears models awq gptq
 
-.PHONY: help setup smoke test lint bench bench-gpu gpu-wheels clean
+.PHONY: help setup smoke test lint audit bench bench-gpu gpu-wheels clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +39,11 @@ lint: setup  ## ruff and mypy
 
 test: lint  ## lint, types, tests
 	$(BIN)/pytest
+
+audit:  ## known vulnerabilities of the packages in constraints.txt, by the package index's word (needs the network)
+	$(PYTHON) -m venv build/audit
+	PIP_CONSTRAINT= build/audit/bin/pip install -q pip-audit
+	build/audit/bin/pip-audit --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 bench: setup  ## our INT4 against other kernels and backends on this CPU, as ratios (half an hour on 2 cores; OUT=folder)
 	$(BIN)/python benchmarks/int4_linear.py --out $(OUT)

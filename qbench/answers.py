@@ -29,13 +29,18 @@ def read_answers(folder: Path, accuracy: pd.DataFrame) -> tuple[dict[str, pd.Ser
     answers: dict[str, pd.Series[bool]] = {}
     warnings: list[str] = []
     for label in accuracy.loc[accuracy["task"] == "mmlu", "label"].drop_duplicates():
-        path = folder / "answers" / f"{label}.parquet"
+        path = _file(folder, label)
         try:
             answers[label] = _read(path, mmlu_rows(accuracy, label))
         except (OSError, ValueError, KeyError) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"is left out ({error})"
             warnings.append(f"{path}: {reason}; {label} is not compared question by question")
     return answers, warnings + _unequal(folder, answers)
+
+
+def _file(folder: Path, label: str) -> Path:
+    """Where a cell's answers are: in `folder`, also if its tables come from somebody who says otherwise."""
+    return folder / "answers" / f"{label.rpartition('/')[2]}.parquet"
 
 
 def _read(path: Path, counted: pd.DataFrame) -> pd.Series[bool]:

@@ -177,11 +177,12 @@ def last_words(log: Path) -> str:
 
 def _clear_attempt(out: Path) -> None:
     """Remove what an earlier worker of the cell left, except what it finished."""
+    if out.is_symlink():
+        out.unlink()
     out.mkdir(parents=True, exist_ok=True)
     for path in out.iterdir():
-        if path.name in ("events.jsonl", "journal"):
-            continue
-        folders.remove(path)
+        if path.is_symlink() or path.name not in ("events.jsonl", "journal"):
+            folders.remove(path)
 
 
 def _dump(config: RunConfig) -> dict[str, Any]:

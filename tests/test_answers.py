@@ -92,3 +92,13 @@ def test_a_run_is_read_with_its_answers_and_compared(tmp_path: Path) -> None:
     int4 = summarize(read).iloc[1]
     assert (int4["mmlu_right_to_wrong"], int4["mmlu_wrong_to_right"], int4["mmlu_p_value"]) == (1, 1, 1)
     assert int4["verdict"] == "accuracy within noise, p = 1"
+
+
+def test_a_label_that_is_a_path_reads_nothing_outside_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_answers(run, "fp16", [0, 1, 2, 3], [0, 2, 2, 0])
+    (run / "answers" / "fp16.parquet").rename(tmp_path / "mine.parquet")
+    answers, (warning,) = read_answers(run, counted(**{"../../mine": 2}))
+    assert answers == {}
+    assert "answers/mine.parquet: is missing" in warning

@@ -185,6 +185,12 @@ def test_a_folder_that_is_not_quantized_is_refused(method: Method, options: Load
         method.load(options, method.config(checkpoint=str(options.folder)), None)
 
 
+def test_a_checkpoint_of_pickles_is_refused(method: Method, options: LoadOptions, checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "gptq_model-4bit-128g.bin")
+    with pytest.raises(QbenchError, match=r"checkpoint: .* only gptq_model-4bit-128g\.bin, a pickle, .* convert it"):
+        method.load(options, method.config(checkpoint=str(checkpoint)), None)
+
+
 def test_a_missing_checkpoint_is_refused(method: Method, options: LoadOptions, tmp_path: Path) -> None:
     with pytest.raises(QbenchError, match="neither a folder nor a hub repository"):
         method.load(options, method.config(checkpoint=str(tmp_path / "nowhere")), None)

@@ -1,7 +1,10 @@
+import os
 import pkgutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import qbench.backends
@@ -58,6 +61,19 @@ def test_labels_cannot_leave_the_results_folder(label: str) -> None:
         run_config(backends=[backend])
     with pytest.raises(ValidationError):
         run_config(name=label)
+
+
+@given(name=st.text(max_size=90) | st.text("./\\a\n\0~ ", max_size=8))
+def test_whatever_is_accepted_as_a_name_is_a_name_in_its_folder(name: str) -> None:
+    try:
+        config = run_config(name=name, backends=[{"kind": "fp16", "label": name or "/"}])
+    except ValidationError:
+        return
+    for accepted in (config.name, config.backends[0].label):
+        path = Path("/results", accepted)
+        assert Path(os.path.normpath(path)) == path
+        assert path.parent == Path("/results")
+        assert not set(accepted) & set("/\\\n\0")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
+import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from qbench import configfile
-from qbench.config import GPTQ, MMLUConfig, RunConfig
+from qbench.config import GPTQ, MeasureConfig, MMLUConfig, RunConfig
+from qbench.config.base import NAME_PATTERN
 from qbench.errors import QbenchError
 
 GOOD = """
@@ -142,13 +147,143 @@ yaml_values = st.recursive(
 )
 
 
-@given(key=st.sampled_from(sorted(RunConfig.model_fields)), value=yaml_values)
-def test_whatever_stands_in_the_file_ends_in_a_configuration_or_in_a_message(key: str, value: object) -> None:
-    data = {"name": "r", "model": {"demo": True}, "backends": [{"kind": "fp16"}], key: value}
-    from pydantic import ValidationError
+@st.composite
+def junk_files(draw: st.DrawFn) -> str:
+    """A configuration in which something is anything, in a place that the schema knows."""
+    data: Any = {
+        "name": "r",
+        "model": {"demo": True},
+        "backends": [{"kind": "fp16"}, {"kind": "int4"}],
+        "calibration": {"samples": 3},
+        "measure": {name: {} for name in MeasureConfig.model_fields if name != "tasks"},
+    }
+    place = data
+    while isinstance(place, dict | list):
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        known = [] if place is not data["measure"] else ["tasks"]
+        key = draw(st.sampled_from([*keys, *known]) if keys else st.text(max_size=8))
+        inner = place[key] if isinstance(place, list) else place.get(key)
+        if not isinstance(inner, dict | list) or draw(st.booleans()):
+            place[key] = draw(yaml_values)
+            break
+        place = inner
+    return json.dumps(data, ensure_ascii=draw(st.booleans()))
 
+
+yaml_words = st.lists(
+    st.sampled_from([*" \n:-?[]{},&*!#|>'\"%@`~", "a", "&a ", "*a", "<<: ", "- ", ": ", "\n  ", "!!set ", "!!omap ",
+    "0x", "1e9", ".inf", ".nan", "2001-99-99", "null", "---\n", "name: r\n", "\\0", "\0", "\x1b", "9" * 5000]),
+    max_size=12,
+).map("".join)  # fmt: skip
+"""Texts of what has a meaning in YAML."""
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(text=junk_files() | yaml_words | yaml_words.map("name: r\nmodel: {demo: true}\nbackends:\n  - ".__add__))
+def test_whatever_stands_in_the_file_ends_in_a_configuration_or_in_a_message(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    told = ""
     try:
-        RunConfig.model_validate(data)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            assert configfile.describe(detail)
+        assert isinstance(configfile.load(path), RunConfig)
+    except QbenchError as error:
+        told = str(error)
+    first, *more = told.split("\n")
+    assert not told or first.startswith(str(path))
+    assert all(line.startswith("  ") and ": " in line for line in more)
+    assert told.replace("\n", "").isprintable()
+
+
+@settings(deadline=None)
+@given(key=st.text(max_size=12), value=yaml_words)
+def test_whatever_is_set_ends_in_a_configuration_or_in_a_message(key: str, value: str) -> None:
+    shipped = Path(__file__).parents[1] / "configs" / "smoke.yaml"
+    with suppress(QbenchError):
+        assert isinstance(configfile.load(shipped, [f"{key}={value}"]), RunConfig)
+
+
+counts = st.integers(1, 10**6)
+paths = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=20).map("/x".__add__)
+labels = st.from_regex(NAME_PATTERN.replace("*$", "{0,79}$").replace("$", r"\Z"))
+
+
+def sections(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """A section with some of its keys."""
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+def backends() -> st.SearchStrategy[list[dict[str, Any]]]:
+    own = {
+        "fp16": {},
+        "int4": {
+            "group_size": st.sampled_from([-1, 0, 1, 128]),
+            "bits": st.sampled_from([4, 8]),
+            "checkpoint": paths,
+            "symmetric": st.booleans(),
+        },
+        "nf4": {"double_quant": st.booleans()},
+        "awq": {"group_size": st.sampled_from([-1, 32]), "checkpoint": st.none() | paths},
+        "gptq": {"desc_act": st.booleans(), "sym": st.booleans()},
+    }
+    kinds = [st.tuples(st.just({"kind": kind}), sections(python=paths, **fields)) for kind, fields in own.items()]
+    one = st.builds(lambda parts, label: parts[0] | parts[1] | {"label": label}, st.one_of(kinds), labels)
+    return st.lists(one, min_size=1, max_size=4, unique_by=lambda backend: str(backend["label"]).lower())
+
+
+valid = st.fixed_dictionaries(
+    {
+        "name": labels,
+        "model": st.just({"demo": True})
+        | st.builds(lambda path, trust: {"path": path, "trust_remote_code": trust}, paths, st.booleans())
+        | st.just({"id": "a/b", "revision": "main"}),
+        "backends": backends(),
+    },
+    optional={
+        "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+        "dtype": st.sampled_from(["auto", "float16", "bfloat16", "float32"]),
+        "seed": st.integers(0, 2**63 - 1),
+        "threads": st.none() | counts,
+        "timeout_s": st.floats(0, exclude_min=True, allow_infinity=False),
+        "calibration": sections(text=paths, samples=counts),
+        "measure": sections(
+            throughput=sections(batch_sizes=st.sets(counts, min_size=1, max_size=4).map(sorted), trials=counts),
+            mmlu=sections(subjects=st.lists(paths, min_size=1, max_size=3), limit=counts, data=paths),
+            generations=sections(prompts=st.lists(st.text("a\n\t'\"#: é%", min_size=1), min_size=1, max_size=3)),
+            perplexity=st.fixed_dictionaries({"divergence": st.just(False)}, optional={"text": paths}),
+            tasks=st.just({"names": ["piqa"], "data": {"piqa": "/data/piqa"}}),
+        ),
+    },
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=valid)
+def test_a_configuration_that_is_written_out_is_read_as_the_same(tmp_path: Path, data: dict[str, Any]) -> None:
+    config = RunConfig.model_validate(data)
+    with (tmp_path / "config.yaml").open("w", encoding="utf-8") as file:
+        # In a file a measure without a value means its defaults.
+        YAML(typ="safe").dump(config.model_dump(mode="json", exclude_none=True), file)
+    assert configfile.load(tmp_path / "config.yaml") == config
+
+
+NINES = ", ".join(["*a{0}"] * 9)
+LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{i + 1}: &a{i + 1} [{NINES.format(i)}]\n" for i in range(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD + LAUGHS, "holds more than 100,000 values, aliases counted each time"),
+        (GOOD + "seed: &a [*a]", "holds more than 100,000 values"),
+        (GOOD + "#" * 10**8, "is larger than 256 KiB, so it is no configuration"),
+        (GOOD + "seed: " + "[" * 9999 + "]" * 9999, "values stand too deep in each other"),
+        (GOOD + "seed: 2001-99-99", "month must be in 1..12; quote what is a text"),
+        (GOOD + "seed: 0x" + "f" * 9999, "does not fit into 64 bits"),
+        (GOOD.replace("demo: true", 'path: "a\\0"'), r"'a\x00' holds a character that no file can"),
+        (GOOD.replace("demo: true", 'path: "\\ud800"'), r"'\ud800' holds a character that no file can"),
+        (GOOD + "timeout_s: .inf", "timeout_s: input should be a finite number, not inf"),
+        (GOOD + r'"a\e[2Jb": 1', r"a\x1b[2Jb: unknown key"),
+    ],
+)  # fmt: skip
+def test_a_file_that_would_hang_fill_or_confuse_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    assert words in message(write(tmp_path, text))

@@ -39,9 +39,11 @@ def test_a_line_of_any_length_arrives_and_leaves_standard_input_empty() -> None:
 def test_a_worker_that_never_reads_does_not_hold_up_its_runner() -> None:
     with start("import time; time.sleep(600)") as worker:
         assert worker.stdin is not None
-        lifeline.send("x" * 2**22, worker.stdin)
-        assert worker.poll() is None
-        worker.kill()
+        try:
+            lifeline.send("x" * 2**22, worker.stdin)
+            assert worker.poll() is None
+        finally:
+            worker.kill()
 
 
 def test_a_worker_without_a_job_says_so() -> None:

@@ -32,7 +32,10 @@ from qbench.rows import AccuracyRow, Row
 from tests.tiny_llama import options
 
 SHIPPED = Path(lm_eval.tasks.__file__).parent
-FOLDERS = [SHIPPED / name for name in ("arc", "hellaswag", "piqa", "truthfulqa", "gsm8k", "lambada", "wikitext")]
+FOLDERS = [
+    SHIPPED / name
+    for name in ("arc", "hellaswag", "piqa", "truthfulqa", "gsm8k", "lambada", "wikitext", "afrimmlu/direct")
+]
 
 
 def arc(count: int, first: int = 0) -> list[dict[str, Any]]:
@@ -230,6 +233,7 @@ def test_files_of_any_format_give_the_same(measure: Measure, folder: Path, suffi
         (("arc_eazy",), {}, r"has no task 'arc_eazy'; did you mean arc_easy\?"),
         (("gsm8k",), {}, "gsm8k is a task of type generate_until; only loglikelihood and multiple_choice"),
         (("wikitext",), {}, "wikitext is a task of type loglikelihood_rolling"),
+        (("afrimmlu-irokobench",), {}, "afrimmlu_direct_.* is scored by f1 of the hub's `evaluate`"),
         (("ai2_arc",), {"data": {"ai2_arc": "arc"}}, "ai2_arc is a group of tasks"),
         (("piqa",), {"data": {"piqa": "arc"}}, r"arc holds no validation, where piqa has its questions .*test, train"),
         (("arc_easy",), {"data": {"arc_easy": "empty"}}, "empty: give files of one format"),

@@ -1,15 +1,18 @@
+import csv
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qbench import environment
+from qbench import csvtext, environment
 from qbench.errors import QbenchError
-from qbench.results import RunRecord, find_runs, read_run, read_table, write_atomically, write_table
-from qbench.rows import AccuracyRow, CellRow, ThroughputRow
+from qbench.results import RunRecord, find_runs, read_run, read_table, write_atomically, write_frame, write_table
+from qbench.rows import TABLES, AccuracyRow, CellRow, Row, ThroughputRow
 
 IDENTITY = {"run": "r", "model": "m", "backend": "int4", "label": "int4"}
 
@@ -44,22 +47,68 @@ def test_columns_are_the_fields_of_the_row_and_a_missing_value_is_empty(tmp_path
     assert ",0.0" not in (tmp_path / "throughput.csv").read_text()
 
 
-words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1, max_size=20)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(
-    error=st.none() | words,
-    ttft=st.none() | st.floats(allow_nan=False, allow_infinity=False),
-    size=st.integers(min_value=0, max_value=2**60),
+words = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+    st.text("'=+-@\t\r\n\",a1", min_size=1, max_size=6),
 )
-def test_what_is_written_is_what_is_read(tmp_path: Path, error: str | None, ttft: float | None, size: int) -> None:
-    row = throughput(error=error, ttft_s=ttft, peak_memory_bytes=size)
-    write_table(tmp_path / "t.csv", ThroughputRow, [row])
-    frame, warnings = read_table(tmp_path / "t.csv", ThroughputRow)
+"""Of any characters, and of those that CSV and spreadsheets take for something else."""
+
+
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    """What a field of a row can hold."""
+    if parts := get_args(kind):
+        return st.sampled_from(parts) if get_origin(kind) is Literal else st.one_of(*map(values, parts))
+    return {
+        str: words,
+        bool: st.booleans(),
+        int: st.integers(-(2**62), 2**62),
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        NoneType: st.none(),
+    }[kind]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(data=st.data())
+@pytest.mark.parametrize("row_type", TABLES.values(), ids=TABLES)
+def test_what_is_written_is_what_is_read(tmp_path: Path, row_type: type[Row], data: st.DataObject) -> None:
+    fields = {name: values(field.annotation) for name, field in row_type.model_fields.items()}
+    rows = [row_type.model_validate(row) for row in data.draw(st.lists(st.fixed_dictionaries(fields), max_size=2))]
+    write_table(tmp_path / "t.csv", row_type, rows)
+    assert read_back(tmp_path / "t.csv", row_type) == [row.model_dump() for row in rows]
+
+
+def read_back(path: Path, row_type: type[Row]) -> list[dict[str, Any]]:
+    """The rows of a table as Python's own values, told without the data frame, in which 2^62 + 1 may be a float."""
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == list(row_type.model_fields)
+    _, warnings = read_table(path, row_type)
     assert warnings == []
-    read = {key: None if pd.isna(value) else value for key, value in frame.iloc[0].items()}
-    assert read == row.model_dump()
+    given = ({key: csvtext.unguard(text) for key, text in zip(header, line, strict=True) if text} for line in lines)
+    return [row_type.model_validate(row).model_dump() for row in given]
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(A1)", "+1", "-1", "@sum", "\t=1", "\r=1", "'=1"])
+def test_no_text_of_a_table_is_a_formula_to_a_spreadsheet(tmp_path: Path, text: str) -> None:
+    write_table(tmp_path / "t.csv", ThroughputRow, [throughput(error=text, ttft_s=-0.5)])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["error"], line["ttft_s"]) == (f"'{text}", "-0.5")
+    frame, _ = read_table(tmp_path / "t.csv", ThroughputRow)
+    assert (frame.loc[0, "error"], frame.loc[0, "ttft_s"]) == (text, -0.5)
+
+
+def test_a_data_frame_is_written_as_a_table_is(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"model": ["=1+1", None], "delta": [-0.5, None], "n": [-3, 4], "mixed": ["-x", -1]})
+    write_frame(tmp_path / "t.csv", frame.convert_dtypes())
+    assert (tmp_path / "t.csv").read_text() == "model,delta,n,mixed\n'=1+1,-0.5,-3,'-x\n,,4,-1\n"
+
+
+def test_a_link_in_place_of_a_half_written_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".file.partial").symlink_to(tmp_path / "mine")
+    write_atomically(tmp_path / "file", "new")
+    assert ((tmp_path / "file").read_text(), (tmp_path / "mine").read_text()) == ("new", "mine")
 
 
 def test_a_truncated_last_line_is_left_out_with_a_warning(tmp_path: Path) -> None:

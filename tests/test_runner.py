@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from qbench import runner
+from qbench import folders, runner
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.events import ProgressEvent
@@ -267,3 +267,32 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
     data = read_run(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
     assert len(data.throughput) == 4
+
+
+@pytest.mark.parametrize("name", ["cells", "logs", "answers", "reference"])
+def test_a_link_out_of_the_runs_folder_is_refused_and_never_deleted_through(
+    tiny_llama: Path, tmp_path: Path, name: str
+) -> None:
+    settings = config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, "exit 3")}])
+    folder, _, _ = run(settings, tmp_path / "results")
+    mine = tmp_path / "mine"
+    (mine / "fp16").mkdir(parents=True)
+    (mine / "fp16" / "file").write_text("mine")
+    folders.remove(folder / name)
+    (folder / name).symlink_to(mine)
+    with pytest.raises(QbenchError, match=rf"{name}: is a link, .* --fresh"):
+        run(settings, tmp_path / "results")
+    run(settings, tmp_path / "results", fresh=True)
+    assert not (folder / name).is_symlink()
+    assert [path.name for path in mine.rglob("*")] == ["fp16", "file"]
+
+
+def test_a_cell_that_is_a_link_is_measured_in_a_folder_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, "exit 3")}])
+    folder, _, _ = run(settings, tmp_path / "results")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    folders.remove(folder / "cells" / "fp16")
+    (folder / "cells" / "fp16").symlink_to(tmp_path / "mine")
+    run(settings, tmp_path / "results")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]

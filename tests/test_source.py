@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -38,9 +41,44 @@ def test_folders_that_are_no_models_are_refused_with_the_remedy(tmp_path: Path) 
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(QbenchError, match="add `weights: random`"):
         resolve(path=tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(QbenchError, match=r"pytorch_model\.bin, a pickle, .* convert it to safetensors"):
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "m.pt", "m.pth", "m.ckpt"])
+def test_weights_that_are_pickles_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(QbenchError, match=rf"only {name}, a pickle, which could .* convert it to safetensors"):
         resolve(path=tmp_path)
+
+
+@pytest.mark.parametrize(("trusted", "code"), [(False, False), (True, True)])
+def test_the_hub_is_asked_for_no_pickle_and_for_code_only_if_it_may_run(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool, code: bool
+) -> None:
+    asked: list[str] = []
+
+    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tiny_llama)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    resolve(id="a/b", trust_remote_code=trusted)
+    fetched = {name for name in ("a.safetensors", "a.bin", "a.pt", "a.ckpt", "a.py") for p in asked if fnmatch(name, p)}
+    assert fetched == {"a.safetensors"} | ({"a.py"} if code else set())
+
+
+def test_a_model_whose_config_names_code_does_not_run_it(tiny_llama: Path, tmp_path: Path) -> None:
+    """Neither in making random weights for it, nor when somebody says yes to whatever is asked."""
+    shape = json.loads((tiny_llama / "config.json").read_text())
+    names = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"model_type": "its-own", "auto_map": names}))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(QbenchError, match="random weights could not be made"):
+        resolve(path=tmp_path, weights="random")
+    command = [sys.executable, "-m", "qbench.random_weights", str(tmp_path), "bfloat16", "0"]
+    subprocess.run(command, input=b"y\n" * 4, capture_output=True, check=False)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_hub_that_cannot_be_reached_is_said_with_the_remedy() -> None:
