@@ -207,9 +207,11 @@ def _confirm_deletion(folder: Path) -> None:
     Raises:
         QbenchError: nobody can answer.
     """
+    from qbench import console
+
     if not (folder / "run.json").exists():
         return
-    if not sys.stdin.isatty():
+    if not console.is_attended():
         raise QbenchError(f"--fresh deletes the run in {folder}; say --yes, too, where nobody can be asked")
     typer.confirm(f"Delete the run in {folder} and measure all of it again?", abort=True)
 

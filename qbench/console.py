@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,11 @@ def make_console() -> Console:
     """Standard output; in a pipe, plain and wide enough for the table."""
     console = Console()
     return console if console.is_terminal else Console(width=NON_TERMINAL_WIDTH)
+
+
+def is_attended() -> bool:
+    """Whether somebody is there to answer a question."""
+    return sys.stdin.isatty()
 
 
 class LiveReporter:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from qbench import console
 from qbench.cli import app
 from qbench.config import backend_kinds
 from tests.test_runner import in_order, interpreter
@@ -128,6 +129,22 @@ def test_dry_run_says_the_plan_and_touches_nothing(here: Path) -> None:
     assert result.exit_code == 0
     assert "cell int4: int4 (bits 4, group_size 128, " in result.output
     assert not (here / "results").exists()
+
+
+def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["run", "tiny.yaml", "--only", "fp16", "--set", "measure={}"]
+    assert cli.invoke(app, [*arguments, "--fresh"]).exit_code == 0, "there is nothing to delete"
+    before = (here / "results/tiny/run.json").read_bytes()
+    unattended = cli.invoke(app, [*arguments, "--fresh"])
+    assert unattended.exit_code == 2
+    assert "--fresh deletes the run in results/tiny; say --yes" in unattended.output
+    monkeypatch.setattr(console, "is_attended", lambda: True)
+    assert cli.invoke(app, [*arguments, "--fresh"], input="n\n").exit_code == 1
+    assert (here / "results/tiny/run.json").read_bytes() == before
+    agreed = cli.invoke(app, [*arguments, "--fresh"], input="y\n")
+    assert agreed.exit_code == 0
+    assert "already measured" not in agreed.output
+    assert cli.invoke(app, [*arguments, "--fresh", "--yes"]).exit_code == 0
 
 
 def test_what_quantize_writes_is_what_a_run_measures(here: Path) -> None:

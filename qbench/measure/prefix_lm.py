@@ -71,8 +71,9 @@ class PrefixModel(HarnessModel):
         for group, cache in self._caches(_with_parents(groups, missing)):
             for rows in missing.get(id(group), ()):
                 found = self._read_rows(rows, len(group.prefix), cache)
-                self.journal.put(rows, found)
                 yield found
+                # Not before: whoever took them refuses NaN.
+                self.journal.put(rows, found)
 
     def _caches(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Cache | None]]:
         """Every group with its prefix in a cache; caches that no further group builds on are given up."""
