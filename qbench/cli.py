@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -59,29 +59,42 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what this run has measured.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where cells run: on this machine, or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster: auto (the one of this machine), local (this machine alone), HOST:PORT or "
+            "ray://HOST:PORT.",
+            show_default="auto",
+        ),
+    ] = None,
 ) -> None:
     """Measure every backend of a configuration. A rerun measures only what is missing or failed."""
-    from qbench import configfile, console, environment, plan, runner
+    from qbench import console, matrix, sweep
+    from qbench.executor import chosen
     from qbench.results import read_run
 
     out = console.make_console()
-    with _errors():
-        chosen = configfile.load(config, overrides or ())
+    all_ok = True
+    with _errors(), chosen(executor, address) as where:
+        runs = matrix.load(config, overrides or ())
+        plans = [sweep.plan_run(one, where, only or ()) for one in runs]
         if dry_run:
-            chosen = plan.settle(chosen)
-            plan.preflight(chosen, environment.detect())
-            for line in plan.describe(chosen, plan.select(chosen, only or ())):
+            for line in sweep.describe(plans):
                 out.print(escape(line))
             return
         if fresh and not yes:
-            _confirm_deletion(results / chosen.name)
+            _confirm_deletion([results / one.name for one in runs])
         _leave_on_sigterm()
-        with console.reporting(out) as reporter:
-            command = shlex.join(["qbench", *sys.argv[1:]])
-            folder, ok = runner.run(chosen, results, reporter, command=command, only=only or (), fresh=fresh)
-        console.print_results(out, read_run(folder))
-        out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
-    raise typer.Exit(0 if ok else 1)
+        command = shlex.join(["qbench", *sys.argv[1:]])
+        options = sweep.Options(results, command, tuple(only or ()), fresh)
+        for folder, ok in sweep.run(runs, where, lambda: console.reporting(out), options):
+            console.print_results(out, read_run(folder))
+            out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
+            all_ok = all_ok and ok
+    raise typer.Exit(0 if all_ok else 1)
 
 
 @app.command(
@@ -149,12 +162,13 @@ def backends() -> None:
 @app.command(epilog="Example: `qbench validate configs/llama3-8b.yaml --set measure.mmlu.limit=20`")
 def validate(config: Config, overrides: Set = None) -> None:
     """Check a configuration without running it."""
-    from qbench import configfile
+    from qbench import matrix
 
     with _errors():
-        chosen = configfile.load(config, overrides or ())
-    labels = ", ".join(backend.label for backend in chosen.backends)
-    typer.echo(f"{config} is valid: {chosen.name}, {chosen.model.name}, cells {labels}")
+        runs = matrix.load(config, overrides or ())
+    for run in runs:
+        labels = ", ".join(backend.label for backend in run.backends)
+        typer.echo(f"{config} is valid: {run.name}, {run.model.name}, cells {labels}")
 
 
 cache_app = typer.Typer(no_args_is_help=True, help="Quantized checkpoints that runs have made and will use again.")
@@ -201,19 +215,20 @@ def cache_verify() -> None:
     raise typer.Exit(1 if any(damaged.values()) else 0)
 
 
-def _confirm_deletion(folder: Path) -> None:
-    """Ask before a run is deleted; where nobody can answer, `--yes` has to.
+def _confirm_deletion(folders: list[Path]) -> None:
+    """Ask before runs are deleted; where nobody can answer, `--yes` has to.
 
     Raises:
         QbenchError: nobody can answer.
     """
     from qbench import console
 
-    if not (folder / "run.json").exists():
+    found = ", ".join(str(folder) for folder in folders if (folder / "run.json").exists())
+    if not found:
         return
     if not console.is_attended():
-        raise QbenchError(f"--fresh deletes the run in {folder}; say --yes, too, where nobody can be asked")
-    typer.confirm(f"Delete the run in {folder} and measure all of it again?", abort=True)
+        raise QbenchError(f"--fresh deletes the run in {found}; say --yes, too, where nobody can be asked")
+    typer.confirm(f"Delete the run in {found} and measure all of it again?", abort=True)
 
 
 def _leave_on_sigterm() -> None:

@@ -24,7 +24,7 @@ MOST_VALUES = 100_000
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read and check a configuration.
+    """Read and check a configuration of one run.
 
     Args:
         path: the YAML file.
@@ -32,11 +32,34 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             its label, its kind or its index, e.g. `backends.int4.group_size=64`.
 
     Raises:
-        QbenchError: one line for each thing that is wrong.
+        QbenchError: one line for each thing that is wrong, or a `matrix:`, which makes several runs.
+    """
+    data = read(path, overrides)
+    if "matrix" in data:
+        raise QbenchError(f"{path}: its `matrix:` makes several runs, and this takes one; add --set matrix=null")
+    return check(data, str(path))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a configuration with `overrides` in their places, not yet checked.
+
+    Raises:
+        QbenchError: no YAML, or an override that has no place in it.
     """
     data = _read(path)
     for override in overrides:
         _apply(data, override)
+    if data.get("matrix") is None:
+        data.pop("matrix", None)
+    return data
+
+
+def check(data: dict[str, Any], where: str) -> RunConfig:
+    """The run that values describe; `where` is what errors call them.
+
+    Raises:
+        QbenchError: one line for each thing that is wrong.
+    """
     _spell_out_measures(data)
     try:
         return RunConfig.model_validate(data)
@@ -45,7 +68,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         # Elements that are wrong themselves are not counted by pydantic, which then calls their list too short.
         told = [d for d in details if d["type"] != "too_short" or not d["input"]]
         lines = "\n".join(f"  {describe(detail)}" for detail in told)
-        raise QbenchError(f"{path} is not a valid configuration:\n{lines}") from error
+        raise QbenchError(f"{where} is not a valid configuration:\n{lines}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -106,16 +129,32 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise QbenchError(f"--set {override}: expected KEY=VALUE, e.g. --set measure.mmlu.limit=10")
-    *parents, last = key.split(".")
+    option = f"--set {key}"
+    if key.startswith("matrix."):  # The keys of a matrix are dotted paths themselves.
+        axes = _child(data, "matrix", option)
+        if not isinstance(axes, dict):
+            raise QbenchError(f"{option}: matrix is a single value and has no keys")
+        axes[key.removeprefix("matrix.")] = _parse(text, option)
+    else:
+        assign(data, key, _parse(text, option), option)
+
+
+def assign(data: dict[str, Any], path: str, value: Any, origin: str) -> None:
+    """Put `value` at a dotted path, making the sections that lead there; `origin` is what errors call the wish.
+
+    Raises:
+        QbenchError: the path leads through a single value, or to a cell that is not there.
+    """
+    *parents, last = path.split(".")
     node: Any = data
     for part in parents:
-        node = _child(node, part, key)
+        node = _child(node, part, origin)
     if isinstance(node, list):
-        node[_index(node, last, key)] = _parse(text, f"--set {key}")
+        node[index(node, last, origin)] = value
     elif isinstance(node, dict):
-        node[last] = _parse(text, f"--set {key}")
+        node[last] = value
     else:
-        raise QbenchError(f"--set {key}: {'.'.join(parents)} is a single value and has no key {last}")
+        raise QbenchError(f"{origin}: {'.'.join(parents)} is a single value and has no key {last}")
 
 
 def _spell_out_measures(data: dict[str, Any]) -> None:
@@ -126,23 +165,28 @@ def _spell_out_measures(data: dict[str, Any]) -> None:
         data["measure"] = {key: value for key, value in chosen.items() if value is not False}
 
 
-def _child(node: Any, part: str, key: str) -> Any:
+def _child(node: Any, part: str, origin: str) -> Any:
     if isinstance(node, list):
-        return node[_index(node, part, key)]
+        return node[index(node, part, origin)]
     if not isinstance(node, dict):
-        raise QbenchError(f"--set {key}: nothing can stand below {part}")
+        raise QbenchError(f"{origin}: nothing can stand below {part}")
     if node.get(part) is None:
         node[part] = {}
     return node[part]
 
 
-def _index(items: list[Any], part: str, key: str) -> int:
+def index(items: list[Any], part: str, origin: str) -> int:
+    """The position of a cell that is named by its label, its kind or its index.
+
+    Raises:
+        QbenchError: there is no such cell.
+    """
     names = [str(item.get("label") or item.get("kind")) if isinstance(item, dict) else "" for item in items]
     if part in names:
         return names.index(part)
     if part.isdecimal() and int(part) < len(items):
         return int(part)
-    raise QbenchError(f"--set {key}: no element {part}{suggestion(part, names)} (there are: {', '.join(names)})")
+    raise QbenchError(f"{origin}: no element {part}{suggestion(part, names)} (there are: {', '.join(names)})")
 
 
 def describe(detail: ErrorDetails) -> str:
@@ -168,7 +212,7 @@ def _described(detail: ErrorDetails) -> str:
     given = detail["input"]
     match detail["type"]:
         case "extra_forbidden":
-            valid = list(section.model_fields)
+            valid = [*section.model_fields, *(["matrix"] if section is RunConfig else [])]
             unknown = str(detail["loc"][-1])
             return f"{where}: unknown key{suggestion(unknown, valid)} (valid: {', '.join(valid)})"
         case "missing":

@@ -136,6 +136,8 @@ def print_results(console: Console, run: Run) -> None:
         console.print(f"in brackets: 95 % intervals{test}")
     if noise := _noise_words(run):
         console.print(escape(noise))
+    if hosts := _hosts_words(run):
+        console.print(escape(hosts))
     for warning in run.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
 
@@ -261,6 +263,15 @@ def _noise_words(run: Run) -> str:
         f"{row['right_to_wrong'] + row['wrong_to_right']} of {row['n']:,} questions flip, accuracy moves by "
         f"{100 * abs(row['accuracy_delta']):.2f} points, log-probabilities by at most {row['logprob_delta_max']:.2g}"
     )
+
+
+def _hosts_words(run: Run) -> str:
+    """Which cell was measured where, if not all were on one machine."""
+    hosts = run.cells.drop_duplicates("label", keep="last").set_index("label")["host"].dropna()
+    if hosts.nunique() < 2:
+        return ""
+    places = "; ".join(f"{host}: {', '.join(map(str, labels))}" for host, labels in hosts.groupby(hosts).groups.items())
+    return f"measured on several machines ({places}); compare memory and speed of machines that are alike"
 
 
 def _backend(row: dict[Any, Any]) -> str:

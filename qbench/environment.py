@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -70,6 +71,16 @@ def detect() -> Environment:
         git_commit=commit,
         git_dirty=dirty,
     )
+
+
+def code_sha256() -> str:
+    """A hash over the names and contents of this package's Python files: nodes of a cluster must agree on it."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def hardware_label(environment: Environment) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from qbench import lifeline
+from qbench import environment, lifeline
+from qbench.config import Backend, RunConfig
+from qbench.environment import Environment
+from qbench.errors import QbenchError
 from qbench.events import EventReader, ProgressEvent
 from qbench.job import Job
 from qbench.logs import BoundedLog, PipeReader
@@ -32,17 +38,63 @@ class Ending:
 
     status: Status
     reason: str
+    host: str = field(default_factory=platform.node)
+    """The machine it ran on."""
 
 
 class Executor(Protocol):
     """Runs one cell to its end; events are in `out`/events.jsonl afterwards, whatever happened."""
 
+    side_by_side: bool
+    """Whether `run` may be called from several threads at once; else cells would disturb each other."""
+
+    def prepare(self, config: RunConfig, cells: Sequence[Backend], say: Callable[[str], None]) -> Environment:
+        """The machine that these cells will run on; `say` is told what a reader of their figures should know.
+
+        Raises:
+            QbenchError: there is none that can run them.
+        """
+
     def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
         """None when the worker ended by itself and in order."""
+
+    def stop(self) -> None:
+        """From another thread: end the cells that run, and start no more."""
+
+
+@contextmanager
+def chosen(kind: Literal["local", "ray"], address: str | None) -> Iterator[Executor]:
+    """The executor of that kind; `address` is that of a Ray cluster.
+
+    Raises:
+        QbenchError: there is no such cluster, or Ray is not installed.
+    """
+    if kind == "local":
+        if address is not None:
+            raise QbenchError(f"--address {address}: belongs to --executor ray")
+        yield LocalExecutor()
+        return
+    from qbench.ray_executor import connect
+
+    with connect(address or "auto") as executor:
+        yield executor
 
 
 class LocalExecutor:
     """A child process a cell, in a session of its own so that all of it can be ended together."""
+
+    side_by_side = False
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+
+    def prepare(self, config: RunConfig, cells: Sequence[Backend], say: Callable[[str], None]) -> Environment:
+        """The machine that we are on."""
+        return environment.detect()
+
+    def stop(self) -> None:
+        """End the worker within `POLL_S` and `GRACE_S`."""
+        self._stopped.set()
 
     def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
         """Start the worker, pass its progress on, and end it when it takes too long or when we are interrupted."""
@@ -81,7 +133,8 @@ class LocalExecutor:
                     progress(event)
             if limit is not None and time.monotonic() - started > limit:
                 return Ending("timeout", f"took longer than timeout_s ({limit:g} s) and was ended")
-            time.sleep(POLL_S)
+            if self._stopped.wait(POLL_S):
+                return Ending("error", "was stopped")
         return _ending(worker.returncode)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbench import environment, plan, runner
+from qbench.cell_runner import Reporter
 from qbench.config import Int4, RunConfig
 from qbench.errors import QbenchError
 from qbench.events import ProgressEvent
 from qbench.manifest import read_manifest
-from qbench.runner import Reporter
 
 
 @dataclass(frozen=True, slots=True)

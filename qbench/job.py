@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -46,8 +47,10 @@ class Job(BaseModel):
 
 
 def identity(config: RunConfig, backend: Backend) -> Identity:
-    """The columns that every row of a cell begins with."""
-    return Identity(run=config.name, model=config.model.name, backend=backend.kind, label=backend.label)
+    """The columns that every row of a cell begins with, on the machine that measures it."""
+    return Identity(
+        run=config.name, model=config.model.name, backend=backend.kind, label=backend.label, host=platform.node()
+    )
 
 
 def cell_row(config: RunConfig, backend: Backend, **fields: object) -> CellRow:

@@ -32,9 +32,9 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
         "model.fingerprint": model_fingerprint,
         "model.name": config.model.name,
         "hardware": environment.hardware_label(machine),
-        **{name: getattr(config, name) for name in ("device", "dtype", "seed", "threads")},
+        **{name: getattr(config, name) for name in ("device", "device_map", "dtype", "seed", "threads")},
     }
-    settings = backend.model_dump(mode="json", exclude={"label"})
+    settings = backend.model_dump(mode="json", exclude={"label", "resources"})
     facts |= {f"backends.{backend.label}.{name}": value for name, value in settings.items()}
     if backend.calibrates:
         settings = config.calibration.model_dump(mode="json", exclude={"text"})

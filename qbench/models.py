@@ -24,6 +24,13 @@ class LoadOptions:
     work: Path
     """A folder of this cell's own, for checkpoints that a backend writes."""
     trust_remote_code: bool = False
+    spread: bool = False
+    """Whether the model is laid over all GPUs that are visible."""
+
+    @property
+    def device_map(self) -> dict[str, torch.device] | str:
+        """As transformers takes it."""
+        return "auto" if self.spread else {"": self.device}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -52,17 +59,37 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_pretrained(options: LoadOptions, **how: Any) -> PreTrainedModel:
-    """The checkpoint in `options.dtype` on `options.device`, safetensors only; `how` goes to transformers as it is."""
+    """The checkpoint in `options.dtype` where `options` puts it, safetensors only; `how` goes to transformers as it is.
+
+    Raises:
+        QbenchError: it is laid over GPUs that are too small for it, see `check_placed`.
+    """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         options.folder,
         dtype=options.dtype,
-        device_map={"": options.device},
+        device_map=options.device_map,
         use_safetensors=True,
         trust_remote_code=options.trust_remote_code,
         local_files_only=True,
         **how,
     )
+    check_placed(model, options)
     return model.eval()
+
+
+def check_placed(model: PreTrainedModel, options: LoadOptions) -> None:
+    """Refuse a model of which a part was left off the GPUs: its speed would be that of the bus.
+
+    Raises:
+        QbenchError: a part of it is in the memory of the CPU, or on disk.
+    """
+    places: dict[str, Any] = getattr(model, "hf_device_map", {})
+    left = sorted(part for part, place in places.items() if str(place) in ("cpu", "disk"))
+    if options.device.type == "cuda" and left:
+        raise QbenchError(
+            f"out of memory: {len(left)} parts of the model do not fit the {torch.cuda.device_count()} GPUs "
+            f"({left[0]} and on); give it more, or quantize it"
+        )
 
 
 def load_tokenizer(options: LoadOptions) -> PreTrainedTokenizerBase | None:

@@ -86,7 +86,7 @@ def describe(config: RunConfig, cells: Sequence[Backend]) -> list[str]:
     """The plan in lines: the model, the cells with what they differ in, the measures with their settings."""
     lines = [f"{config.name}: {config.model.name}, device {config.device}, dtype {config.dtype}"]
     for backend in cells:
-        options = backend.model_dump(mode="json", exclude={"kind", "label", "python"}, exclude_none=True)
+        options = backend.model_dump(mode="json", exclude={"kind", "label", "python", "resources"}, exclude_none=True)
         shown = ", ".join(f"{key} {value}" for key, value in options.items())
         lines.append(f"  cell {backend.label}: {backend.kind}{f' ({shown})' if shown else ''}")
     for name, settings in config.measure:

@@ -16,6 +16,7 @@ class Identity(TypedDict):
     model: str
     backend: str
     label: str
+    host: str
 
 
 class Row(BaseModel):
@@ -29,6 +30,8 @@ class Row(BaseModel):
     """Kind of the backend: fp16, int4, …"""
     label: str
     """The cell, unique in its run."""
+    host: str | None = None
+    """Name of the machine that measured it."""
 
 
 class CellRow(Row):
@@ -52,6 +55,8 @@ class CellRow(Row):
     effective_bits_per_weight: float | None = None
     load_peak_bytes: int | None = None
     peak_memory_bytes: int | None = None
+    peak_memory_per_device: str | None = None
+    """On CUDA, bytes of each GPU that holds weights, `;` between them; `peak_memory_bytes` is their sum."""
     peak_rss_bytes: int | None = None
     calibration_sha256: str | None = None
     cached: bool | None = None
@@ -64,6 +69,7 @@ class MemoryRow(Row):
     batch_size: int
     seq_len: int
     peak_memory_bytes: int
+    peak_memory_per_device: str | None = None
 
 
 class ThroughputRow(Row):

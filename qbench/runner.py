@@ -6,29 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from qbench import environment, folders, keys, plan, source
+from qbench import keys, plan, source
+from qbench.cell_runner import CellRunner, Reporter
 from qbench.config import Backend, RunConfig
 from qbench.environment import Environment
 from qbench.errors import QbenchError
-from qbench.events import EventLog, ProgressEvent
-from qbench.executor import Ending, Executor, LocalExecutor
-from qbench.job import Job, cell_row
-from qbench.keys import CELL
+from qbench.executor import Executor, LocalExecutor
 from qbench.redact import Redactor
 from qbench.results import RunRecord, read_run
-from qbench.rows import CellRow
 from qbench.run_folder import RunFolder, locked
-
-
-class Reporter(Protocol):
-    """Whoever watches the run."""
-
-    def say(self, text: str) -> None: ...
-    def cell_started(self, label: str, number: int, total: int) -> None: ...
-    def progress(self, event: ProgressEvent) -> None: ...
-    def cell_finished(self, row: CellRow) -> None: ...
 
 
 def run(
@@ -51,9 +39,10 @@ def run(
     Raises:
         QbenchError: nothing was run; the message says why.
     """
-    machine = environment.detect()
+    executor = executor or LocalExecutor()
     config = plan.settle(config)
     cells = plan.select(config, only)
+    machine = executor.prepare(config, cells, reporter.say)
     plan.preflight(config, machine)
     model = find_model(config, machine, reporter.say)
     fingerprint = source.fingerprint(model)
@@ -69,7 +58,7 @@ def run(
         record = _record(config, cells, folder, command, machine, fingerprint)
         folder.write_record(record)
         try:
-            rows = _run_cells(config, record.order, folder, model, reporter, executor or LocalExecutor())
+            rows = CellRunner(config, folder, model, executor, reporter).run(record.order)
         finally:
             folder.write_tables()
             folder.write_record(record.model_copy(update={"finished": datetime.now(UTC)}))
@@ -115,74 +104,6 @@ def find_model(config: RunConfig, machine: Environment, say: Callable[[str], Non
     """
     dtype = ("float16" if machine.gpus else "bfloat16") if config.dtype == "auto" else config.dtype
     return source.resolve(config.model, dtype=dtype, seed=config.seed, say=say)
-
-
-def _run_cells(
-    config: RunConfig, order: Sequence[str], folder: RunFolder, model: Path, reporter: Reporter, executor: Executor
-) -> list[CellRow]:
-    rows = []
-    for number, label in enumerate(order, start=1):
-        missing, row = folder.missing(label), folder.cell_row(label)
-        if row and not missing:
-            reporter.say(f"{label}: already measured, kept (--fresh measures again)")
-        else:
-            if len(missing) < len(folder.units[label]):
-                reporter.say(f"{label}: goes on; kept are {len(folder.units[label]) - len(missing)} of its parts")
-            reporter.cell_started(label, number, len(order))
-            row = _run_cell(config, label, missing, folder, model, reporter, executor)
-            reporter.cell_finished(row)
-            folder.write_tables()
-        rows.append(row)
-    return rows
-
-
-def _run_cell(
-    config: RunConfig,
-    label: str,
-    missing: Sequence[str],
-    folder: RunFolder,
-    model: Path,
-    reporter: Reporter,
-    executor: Executor,
-) -> CellRow:
-    out = folder.cell(label)
-    _clear_attempt(out)
-    job = Job(
-        config=config,
-        label=label,
-        folder=model,
-        answers=folder.answers.resolve(),
-        reference=folder.reference.resolve(),
-        model_fingerprint=source.fingerprint(model),
-        units=dict(folder.units[label]),
-        missing=tuple(missing),
-    )
-    # Until the worker says how it ended, this cell has no row.
-    EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], (), complete=False)
-    log = folder.path / "logs" / f"{label}.log"
-    ending = executor.run(job, out, log, reporter.progress)
-    row = folder.cell_row(label)
-    if row is None:
-        ending = ending or Ending("crashed", "the worker ended without a result")
-        row = cell_row(config, job.backend, status=ending.status, error=ending.reason + last_words(log))
-        EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], [row])
-    return row
-
-
-def last_words(log: Path) -> str:
-    """The last line of a worker's log, to be put behind the reason for its end; empty if it said nothing."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-    return f"; its last words: {lines[-1].strip()[:300]}" if lines else ""
-
-
-def _clear_attempt(out: Path) -> None:
-    """Remove what an earlier worker of the cell left, except what it finished."""
-    if out.is_symlink():
-        out.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    for path in out.iterdir():
-        if path.is_symlink() or path.name not in ("events.jsonl", "journal"):
-            folders.remove(path)
 
 
 def _dump(config: RunConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import importlib
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,6 +79,7 @@ class Cell:
             dtype=resolve_dtype(config.dtype, device),
             work=self._out,
             trust_remote_code=config.model.trust_remote_code,
+            spread=config.device_map == "auto",
         )
         self._resident = resident = ResidentPeak()
         settings = self._quantized(backend, options, calibrated)
@@ -94,7 +96,7 @@ class Cell:
             "load_s": elapsed - (loaded.quantize_s or 0.0),
             "weight_bytes": loaded.weight_bytes,
             "effective_bits_per_weight": loaded.effective_bits_per_weight,
-            "load_peak_bytes": load_peak_bytes(device, resident),
+            "load_peak_bytes": load_peak_bytes(loaded.devices, resident),
         }
         if loaded.quantize_s is not None:
             self._known["quantize_s"] = loaded.quantize_s
@@ -137,7 +139,9 @@ class Cell:
         )
         memory.measure(loaded, context.measures.memory, context)
         if context.measures.throughput:
-            self._known["decode_mode"] = resolve_mode(context.measures.throughput.decode, loaded.device)
+            self._known["decode_mode"] = resolve_mode(
+                context.measures.throughput.decode, loaded.device, spread=len(loaded.devices) > 1
+            )
         if loaded.device.type == "cpu":
             self._known["peak_rss_bytes"] = self._resident.bytes()
         for name, settings in context.measures.of(self._job.backend).items():
@@ -178,7 +182,10 @@ class Cell:
         return Reference(cell.label, cell.label == job.label, job.reference, job.model_fingerprint)
 
     def _emit_memory(self, *rows: Row, unit: str = "") -> None:
-        self._known["peak_memory_bytes"] = next(row.peak_memory_bytes for row in rows if isinstance(row, MemoryRow))
+        for row in rows:
+            if isinstance(row, MemoryRow):
+                self._known["peak_memory_bytes"] = row.peak_memory_bytes
+                self._known["peak_memory_per_device"] = row.peak_memory_per_device
 
     def _note(self, row: Row) -> None:
         """What a row says of the cell as a whole."""
@@ -191,9 +198,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def load_peak_bytes(device: torch.device, resident: ResidentPeak) -> int:
-    """Peak over loading and quantizing: allocated on CUDA, resident elsewhere."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident.bytes()
+def load_peak_bytes(devices: Sequence[torch.device], resident: ResidentPeak) -> int:
+    """Peak over loading and quantizing: allocated on CUDA, summed over its devices; resident elsewhere."""
+    if devices[0].type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    return resident.bytes()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The program as its users meet it: exit status, what is printed, what is on disk."""
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -108,6 +109,9 @@ def test_a_failed_cell_is_status_one_and_a_line_with_the_reason(here: Path) -> N
         ),
         (["quantize", "tiny.yaml", "--out", "x", "--set", "backends.int4.checkpoint=y"], "has a `checkpoint:` already"),
         (["quantize", "tiny.yaml", "--out", "tiny.yaml/x"], "cannot be written"),
+        (["quantize", "tiny.yaml", "--out", "x", "--set", "matrix={seed: [1, 2]}"], "makes several runs"),
+        (["run", "tiny.yaml", "--set", "matrix={sed: [1, 2]}"], "sed: unknown key; did you mean seed?"),
+        (["run", "tiny.yaml", "--address", "auto"], "--address auto: belongs to --executor ray"),
         (["plot", "nowhere"], "no such folder"),
         (["plot", "."], "no run here"),
     ],
@@ -147,6 +151,20 @@ def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.Monk
     assert cli.invoke(app, [*arguments, "--fresh", "--yes"]).exit_code == 0
 
 
+def test_a_matrix_runs_all_and_one_that_cannot_run_is_told_at_the_end(here: Path) -> None:
+    sweep = "matrix={seed: [0, 1], backends.int4.group_size: [32, 64]}"
+    common = ["run", "tiny.yaml", "--set", sweep, "--set", "measure={}"]
+    result = cli.invoke(app, [*common, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("2 runs, 6 cells\ntiny-0: ")
+    (here / "results/tiny-0").mkdir(parents=True)
+    (here / "results/tiny-0/mine.txt").write_text("mine")
+    result = cli.invoke(app, [*common, "--only", "int4-64"])
+    assert result.exit_code == 2, result.output
+    assert "1 of 2 runs did not run:\n  tiny-0: results/tiny-0: is not empty and holds no run" in result.output
+    assert f",int4,int4-64,{platform.node()},4,64,ok," in (here / "results/tiny-1/cells.csv").read_text()
+
+
 def test_what_quantize_writes_is_what_a_run_measures(here: Path) -> None:
     arguments = ["quantize", "tiny.yaml", "--out", "made", "--set", "backends.int4.group_size=64"]
     result = cli.invoke(app, arguments)
@@ -156,7 +174,7 @@ def test_what_quantize_writes_is_what_a_run_measures(here: Path) -> None:
     use = next(line for line in result.output.splitlines() if line.startswith("use it: qbench "))
     result = cli.invoke(app, [*use.removeprefix("use it: qbench ").split(), "--only", "int4"])
     assert result.exit_code == 0, result.output
-    assert ",int4,int4,4,64,ok," in (here / "results/tiny/cells.csv").read_text()
+    assert f",int4,int4,{platform.node()},4,64,ok," in (here / "results/tiny/cells.csv").read_text()
     again = cli.invoke(app, arguments)
     assert again.exit_code == 2
     assert "holds a checkpoint; replace it with --force" in again.output
@@ -191,7 +209,7 @@ def test_commands_that_need_no_model_import_no_torch(here: Path) -> None:
         "import sys; from typer.testing import CliRunner; from qbench.cli import app; "
         "r = CliRunner().invoke(app, ['run', 'tiny.yaml', '--dry-run']); assert r.exit_code == 0, r.output; "
         "import qbench.plots, qbench.runner; "
-        "heavy = {'torch', 'transformers', 'scipy.stats', 'lm_eval'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'ray', 'scipy.stats', 'lm_eval'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import qbench.backends
-from qbench import configfile, source
+from qbench import configfile, matrix, source
 from qbench.config import ModelConfig, PerplexityConfig, RunConfig, backend_kinds
+from qbench.errors import QbenchError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -20,7 +21,8 @@ def run_config(**changes: object) -> RunConfig:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid_and_named_after_their_file(path: Path) -> None:
-    assert configfile.load(path).name == path.stem
+    runs = matrix.load(path)
+    assert [run.name for run in runs] == [path.stem] or all(run.name.startswith(f"{path.stem}-") for run in runs)
 
 
 def test_shipped_configurations_are_those_the_readme_names() -> None:
@@ -176,3 +178,27 @@ def parameters(path: Path) -> int:
     kv = hidden // heads * kv_heads
     layer = 2 * hidden * hidden + 2 * kv * hidden + 3 * inner * hidden + 2 * hidden
     return c["num_hidden_layers"] * layer + 2 * c["vocab_size"] * hidden + hidden
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": "cuda:1"}, "takes all GPUs that are visible, not cuda:1; use device: cuda"),
+        ({"measure": {"throughput": {"decode": "graph"}}}, "a CUDA graph holds one GPU; use auto or eager"),
+    ],
+)
+def test_a_model_on_all_gpus_has_no_number_and_no_graph(changes: dict[str, object], words: str) -> None:
+    assert run_config(device_map="auto").device_map == "auto"
+    with pytest.raises(ValidationError, match=words):
+        run_config(device_map="auto", **changes)
+
+
+def test_resources_are_checked_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    head = "name: r\nmodel: {demo: true}\nresources: {cpus: 2, custom: {h100: 1}}\n"
+    path.write_text(f"{head}backends: [{{kind: fp16, resources: {{gpu: 1}}}}]\n")
+    with pytest.raises(QbenchError, match=r"backends\[0\]\.resources\.gpu: unknown key; did you mean gpus\?"):
+        configfile.load(path)
+    path.write_text(f"{head}backends: [{{kind: fp16, resources: {{gpus: -1}}}}]\n")
+    with pytest.raises(QbenchError, match=r"backends\[0\]\.resources\.gpus: .* not -1"):
+        configfile.load(path)

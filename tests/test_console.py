@@ -88,3 +88,9 @@ def test_nothing_to_compare_is_no_second_table_and_warnings_are_printed() -> Non
     text = printed(dataclasses.replace(run, warnings=("answers/[int4].parquet: is missing",)))
     assert "compared with" not in text
     assert "warning: answers/[int4].parquet: is missing" in text
+
+
+def test_cells_of_several_machines_are_told_apart() -> None:
+    assert "several machines" not in printed(made_up_run([cell("fp16", host="a"), cell("int4")]))
+    cells = [cell("fp16", host="a"), cell("int4", host="b"), cell("nf4", host="a"), cell("awq")]
+    assert "measured on several machines (a: fp16, nf4; b: int4); compare" in printed(made_up_run(cells))

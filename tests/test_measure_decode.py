@@ -76,6 +76,7 @@ def test_models_with_sliding_attention_keep_their_own_cache() -> None:
 def test_auto_is_eager_on_a_cpu_and_graph_on_cuda() -> None:
     assert resolve_mode("auto", torch.device("cpu")) == "eager"
     assert resolve_mode("auto", torch.device("cuda:0")) == "graph"
+    assert resolve_mode("auto", torch.device("cuda:0"), spread=True) == "eager"
     assert resolve_mode("eager", torch.device("cuda:0")) == "eager"
     with pytest.raises(QbenchError, match="graph needs a CUDA device"):
         resolve_mode("graph", torch.device("cpu"))

@@ -123,7 +123,7 @@ def test_a_run_writes_a_line_a_prompt_and_fresh_removes_them(tiny_llama: Path, t
     assert ok
     lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["label"], line["prompt"]) for line in lines] == [(c, p) for c in ("fp16", "int4") for p in PROMPTS]
-    assert list(lines[0]) == ["run", "model", "backend", "label", "prompt", "text", "token_ids"]
+    assert list(lines[0]) == ["run", "model", "backend", "label", "host", "prompt", "text", "token_ids"]
     assert {len(line["token_ids"]) for line in lines} == {4}
     assert [GenerationRow.model_validate(line).text for line in lines] == [line["text"] for line in lines]
     written = runner.RunFolder(folder, settings)

@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import pytest
 import torch
 
-from qbench.measure.memory import ResidentPeak, peak_live_bytes
+from qbench.measure.memory import ResidentPeak, cuda_peak_bytes, peak_live_bytes
 
 MIB = 2**20
 
@@ -38,3 +39,27 @@ def test_resident_peak_sees_what_was_freed_again() -> None:
     if Path("/proc/self/clear_refs").exists():
         watch.restart()
         assert watch.bytes() < 32 * MIB
+
+
+def test_the_peak_of_every_gpu_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in for two GPUs that keeps the statistics as torch does."""
+    gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    live, peak, busy = {gpus[0]: 5, gpus[1]: 7}, {gpus[0]: 50, gpus[1]: 70}, set(gpus)
+
+    def allocate(device: torch.device, size: int) -> None:
+        assert device not in busy, "the statistics were not waited for"
+        live[device] += size
+        peak[device] = max(peak[device], live[device])
+
+    monkeypatch.setattr(torch.cuda, "synchronize", busy.discard)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update({device: live[device]}))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak.__getitem__)
+
+    def call() -> None:
+        allocate(gpus[0], 3)
+        allocate(gpus[0], -3)
+        allocate(gpus[1], 1)
+        busy.update(gpus)
+
+    assert cuda_peak_bytes(gpus, call) == [8, 8]
+    assert not busy

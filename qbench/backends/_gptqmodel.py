@@ -28,7 +28,7 @@ from qbench.backends.base import LoadedModel, block_linears, run_once, storage_b
 from qbench.calibration import Calibration
 from qbench.config import Calibrated
 from qbench.errors import QbenchError
-from qbench.models import LoadOptions, load_tokenizer, skeleton
+from qbench.models import LoadOptions, check_placed, load_tokenizer, skeleton
 from qbench.source import MODEL_FILES, check_weights
 
 # gptqmodel sets variables at import that would reach everything else in this process: the order of the GPUs, torch's
@@ -222,19 +222,21 @@ def _let_go() -> None:
 
 
 def _load_for_inference(options: LoadOptions, folder: Path) -> PreTrainedModel:
-    """The plain transformers model inside gptqmodel's wrapper, all of it on `options.device`."""
+    """The plain transformers model inside gptqmodel's wrapper, where `options` puts it."""
     device = options.device
     if device.type == "cuda" and device.index is None:  # gptqmodel would spread the layers over every GPU
         device = torch.device("cuda", torch.cuda.current_device())
     wrapper = GPTQModel.load(
         str(_with_tokenizer(options, folder)),
-        device_map={"": str(device)},
+        device_map="auto" if options.spread else {"": str(device)},
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
     model: PreTrainedModel = wrapper.model
-    # On CUDA every layer gets a hook that moves its inputs; on one device it only costs time.
-    remove_hook_from_submodules(model)
+    check_placed(model, options)
+    if not options.spread:
+        # On CUDA every layer gets a hook that moves its inputs; on one device it only costs time.
+        remove_hook_from_submodules(model)
     return model.eval()
 
 

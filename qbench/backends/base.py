@@ -56,6 +56,11 @@ class LoadedModel:
         return storage_bytes(tensors)
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Those that hold parameters, by number; one, unless the model was laid over several."""
+        return tuple(sorted({parameter.device for parameter in self.model.parameters()}, key=lambda d: d.index or 0))
+
+    @property
     def effective_bits_per_weight(self) -> float:
         """linear_bytes x 8 / linear_weights."""
         return self.linear_bytes * 8 / self.linear_weights

@@ -40,9 +40,11 @@ def load(options: LoadOptions, config: Int4, calibration: Calibration | None) ->
     """Quantize the linears of attention and MLP as they are read, or read them quantized from `config.checkpoint`.
 
     Raises:
-        QbenchError: a weight holds NaN or infinity, the kernel does not serve, or the files are not right: see
-            `qbench.int4.stream.stream` and `qbench.int4.checkpoint.load`.
+        QbenchError: `options` would spread the model, a weight holds NaN or infinity, the kernel does not serve, or the
+            files are not right: see `qbench.int4.stream.stream` and `qbench.int4.checkpoint.load`.
     """
+    if options.spread:
+        raise QbenchError(f"backends.{config.label}: int4 loads onto one device; use device_map: none")
     config = settle(config)
     quantize_one = Stopwatch(config)
     if config.checkpoint is None:

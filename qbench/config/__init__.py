@@ -4,7 +4,7 @@ Nothing here imports torch: a configuration is read, checked and printed on a ma
 """
 
 from qbench.config.backends import AWQ, FP16, GPTQ, NF4, Backend, Calibrated, GroupSize, Int4, backend_kinds
-from qbench.config.base import Name
+from qbench.config.base import Name, Resources
 from qbench.config.measures import (
     Engine,
     GenerationsConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "Name",
     "NoiseFloorConfig",
     "PerplexityConfig",
+    "Resources",
     "RunConfig",
     "SustainedConfig",
     "TasksConfig",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from qbench.config.base import Name, Strict
+from qbench.config.base import Name, Resources, Strict
 
 GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 """Consecutive weights of a row that are quantized together; -1: the whole row."""
@@ -27,6 +27,7 @@ class Backend(Strict):
     label: Name = ""
     """Name of the cell in rows, tables and plots; the kind unless given."""
     python: Path | None = Field(default=None, description="another interpreter, for libraries that cannot share one")
+    resources: Resources | None = Field(default=None, description="what this cell asks of a cluster beyond its run")
 
     @model_validator(mode="before")
     @classmethod

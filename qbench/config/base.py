@@ -16,3 +16,14 @@ class Strict(BaseModel):
     """An immutable section of the configuration in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(Strict):
+    """What a cell asks of a node with `--executor ray`, see `qbench.placement`; a local cell has the whole machine."""
+
+    cpus: float | None = Field(default=None, ge=0, description="a whole node's unless given, or a GPU's share of them")
+    gpus: float | None = Field(default=None, ge=0, description="1 on CUDA unless given, else 0")
+    memory_gib: float | None = Field(default=None, gt=0, description="of the node, to find room; enforces nothing")
+    custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="resources that nodes were started with, e.g. {h100: 1}"
+    )

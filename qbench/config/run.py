@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qbench.config.backends import FP16, Backend, BackendConfig
-from qbench.config.base import Name, Strict
+from qbench.config.base import Name, Resources, Strict
 from qbench.config.measures import MeasureConfig
 
 NOISE_SUFFIX = ".noise"
@@ -67,6 +67,9 @@ class RunConfig(Strict):
     name: Name
     model: ModelConfig
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device_map: Literal["none", "auto"] = Field(
+        default="none", description="auto: a model larger than one GPU is laid over all that are visible"
+    )
     dtype: DType = Field(default="auto", description="compute dtype; auto: float16 on CUDA, else bfloat16")
     seed: int = Field(default=0, ge=0, description="prompts, random weights and calibration sampling")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a worker; torch's choice unless given")
@@ -74,6 +77,7 @@ class RunConfig(Strict):
         default=None, gt=0, allow_inf_nan=False, description="a cell that takes longer is ended: timeout"
     )
     cache: bool = Field(default=True, description="keep quantized checkpoints, see `qbench cache ls`, and use them")
+    resources: Resources = Field(default=Resources(), description="what a cell asks of a cluster's node")
     calibration: CalibrationConfig = CalibrationConfig()
     backends: tuple[BackendConfig, ...] = Field(min_length=1)
     measure: MeasureConfig = MeasureConfig()
@@ -84,6 +88,16 @@ class RunConfig(Strict):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(f"backends: label {', '.join(twice)} is used twice; give each a `label:` of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _several_gpus_have_no_number_and_no_graph(self) -> Self:
+        if self.device_map == "none":
+            return self
+        if self.device.startswith("cuda:"):
+            raise ValueError(f"device_map: auto takes all GPUs that are visible, not {self.device}; use device: cuda")
+        if self.measure.throughput and self.measure.throughput.decode == "graph":
+            raise ValueError("measure.throughput.decode: a CUDA graph holds one GPU; use auto or eager with device_map")
         return self
 
     @model_validator(mode="after")

@@ -48,8 +48,8 @@ class Decoder(Protocol):
         """Append token [batch_size, 1] and return the next one, valid until the following call."""
 
 
-def resolve_mode(mode: Literal["auto", "eager", "graph"], device: torch.device) -> DecodeMode:
-    """The decode mode that `auto` stands for on this device.
+def resolve_mode(mode: Literal["auto", "eager", "graph"], device: torch.device, *, spread: bool = False) -> DecodeMode:
+    """The decode mode that `auto` stands for on this device; eager for a model that is `spread` over several.
 
     Raises:
         QbenchError: a CUDA graph asked for without CUDA.
@@ -57,7 +57,7 @@ def resolve_mode(mode: Literal["auto", "eager", "graph"], device: torch.device) 
     if mode == "graph" and device.type != "cuda":
         raise QbenchError("decode: graph needs a CUDA device; use auto or eager")
     if mode == "auto":
-        return "graph" if device.type == "cuda" else "eager"
+        return "graph" if device.type == "cuda" and not spread else "eager"
     return mode
 
 

@@ -1,6 +1,7 @@
 """Peak memory of the first forward of the loaded model, and what the whole process grew by.
 
-CUDA: `torch.cuda.max_memory_allocated()` after the forward, its statistics reset before. CPU: the same meaning,
+CUDA: `torch.cuda.max_memory_allocated()` after the forward, its statistics reset before, summed over the GPUs that hold
+weights. CPU: the same meaning,
 
     peak = bytes of the weights + peak of live allocations during the forward
 
@@ -9,7 +10,7 @@ as torch's own allocator reports them, so that a small model is not lost in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,22 +34,35 @@ def measure(loaded: LoadedModel, config: MemoryConfig, context: Context) -> None
         with torch.inference_mode():
             make_decoder(loaded.model, "eager", config.batch_size, config.seq_len).prefill(prompt)
 
-    peak = peak_bytes(loaded, forward)
+    peaks = peak_bytes(loaded, forward)
     context.emit(
-        MemoryRow(**context.identity, batch_size=config.batch_size, seq_len=config.seq_len, peak_memory_bytes=peak)
+        MemoryRow(
+            **context.identity,
+            batch_size=config.batch_size,
+            seq_len=config.seq_len,
+            peak_memory_bytes=sum(peaks),
+            peak_memory_per_device=";".join(map(str, peaks)) if loaded.device.type == "cuda" else None,
+        )
     )
     context.progress("memory", 1, 1)
 
 
-def peak_bytes(loaded: LoadedModel, call: Callable[[], object]) -> int:
-    """Bytes on the model's device at the worst moment of `call`, weights included."""
+def peak_bytes(loaded: LoadedModel, call: Callable[[], object]) -> list[int]:
+    """Bytes on each of the model's devices at the worst moment of `call` there, weights included."""
     if loaded.device.type == "cuda":
-        torch.cuda.synchronize(loaded.device)
-        torch.cuda.reset_peak_memory_stats(loaded.device)
-        call()
-        torch.cuda.synchronize(loaded.device)
-        return torch.cuda.max_memory_allocated(loaded.device)
-    return loaded.weight_bytes + peak_live_bytes(call)
+        return cuda_peak_bytes(loaded.devices, call)
+    return [loaded.weight_bytes + peak_live_bytes(call)]
+
+
+def cuda_peak_bytes(devices: Sequence[torch.device], call: Callable[[], object]) -> list[int]:
+    """The most bytes that were allocated on each GPU at once while `call` ran."""
+    for device in devices:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    call()
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return [torch.cuda.max_memory_allocated(device) for device in devices]
 
 
 def peak_live_bytes(call: Callable[[], object]) -> int:

@@ -44,7 +44,7 @@ class _Trials:
 
     def __init__(self, loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler) -> None:
         self._loaded, self._config, self._context, self._sampler = loaded, config, context, sampler
-        self._mode = resolve_mode(config.decode, loaded.device)
+        self._mode = resolve_mode(config.decode, loaded.device, spread=len(loaded.devices) > 1)
         self._done = 0
         self._trial = 0
         self._total = len(config.batch_sizes) * (1 + config.warmup + config.trials)
@@ -61,7 +61,7 @@ class _Trials:
         prompt = random_prompt(self._loaded, batch_size, config.prompt_tokens, self._context.seed)
         self._progress(batch_size, "memory")
         # Two tokens reach every allocation of a generation: the cache is at its full size from the start.
-        peak = peak_bytes(self._loaded, lambda: generate(decoder, prompt, 2))
+        peak = sum(peak_bytes(self._loaded, lambda: generate(decoder, prompt, 2)))
         for i in range(config.warmup):
             self._progress(batch_size, f"warm-up {i + 1}/{config.warmup}")
             self._generate(decoder, prompt)
