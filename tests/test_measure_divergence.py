@@ -228,11 +228,14 @@ def test_a_run_compares_with_the_16_bit_cell_and_goes_on_with_its_file(
     assert [row.label for row in again.finished] == ["int4"]
     assert read_run(folder).perplexity.set_index("label").loc["int4", "kl_mean"] == rows.loc["int4", "kl_mean"]
 
-    (folder / "reference" / "logprobs.safetensors").unlink()
-    assert run(chosen, tmp_path)[2].finished == []
+    logprobs = folder / "reference" / "logprobs.safetensors"
+    logprobs.unlink()
+    assert [row.label for row in run(chosen, tmp_path)[2].finished] == ["fp16"]
+    assert logprobs.is_file()
+    logprobs.unlink()
     shutil.rmtree(folder / "cells" / "int4")
     with pytest.raises(QbenchError, match=r"log-probabilities are not in .*reference"):
-        run(chosen, tmp_path)
+        run(chosen, tmp_path, only=("int4",))
 
 
 def test_cells_keep_their_perplexity_where_the_16_bit_cell_failed(

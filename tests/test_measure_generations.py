@@ -21,6 +21,7 @@ from qbench.errors import QbenchError
 from qbench.measure import generations
 from qbench.measure.base import Context
 from qbench.rows import GenerationRow, Row
+from qbench.run_folder import RunFolder
 from tests.test_runner import Watcher, config
 from tests.tiny_llama import options, save_tiny_llama
 
@@ -116,6 +117,10 @@ def test_random_weights_have_nothing_to_say() -> None:
         )
 
 
+UNITS = {"fp16": {"cell": "k"}}
+"""A run of one cell that has measured nothing."""
+
+
 def test_a_run_writes_a_line_a_prompt_and_fresh_removes_them(tiny_llama: Path, tmp_path: Path) -> None:
     measures = {"generations": {"prompts": PROMPTS, "new_tokens": 4}}
     settings = config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}], measure=measures)
@@ -126,20 +131,20 @@ def test_a_run_writes_a_line_a_prompt_and_fresh_removes_them(tiny_llama: Path, t
     assert list(lines[0]) == ["run", "model", "backend", "label", "host", "prompt", "text", "token_ids"]
     assert {len(line["token_ids"]) for line in lines} == {4}
     assert [GenerationRow.model_validate(line).text for line in lines] == [line["text"] for line in lines]
-    written = runner.RunFolder(folder, settings)
+    written = RunFolder(folder, settings, {}, UNITS)
     written.make(fresh=True)
     assert not (folder / "generations.jsonl").exists()
 
 
 def test_a_run_without_the_measure_has_no_such_file(tmp_path: Path, tiny_llama: Path) -> None:
-    folder = runner.RunFolder(tmp_path, config(tiny_llama, [{"kind": "fp16"}]))
+    folder = RunFolder(tmp_path, config(tiny_llama, [{"kind": "fp16"}]), {}, UNITS)
     folder.make(fresh=False)
     folder.write_tables()
     assert not (tmp_path / "generations.jsonl").exists()
 
 
 def test_lines_of_a_cell_that_is_measured_anew_do_not_stay(tmp_path: Path, tiny_llama: Path) -> None:
-    folder = runner.RunFolder(tmp_path, config(tiny_llama, [{"kind": "fp16"}]))
+    folder = RunFolder(tmp_path, config(tiny_llama, [{"kind": "fp16"}]), {}, UNITS)
     folder.make(fresh=False)
     (tmp_path / "generations.jsonl").write_text("{}\n")
     folder.write_tables()
