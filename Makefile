@@ -1,5 +1,6 @@
 # make smoke       install, measure five backends on the demo model, draw the plots
 # make test        install, lint, types, tests
+# make docs        the documentation as a site, links checked
 # make audit       known vulnerabilities of the pinned packages
 # make bench       our INT4 against other kernels on this CPU
 # make bench-gpu   the same on a CUDA GPU, by PYTHON and what is installed there
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OUT ?= results/bench
 STEPS ?= check tune linears models awq gptq
 
-.PHONY: help setup smoke test lint audit bench bench-gpu gpu-wheels clean
+.PHONY: help setup smoke test lint docs audit bench bench-gpu gpu-wheels clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +41,12 @@ lint: setup  ## ruff and mypy
 test: lint  ## lint, types, tests
 	$(BIN)/pytest
 
+docs:  ## the documentation as a site in site/, every link checked
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install -q $$($(PYTHON) -c 'import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	build/docs/bin/mkdocs build
+
 audit:  ## known vulnerabilities of the packages in constraints.txt, by the package index's word (needs the network)
 	$(PYTHON) -m venv build/audit
 	PIP_CONSTRAINT= build/audit/bin/pip install -q pip-audit
@@ -59,5 +66,5 @@ gpu-wheels:  ## ./wheels: what a bare GPU machine lacks for bench-gpu; PYTHON is
 	$(PYTHON) -m pip wheel -q --no-deps -r benchmarks/gpu-requirements.txt -w wheels
 
 clean:  ## remove what was made, but no published results
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/smoke plots/smoke
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/smoke plots/smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,172 @@
+"""The documentation: its commands parse, its links lead somewhere, and its figures are those of the published files."""
+
+import re
+import shlex
+import statistics
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from qbench import configfile
+from qbench.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = ROOT / "results" / "published"
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^(?: {4}|\t)(.*)$", re.MULTILINE)
+SPAN = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SHELLS = ("sh", "bash", "console", "shell")
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every command of qbench and make in a page: in blocks of shell, and in the text."""
+    blocks = [body for language, body in FENCED.findall(text) if language in SHELLS]
+    plain = FENCED.sub("", text)
+    blocks += ["\n".join(INDENTED.findall(plain)), *SPAN.findall(plain)]
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [shlex.split(part, comments=True) for line in lines for part in line.split("&&") if starts(part)]
+    # A name alone, as in «make» or «qbench», is no command.
+    return [words for words in found if len(words) > 1]
+
+
+def starts(line: str) -> bool:
+    return line.strip().startswith(("qbench ", "make "))
+
+
+def of(program: str, naming: str = "") -> list[object]:
+    """The arguments of every command of a program, or of those that name something."""
+    return [
+        pytest.param(words[1:], id=f"{page_name(page)}: {' '.join(words)}")
+        for page in PAGES
+        for words in commands(page.read_text(encoding="utf-8"))
+        if words[0] == program and any(word.startswith(naming) for word in words[1:])
+    ]
+
+
+def test_commands_are_found_in_every_kind_of_block() -> None:
+    text = "a `qbench run A` b\n\n    make x   # why\n\n"
+    text += "```sh\n$ qbench plot \\\n  B && qbench y z\n```\n\n```python\nmake no\n```\n"
+    assert commands(text) == [["qbench", "plot", "B"], ["qbench", "y", "z"], ["make", "x"], ["qbench", "run", "A"]]
+
+
+@pytest.mark.parametrize("words", of("qbench"))
+def test_a_command_has_the_options_that_are_shown(words: list[str]) -> None:
+    done = CliRunner().invoke(app, [*words, "--help"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("words", of("qbench", "configs/"))
+def test_a_shipped_configuration_is_valid_with_what_a_command_sets(words: list[str]) -> None:
+    path = next(word for word in words if word.startswith("configs/"))
+    configfile.load(ROOT / path, [value for option, value in pairwise(words) if option == "--set"])
+
+
+@pytest.mark.parametrize("words", of("make"))
+def test_a_target_of_make_exists(words: list[str]) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {word for word in words if "=" not in word} <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    links = LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
+    files = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:", link)]
+    assert [file for file in files if not (page.parent / file).exists()] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = re.findall(r"[\w/-]+\.md", str(settings["nav"]))
+    assert sorted(listed) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:])
+    assert settings["strict"] is True
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """The cells of every line of a table in a page."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def short(value: float) -> str:
+    """Three digits."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def square(products: pd.DataFrame, sizes: tuple[int, ...]) -> pd.DataFrame:
+    """The rows of some batch sizes of the weight of 4096 x 4096."""
+    layer = (products["out_features"] == 4096) & (products["in_features"] == 4096)
+    return products[layer & products["batch"].isin(sizes)]
+
+
+def test_the_post_s_speeds_are_those_of_the_run() -> None:
+    trials = pd.read_csv(RESULTS / "tinyllama-shape-xeon-2core" / "throughput.csv")
+    columns = ["decode_tokens_per_s", "ttft_s"]
+    medians = trials.groupby(["label", "batch_size"])[columns].median()
+    speeds, waits = medians["decode_tokens_per_s"], medians["ttft_s"]
+    rows = rows_of("post.md")
+    for label in ("fp16", "int4", "nf4", "awq"):
+        ratios = [speeds[label, size] / speeds["fp16", size] for size in (1, 8, 32)]
+        shown = ["1" if label == "fp16" else f"{ratio:.2f}" for ratio in ratios]
+        pairs = [(short(speeds[label, size]), ratio) for size, ratio in zip((1, 8, 32), shown, strict=True)]
+        assert [label.upper(), *(cell for pair in pairs for cell in pair)] in rows
+        assert [label.upper(), *(short(waits[label, size]) for size in (1, 8, 32))] in rows
+
+
+def test_the_post_s_layers_are_those_of_the_benchmark() -> None:
+    layers = pd.read_csv(RESULTS / "bench-xeon-2core" / "linears.csv")
+    blocks = 22e3 * layers.groupby(["backend", "batch"])["seconds"].sum()
+    rows = rows_of("post.md")
+    for backend in ("fp16", "int4", "nf4", "awq", "gptq"):
+        assert [backend.upper(), *(f"{blocks[backend, size]:.1f}" for size in (1, 8, 32))] in rows
+
+
+def test_the_post_s_rates_follow_from_the_benchmark() -> None:
+    products = pd.read_csv(RESULTS / "bench-xeon-2core" / "int4_linear.csv")
+    rows = rows_of("post.md")
+    for _, row in square(products, (1, 2, 4, 8, 16, 32, 128, 2048)).iterrows():
+        work = 2 * 4096 * 4096 * row["batch"] / 1e9
+        wide, narrow = row["bfloat16_s"], row["aten_s"]
+        read = 2 * 4096 * 4096 / wide / 1e9
+        cells = [f"{row['batch']:,.0f}", f"{1e3 * wide:.2f}", f"{read:.1f}", f"{work / wide:,.0f}"]
+        shown = [*cells, f"{1e3 * narrow:.2f}", f"{work / narrow:.0f}"]
+        assert shown in rows
+    for (out_features, in_features), shape in products.groupby(["out_features", "in_features"]):
+        shape = shape.set_index("batch")
+        speeds = [f"{shape['vs_bfloat16'][size]:.2f}" for size in (1, 8, 32, 128, 512, 2048)]
+        assert [f"{out_features} × {in_features}", *speeds] in rows
+        weights = out_features * in_features / 1e9
+        rate = statistics.median(2 * weights * size / shape["aten_s"][size] for size in shape.index if size >= 8)
+        bandwidth = 2 * weights / shape["bfloat16_s"][4]
+        shown = [f"{out_features} × {in_features}", f"{rate:.0f}", f"{bandwidth:.1f}", f"{rate / bandwidth:.1f}"]
+        assert shown in [row[:4] for row in rows]
+
+
+def test_the_figures_of_int4_are_those_of_the_benchmark() -> None:
+    products = pd.read_csv(RESULTS / "bench-xeon-2core" / "int4_linear.csv")
+    errors = pd.read_csv(RESULTS / "bench-xeon-2core" / "int4_gaussian_error.csv")
+    texts = pd.read_csv(RESULTS / "bench-xeon-2core" / "int4_perplexity.csv").set_index("cell")
+    rows = rows_of("int4.md")
+    for _, row in square(products, (1, 8, 32, 512, 2048)).iterrows():
+        quartiles = [
+            f"{row[name]:.2f} [{row[f'{name}_q1']:.2f}, {row[f'{name}_q3']:.2f}]" for name in ("vs_aten", "vs_bfloat16")
+        ]
+        shown = [f"{row['batch']:,.0f}", *quartiles, f"{row['of_read_bandwidth']:.0%}".replace("%", " %")]
+        assert shown in rows
+    gaussian = errors[(errors["bits"] == 4) & ~errors["symmetric"]].set_index(["group_size", "search"])
+    error = gaussian["relative_squared_error"]
+    for size, name in ((32, "32"), (64, "64"), (128, "128"), (-1, "row of 1,024")):
+        shares = [f"{100 * error[size, search]:.2f} %" for search in ("none", "mse")]
+        assert [name, f"{gaussian['bits_per_weight'][size, 'none']:.2f}", *shares] in rows
+        cells = [texts.loc[f"int4 g{size} {search}"] for search in ("none", "mse")]
+        divergences = [f"{1e3 * cell['kl']:.2f} ± {1e3 * cell['kl_error']:.2f}" for cell in cells]
+        assert [name.split()[0], *divergences, *(f"{cell['perplexity']:.4f}" for cell in cells)] in rows
