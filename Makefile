@@ -53,6 +53,7 @@ audit:  ## known vulnerabilities of the packages in constraints.txt, by the pack
 	build/audit/bin/pip-audit --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 bench: setup  ## our INT4 against other kernels and backends on this CPU, as ratios (half an hour on 2 cores; OUT=folder)
+	$(BIN)/python benchmarks/startup.py --out $(OUT)
 	$(BIN)/python benchmarks/int4_linear.py --out $(OUT)
 	$(BIN)/python benchmarks/int4_accuracy.py --out $(OUT)
 	$(BIN)/python benchmarks/linears.py --out $(OUT)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench import keys
 from qbench.errors import QbenchError
-from qbench.results import write_atomically
+from qbench.files import write_atomically
 from qbench.source import cache_folder
 
 MANIFEST = "qbench-cache.json"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from qbench import __version__
+from qbench import __version__, cli_before
+from qbench.cli_options import Config, Only, Set, complete_label
+from qbench.cli_options import errors as _errors
 from qbench.errors import QbenchError
 
 app = typer.Typer(
@@ -24,13 +24,6 @@ app = typer.Typer(
     "checkpoint, side by side.\n\nStart with `qbench run configs/smoke.yaml`.",
     epilog="Exit status: 0 all cells ok, 1 some cell did not end ok, 2 usage or configuration, 130 interrupted.",
 )
-
-Config = Annotated[Path, typer.Argument(help="YAML file; the shipped ones are in configs/.", show_default=False)]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML by dotted path; may be repeated."),
-]
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="LABEL", help="Only this cell; may be repeated.")]
 
 
 def _version(wanted: bool) -> None:
@@ -72,11 +65,10 @@ def run(
     ] = None,
 ) -> None:
     """Measure every backend of a configuration. A rerun measures only what is missing or failed."""
-    from qbench import console, matrix, sweep
+    from qbench import matrix, screen, sweep
     from qbench.executor import chosen
-    from qbench.results import read_run
 
-    out = console.make_console()
+    out = screen.make_console()
     all_ok = True
     with _errors(), chosen(executor, address) as where:
         runs = matrix.load(config, overrides or ())
@@ -85,6 +77,9 @@ def run(
             for line in sweep.describe(plans):
                 out.print(escape(line))
             return
+        from qbench import console
+        from qbench.results import read_run
+
         if fresh and not yes:
             _confirm_deletion([results / one.name for one in runs])
         _leave_on_sigterm()
@@ -105,21 +100,28 @@ def quantize(
     config: Config,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.", show_default=False)],
     cell: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="The int4 cell, where there are several.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="The int4 cell, where there are several.",
+            show_default=False,
+            autocompletion=complete_label,
+        ),
     ] = None,
     overrides: Set = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
     """Quantize a configuration's int4 cell once, into a folder that runs load without quantizing."""
     from qbench import configfile, console, export
+    from qbench.screen import human_bytes, make_console
 
-    screen = console.make_console()
+    screen = make_console()
     with _errors("nothing was written"):
         chosen = configfile.load(config, overrides or ())
         _leave_on_sigterm()
         with console.reporting(screen) as reporter:
             written = export.quantize(chosen, out, reporter, label=cell, force=force)
-    size = console.human_bytes(written.bytes)
+    size = human_bytes(written.bytes)
     screen.print(escape(f"{written.folder}: {size}, {written.bits_per_weight:.2f} bits a weight"))
     screen.print(escape(f"use it: qbench run {config} --set backends.{written.label}.checkpoint={written.folder}"))
 
@@ -133,11 +135,13 @@ def plot(
     ] = False,
 ) -> None:
     """Draw memory, tokens/s, accuracy and accuracy against memory, as PNG and SVG."""
-    from qbench import plots
     from qbench.results import find_runs, read_run
 
     with _errors():
-        for folder in find_runs(results):
+        found = find_runs(results)
+        from qbench import plots
+
+        for folder in found:
             run_data = read_run(folder)
             for warning in run_data.warnings:
                 typer.secho(f"warning: {warning}", err=True, fg="yellow")
@@ -151,9 +155,9 @@ def plot(
 @app.command(epilog="Example: `qbench backends`")
 def backends() -> None:
     """Say of every backend kind whether it works here and, if not, why and what mends it."""
-    from qbench import availability, console
+    from qbench import availability, screen
 
-    out = console.make_console()
+    out = screen.make_console()
     with out.status("importing every backend in a process of its own"):
         table = availability.table(availability.probe())
     out.print(table)
@@ -171,6 +175,8 @@ def validate(config: Config, overrides: Set = None) -> None:
         typer.echo(f"{config} is valid: {run.name}, {run.model.name}, cells {labels}")
 
 
+app.add_typer(cli_before.app)
+
 cache_app = typer.Typer(no_args_is_help=True, help="Quantized checkpoints that runs have made and will use again.")
 app.add_typer(cache_app, name="cache")
 
@@ -178,9 +184,9 @@ app.add_typer(cache_app, name="cache")
 @cache_app.command("ls", epilog="Example: `qbench cache ls`")
 def cache_ls() -> None:
     """List the cached checkpoints with their keys and sizes."""
-    from qbench import cache, console
+    from qbench import cache, screen
 
-    console.make_console().print(console.cache_table(cache.entries(), cache.folder()))
+    screen.make_console().print(screen.cache_table(cache.entries(), cache.folder()))
 
 
 @cache_app.command("rm", epilog="Example: `qbench cache rm 3f2a`, or `qbench cache rm --all`")
@@ -191,14 +197,15 @@ def cache_rm(
     everything: Annotated[bool, typer.Option("--all", help="Every checkpoint.")] = False,
 ) -> None:
     """Delete cached checkpoints; the next run that needs one makes it again."""
-    from qbench import cache, console
+    from qbench import cache
+    from qbench.screen import human_bytes
 
     with _errors("what was deleted is gone, the rest is there"):
         if bool(chosen) == everything:
             raise QbenchError("cache rm: name keys, or --all; `qbench cache ls` shows them")
         found = cache.entries() if everything else [cache.find(key) for key in chosen or ()]
         for entry in found:
-            size = console.human_bytes(entry.bytes)
+            size = human_bytes(entry.bytes)
             cache.remove(entry)
             typer.echo(f"{entry.manifest.key}: deleted, {size}")
 
@@ -221,12 +228,12 @@ def _confirm_deletion(folders: list[Path]) -> None:
     Raises:
         QbenchError: nobody can answer.
     """
-    from qbench import console
+    from qbench import screen
 
     found = ", ".join(str(folder) for folder in folders if (folder / "run.json").exists())
     if not found:
         return
-    if not console.is_attended():
+    if not screen.is_attended():
         raise QbenchError(f"--fresh deletes the run in {found}; say --yes, too, where nobody can be asked")
     typer.confirm(f"Delete the run in {found} and measure all of it again?", abort=True)
 
@@ -234,16 +241,3 @@ def _confirm_deletion(folders: list[Path]) -> None:
 def _leave_on_sigterm() -> None:
     """As after Ctrl-C: end the worker, write the tables and remove what is half done before going."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
-@contextmanager
-def _errors(interrupted: str = "finished rows are kept, the same command goes on with the rest") -> Iterator[None]:
-    """What the user can mend ends with a message and status 2, Ctrl-C with 130; anything else is our own fault."""
-    try:
-        yield
-    except QbenchError as error:
-        typer.secho(f"error: {error}", err=True, fg="red")
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        typer.secho(f"interrupted: {interrupted}", err=True)
-        raise typer.Exit(130) from error

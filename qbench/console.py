@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -15,30 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
-from qbench import trust
-from qbench.cache import Entry
+from qbench import screen, trust
 from qbench.compare import reference_label
 from qbench.events import ProgressEvent
 from qbench.results import Run, display_label
 from qbench.rows import CellRow
+from qbench.screen import MISSING
 from qbench.stats import batch_sizes, summarize
 from qbench.verdict import accuracy_words, speedup_words, sustained_words
-
-NON_TERMINAL_WIDTH = 120
-"""Columns of lines and tables in a file or a pipe, which has no width of its own."""
-
-MISSING = "–"
-
-
-def make_console() -> Console:
-    """Standard output; in a pipe, plain and wide enough for the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=NON_TERMINAL_WIDTH)
-
-
-def is_attended() -> bool:
-    """Whether somebody is there to answer a question."""
-    return sys.stdin.isatty()
 
 
 class LiveReporter:
@@ -232,26 +214,6 @@ def _predictions(text: Mapping[Any, Any]) -> tuple[str, str, str]:
     return _number(text.get("perplexity"), "{:.4g}") + mark, kl, top.replace("%", " %")
 
 
-def cache_table(entries: Sequence[Entry], folder: Path) -> Table:
-    """The cached checkpoints, and what all of them take."""
-    whole = human_bytes(sum(entry.bytes for entry in entries))
-    table = Table(title=escape(f"{folder}: {len(entries)} checkpoints, {whole}"), title_justify="left")
-    for heading in ("key", "backend", "model", "made"):
-        table.add_column(heading)
-    table.add_column("size", justify="right")
-    for entry in entries:
-        made = entry.manifest
-        when = f"{made.created:%Y-%m-%d %H:%M}, in {made.quantize_s:.1f} s"
-        table.add_row(
-            made.key[:12],
-            escape(str(made.facts["kind"])),
-            escape(made.model),
-            when,
-            human_bytes(entry.bytes),
-        )
-    return table
-
-
 def _noise_words(run: Run) -> str:
     """What the reference's second evaluation gave, as a line; empty if there was none."""
     rows = run.noise[run.noise["label"] == reference_label(run)].to_dict("records")
@@ -281,10 +243,7 @@ def _backend(row: dict[Any, Any]) -> str:
 
 def human_bytes(value: Any) -> str:
     """Bytes as MiB or GiB; a dash for a missing value."""
-    if pd.isna(value):
-        return MISSING
-    mib = float(value) / 2**20
-    return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
+    return MISSING if pd.isna(value) else screen.human_bytes(float(value))
 
 
 def _text(value: Any, otherwise: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +21,7 @@ from qbench import csvtext
 from qbench.answers import read_answers
 from qbench.environment import Environment
 from qbench.errors import QbenchError
+from qbench.files import write_atomically
 from qbench.redact import Redactor
 from qbench.rows import TABLES, NoiseRow, Row, SustainedRow
 
@@ -112,21 +112,6 @@ def find_runs(folder: Path) -> list[Path]:
 def display_label(backend: str, label: str) -> str:
     """What people read: FP16 for the cell fp16 of the backend fp16, a label of its own as it is."""
     return backend.upper() if backend == label else label
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`, whole or not at all.
-
-    Raises:
-        OSError: the folder is not writable or the disk is full; the old content still stands.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # of a run that was killed; or a link, which would be followed
-    with partial.open("x", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def write_table(path: Path, row_type: type[Row], rows: Iterable[Row]) -> None:

@@ -15,9 +15,10 @@ from qbench import folders, keys
 from qbench.config import NOISE_SUFFIX, Backend, RunConfig
 from qbench.errors import QbenchError
 from qbench.events import UnitEvent, read_units
+from qbench.files import write_atomically
 from qbench.keys import CELL, Facts
 from qbench.redact import Redactor
-from qbench.results import RunRecord, read_run, write_atomically, write_frame, write_lines, write_record, write_table
+from qbench.results import RunRecord, read_run, write_frame, write_lines, write_record, write_table
 from qbench.rows import LINES, TABLES, CellRow, Row
 from qbench.stats import summarize
 

@@ -124,8 +124,22 @@ def _sample(path: Path, blocks: int = 256, block_bytes: int = 4096) -> str:
     return digest.hexdigest()
 
 
-def _shape_config(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a shipped shape, of a hub id (shipped shapes know their id), or of a folder."""
+def known_config(config: ModelConfig) -> dict[str, Any] | None:
+    """config.json of a model as far as it is on this machine; None for a hub id of which nothing is here.
+
+    That is the demo model's, a shipped shape's, a folder's, or what the hub's client has kept of a download.
+
+    Raises:
+        QbenchError: no such shape, or a config.json that cannot be read.
+    """
+    if config.demo:
+        return _read_json(demo.MODEL_DIR / "config.json")
+    found = _local_config(config)
+    return found if found or not config.id else _kept_by_hub(config.id, config.revision)
+
+
+def _local_config(config: ModelConfig) -> dict[str, Any] | None:
+    """config.json of a shipped shape, of a folder, or of a hub id (shipped shapes know theirs); None for another id."""
     known = shapes()
     if config.shape:
         if config.shape not in known:
@@ -134,12 +148,28 @@ def _shape_config(config: ModelConfig) -> dict[str, Any]:
         return _read_json(known[config.shape])
     if config.path:
         return _read_json(config.path.expanduser() / "config.json")
-    assert config.id is not None
-    for path in known.values():
-        shape = _read_json(path)
-        if shape.get("_name_or_path") == config.id:
-            return shape
-    return _read_json(_fetch(config.id, config.revision, ("config.json",)) / "config.json")
+    contents = (_read_json(path) for path in known.values())
+    return next((content for content in contents if content.get("_name_or_path") == config.id), None)
+
+
+def _kept_by_hub(repo: str, revision: str | None) -> dict[str, Any] | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        kept = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise QbenchError(f"model.id: {repo} is no name of a repository, which is owner/name") from error
+    return _read_json(Path(kept)) if isinstance(kept, str) else None
+
+
+def _shape_config(config: ModelConfig) -> dict[str, Any]:
+    """config.json for random weights, from the hub if need be."""
+    found = _local_config(config)
+    if found is None:
+        assert config.id is not None
+        found = _read_json(_fetch(config.id, config.revision, ("config.json",)) / "config.json")
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qbench import plan, runner
-from qbench.cell_runner import Reporter
+from qbench import plan
 from qbench.config import Backend, RunConfig
 from qbench.errors import QbenchError
 from qbench.executor import Executor
+
+if TYPE_CHECKING:
+    from qbench.cell_runner import Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ def run(
     Raises:
         QbenchError: some did not run; it says why, after the others did.
     """
+    from qbench import runner  # with pandas, which planning has no need of
+
     refused: list[tuple[str, QbenchError]] = []
     for config in runs:
         try:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from qbench import console
+from qbench import screen
 from qbench.cli import app
 from qbench.config import backend_kinds
 from tests.test_runner import in_order, interpreter
@@ -142,7 +142,7 @@ def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.Monk
     unattended = cli.invoke(app, [*arguments, "--fresh"])
     assert unattended.exit_code == 2
     assert "--fresh deletes the run in results/tiny; say --yes" in unattended.output
-    monkeypatch.setattr(console, "is_attended", lambda: True)
+    monkeypatch.setattr(screen, "is_attended", lambda: True)
     assert cli.invoke(app, [*arguments, "--fresh"], input="n\n").exit_code == 1
     assert (here / "results/tiny/run.json").read_bytes() == before
     agreed = cli.invoke(app, [*arguments, "--fresh"], input="y\n")

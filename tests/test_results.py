@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qbench import csvtext, environment
 from qbench.errors import QbenchError
-from qbench.results import RunRecord, find_runs, read_run, read_table, write_atomically, write_frame, write_table
+from qbench.files import write_atomically
+from qbench.results import RunRecord, find_runs, read_run, read_table, write_frame, write_table
 from qbench.rows import TABLES, AccuracyRow, CellRow, Row, ThroughputRow
 
 IDENTITY = {"run": "r", "model": "m", "backend": "int4", "label": "int4"}

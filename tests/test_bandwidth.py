@@ -1,0 +1,40 @@
+import pytest
+
+from qbench import bandwidth
+from qbench.errors import QbenchError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("12GiB", 12 * 2**30), ("24 GB", 24_000_000_000), ("512MiB", 2**29), (".5TiB", 2**39), ("8192B", 8192)],
+)
+def test_sizes_are_read_with_their_unit(text: str, value: int) -> None:
+    assert bandwidth.parse_bytes(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("1.5TB/s", 1.5e12), ("900 GB/s", 9e11), ("20GiB/s", 20 * 2**30)])
+def test_rates_are_read_with_their_unit(text: str, value: float) -> None:
+    assert bandwidth.parse_rate(text) == value
+
+
+@pytest.mark.parametrize("text", ["12", "GiB", "-1GB", "0GB", "12 gigs", "1e3GB", "12Gb/s"])
+def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(QbenchError, match=r"--memory .*: expected a number with a unit, e.g. 12GiB"):
+        bandwidth.parse_bytes(text)
+
+
+def test_data_sheets_are_found_by_the_drivers_name() -> None:
+    found = bandwidth.of_gpu("NVIDIA A100-SXM4-80GB")
+    assert found is not None
+    assert (found.bytes_per_s, found.flops) == (2.039e12, 312e12)
+    assert "data sheet of NVIDIA A100" in found.source
+    assert bandwidth.of_gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb") is None
+
+
+def test_the_hosts_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidth, "SECONDS", 0.01)
+    found = bandwidth.of_host.__wrapped__()
+    # No machine reads slower than a disk or faster than all of its caches.
+    assert 1e8 < found.bytes_per_s < 1e14
+    assert "measured here" in found.source

@@ -1,0 +1,143 @@
+import pytest
+from rich.console import Console
+
+from qbench import environment, forecast, forecast_table, plan
+from qbench.config import RunConfig
+from qbench.environment import GPU, Environment
+from qbench.errors import QbenchError
+from tests.test_config import run_config
+
+GIB = 2**30
+TIMED = {"throughput": {"batch_sizes": [1, 8, 32], "seq_len": 2048, "new_tokens": 128, "trials": 3, "warmup": 1}}
+SIX = [{"kind": kind} for kind in ("fp16", "int4", "nf4", "awq", "gptq")] + [{"kind": "int4", "label": "again"}]
+
+
+@pytest.fixture(scope="module")
+def laptop() -> Environment:
+    return environment.detect().model_copy(update={"gpus": (), "memory_bytes": 16 * GIB})
+
+
+@pytest.fixture
+def server(laptop: Environment) -> Environment:
+    return laptop.model_copy(update={"gpus": (GPU(name="NVIDIA A100-SXM4-80GB", memory_bytes=80 * GIB),)})
+
+
+def llama(**changes: object) -> RunConfig:
+    model = {"shape": "llama-3-8b", "weights": "random"}
+    return run_config(**{"model": model, "backends": SIX, "measure": TIMED} | changes)
+
+
+def printed(found: forecast.Forecast) -> str:
+    console = Console(width=160, no_color=True)
+    with console.capture() as capture:
+        forecast_table.show(console, found)
+    return capture.get()
+
+
+def test_cells_stand_in_the_order_in_which_they_will_run(laptop: Environment) -> None:
+    for seed in range(4):
+        config = llama(seed=seed)
+        found = forecast.make(config, laptop, rate=1e9)
+        assert [cell.label for cell in found.cells] == [cell.label for cell in plan.shuffle(config, config.backends)]
+    assert [cell.label for cell in forecast.make(llama(), laptop, only=["nf4"], rate=1e9).cells] == ["nf4"]
+    with pytest.raises(QbenchError, match="no such cell"):
+        forecast.make(llama(), laptop, only=["int5"], rate=1e9)
+
+
+def test_what_fits_8_billion_parameters_in_24_gib_of_a_gpu(laptop: Environment) -> None:
+    found = forecast.make(llama(device="cuda"), laptop, memory_bytes=24 * GIB, rate=1e12)
+    cells = {cell.label: cell for cell in found.cells}
+    # 16.06 GB of weights and 32 x 2048 tokens of 128 KiB are 25.6 GB.
+    assert [batch.fits for batch in cells["fp16"].batches] == ["yes", "yes", "no"]
+    assert cells["fp16"].fits == "yes"
+    assert cells["fp16"].load_bytes is None
+    assert [batch.fits for batch in cells["nf4"].batches][:2] == ["yes", "yes"]
+    text = printed(found)
+    assert "fp16 does not fit: batch 32" in text
+    assert "will not run here: device: cuda, but no NVIDIA GPU is visible here" in text
+    assert "24.00 GiB (given)" in text
+    assert "1,000 GB/s (given)" in text
+
+
+def test_a_gpu_is_known_by_its_data_sheet(server: Environment) -> None:
+    found = forecast.make(llama(), server)
+    assert (found.device, found.dtype, found.memory_bytes) == ("cuda", "float16", 80 * GIB)
+    assert found.bandwidth_bytes_per_s == 2.039e12
+    assert "data sheet of NVIDIA A100" in found.bandwidth_source
+
+
+def test_several_gpus_hold_a_model_together_and_replay_no_graph(server: Environment) -> None:
+    two = server.model_copy(update={"gpus": server.gpus * 2})
+    one, spread = (forecast.make(llama(device_map=how), two) for how in ("none", "auto"))
+    assert (one.memory_bytes, spread.memory_bytes) == (80 * GIB, 160 * GIB)
+    rates = [run.cells[0].batches[-1].decode_tokens_per_s for run in (one, spread)]
+    assert rates[0] < rates[1]
+
+
+def test_an_unknown_gpu_has_no_speed_and_says_what_to_give(server: Environment) -> None:
+    other = server.model_copy(update={"gpus": (GPU(name="NVIDIA Future", memory_bytes=GIB),)})
+    found = forecast.make(llama(), other)
+    assert found.bandwidth_bytes_per_s is None
+    assert all(batch.decode_tokens_per_s is None for cell in found.cells for batch in cell.batches)
+    text = printed(found)
+    assert "give --bandwidth" in text
+    assert "tokens/s, at most" not in text
+
+
+def test_without_a_gpu_its_memory_has_to_be_given(laptop: Environment) -> None:
+    found = forecast.make(llama(device="cuda"), laptop)
+    assert found.memory_bytes is None
+    assert {cell.fits for cell in found.cells} == {None}
+    assert "give --memory" in printed(found)
+
+
+def test_loading_may_not_fit_where_the_quantized_model_would(laptop: Environment) -> None:
+    """bitsandbytes and gptqmodel quantize a 16-bit model of 16 GB, int4 reads it tensor by tensor."""
+    cells = {cell.label: cell for cell in forecast.make(llama(), laptop, rate=1e9).cells}
+    assert {label: cells[label].load_fits for label in ("int4", "nf4", "awq")} == {
+        "int4": "yes", "nf4": "no", "awq": "no",
+    }  # fmt: skip
+    assert {cells[label].fits for label in ("int4", "nf4", "awq")} == {"yes"}
+    assert "nf4 does not fit: loading" in printed(forecast.make(llama(), laptop, rate=1e9))
+
+
+def test_a_tight_fit_leaves_no_margin() -> None:
+    assert forecast.fit(10 * GIB, 12 * GIB) == "yes"
+    assert forecast.fit(10 * GIB, 11 * GIB) == "tight"
+    assert forecast.fit(10 * GIB, 10 * GIB - 1) == "no"
+    assert forecast.fit(10 * GIB, None) is None
+
+
+def test_speeds_are_ceilings_and_decoding_takes_at_least_so_long(laptop: Environment) -> None:
+    cells = {cell.label: cell for cell in forecast.make(llama(), laptop, rate=100e9).cells}
+    one = cells["fp16"].batches[0]
+    # A step reads 15.0 GB of weights (16.06 less the input embedding) and about 0.26 GB of cache.
+    assert one.decode_tokens_per_s == pytest.approx(100 / 15.27, rel=0.01)
+    assert one.decode_s == pytest.approx(4 * 127 * 15.27 / 100, rel=0.01)
+    assert cells["int4"].batches[0].decode_tokens_per_s == pytest.approx(100 / 5.0, rel=0.05)
+
+
+def test_a_graphs_cache_is_read_whole(laptop: Environment) -> None:
+    rates = {}
+    for decode in ("eager", "graph"):
+        measure = {"throughput": {**TIMED["throughput"], "decode": decode}}
+        found = forecast.make(llama(device="cuda", measure=measure), laptop, rate=1e12)
+        rates[decode] = found.cells[0].batches[-1].decode_tokens_per_s
+    assert rates["graph"] < rates["eager"]
+
+
+def test_every_measure_is_named_and_counted(laptop: Environment) -> None:
+    measure = {"throughput": {"batch_sizes": [1, 2], "seq_len": 64, "new_tokens": 8, "trials": 5}} | {
+        "sustained": {"seq_len": 64, "new_tokens": 8, "batch_size": 4}, "mmlu": {"data": "demo"}, "perplexity": {},
+    }  # fmt: skip
+    found = forecast.make(run_config(measure=measure), laptop, rate=1e9)
+    (cell,) = found.cells
+    assert cell.units == 2 * 5 + 3
+    assert [(batch.measure, batch.batch_size) for batch in cell.batches] == [
+        ("throughput", 1), ("throughput", 2), ("sustained", 4),
+    ]  # fmt: skip
+    assert cell.batches[-1].decode_s is None
+    assert cell.perplexity_fits == "yes"
+    text = printed(found)
+    for words in ("batch 4, sustained", "perplexity", "measure mmlu: ", "it depends on the prompts: mmlu"):
+        assert words in text
