@@ -40,9 +40,11 @@ def human_bytes(value: float | None) -> str:
 
 
 def cache_table(entries: Sequence[Entry], folder: Path) -> Table:
-    """The cached checkpoints, and what all of them take."""
+    """The cached checkpoints; below them, how many there are and what they take."""
     whole = human_bytes(sum(entry.bytes for entry in entries))
-    table = Table(title=escape(f"{folder}: {len(entries)} checkpoints, {whole}"), title_justify="left")
+    table = Table(
+        min_width=60, caption=escape(f"{len(entries)} checkpoints, {whole}, in {folder}"), caption_justify="left"
+    )
     for heading in ("key", "backend", "model", "made"):
         table.add_column(heading)
     table.add_column("size", justify="right")
