@@ -136,6 +136,24 @@ def test_a_full_disk_is_the_cells_last_words(tiny_llama: Path, tmp_path: Path) -
     assert 0 < kept < 100
 
 
+def test_a_disk_that_fills_up_during_an_evaluation_is_an_error_and_no_accuracy(tmp_path: Path) -> None:
+    """The journal of answered batches outgrows the limit, the events do not."""
+    script = f'ulimit -f 32; exec {sys.executable} "$@"'
+    settings = RunConfig.model_validate(
+        {
+            "name": "r",
+            "model": {"demo": True},
+            "backends": [{"kind": "fp16", "python": interpreter(tmp_path, script)}],
+            "measure": {"memory": {"seq_len": 8}, "mmlu": {"data": "demo", "limit": 80, "batch_size": 8}},
+        }
+    )
+    folder, ok, watcher = run(settings, tmp_path / "results")
+    assert not ok
+    assert (watcher.finished[0].status, watcher.finished[0].error) == ("error", "OSError: [Errno 27] File too large")
+    assert read_run(folder).accuracy.empty
+    assert not list((folder / "answers").glob("*.parquet"))
+
+
 STEPPING = """
 import random, time
 real = time.time
