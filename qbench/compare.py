@@ -45,7 +45,7 @@ def compare(run: Run, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str],
     p_values = [mcnemar_p_value(found) for found in flips.values()]
     floor = noise_floor(run)
     return {
-        pair: Comparison(found, p_value, p_holm, None if floor is None else _is_below(found, floor))
+        pair: Comparison(found, p_value, p_holm, None if floor is None else is_below(found, floor))
         for (pair, found), p_value, p_holm in zip(flips.items(), p_values, holm(p_values), strict=True)
     }
 
@@ -65,14 +65,19 @@ def noise_floor(run: Run) -> Flips | None:
     return Flips(int(row["n"]), int(row["right_to_wrong"]), int(row["wrong_to_right"]))
 
 
-def _flips(run: Run, first: str, second: str) -> Flips | None:
-    if first not in run.answers or second not in run.answers:
-        return None
-    common = pd.concat([run.answers[first], run.answers[second]], axis=1, join="inner", keys=["first", "second"])
+def answer_flips(first: pd.Series[bool], second: pd.Series[bool]) -> Flips | None:
+    """Of two cells' answers, indexed as in `Run.answers`: on the questions in both; None without any."""
+    common = pd.concat([first, second], axis=1, join="inner", keys=["first", "second"])
     return count_flips(common["first"].to_numpy(bool), common["second"].to_numpy(bool)) if len(common) else None
 
 
-def _is_below(flips: Flips, floor: Flips) -> bool:
+def _flips(run: Run, first: str, second: str) -> Flips | None:
+    if first not in run.answers or second not in run.answers:
+        return None
+    return answer_flips(run.answers[first], run.answers[second])
+
+
+def is_below(flips: Flips, floor: Flips) -> bool:
     """No larger share of answers flips, or the accuracy moves no further, than from one batch size to another."""
     if not floor.flipped:
         return False

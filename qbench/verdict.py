@@ -33,12 +33,12 @@ def accuracy_difference(row: Mapping[str, Any], *, interval: bool) -> str:
     if not pd.isna(row["mmlu_below_noise_floor"]) and row["mmlu_below_noise_floor"]:
         return "below the noise floor"
     if row["mmlu_p_holm"] >= SIGNIFICANCE:
-        return "within noise" + (f", {_p(row['mmlu_p_holm'])}" if interval else "")
+        return "within noise" + (f", {p_words(row['mmlu_p_holm'])}" if interval else "")
     points = [100 * row[key] for key in ("mmlu_delta", "mmlu_delta_low", "mmlu_delta_high")]
     # One decimal says enough unless it says 0.0 of something else.
     decimals = 1 if min(map(abs, points)) >= 0.05 else 2
-    delta, low, high = (_signed(value, decimals) for value in points)
-    return f"{delta} points{f' [{low}, {high}]' if interval else ''}, {_p(row['mmlu_p_holm'])}"
+    delta, low, high = (signed(value, decimals) for value in points)
+    return f"{delta} points{f' [{low}, {high}]' if interval else ''}, {p_words(row['mmlu_p_holm'])}"
 
 
 def speedup_words(row: Mapping[str, Any], batch_size: int) -> str:
@@ -62,12 +62,13 @@ def _restrictions(row: Mapping[str, Any]) -> str:
     return common + (", partial" if row["mmlu_partial"] else "")
 
 
-def _signed(value: float, decimals: int) -> str:
+def signed(value: float, decimals: int) -> str:
     """With a minus as long as a plus, and no sign before zero."""
     rounded = round(value, decimals)
     sign = "−" if rounded < 0 else "+" if rounded > 0 else ""
     return f"{sign}{abs(rounded):.{decimals}f}"
 
 
-def _p(value: float) -> str:
+def p_words(value: float) -> str:
+    """`p = 0.02`, or `p < 0.001`."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.{1 if value < 0.01 else 2}g}"

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qbench.comparison_text import gate_line
+from qbench.errors import QbenchError
+from qbench.gate import GateLimits, GateResult, gate
+from qbench.results import Run, read_run
+from qbench.rows import Row
+from tests.made_up_run import cell, flipped, made_up_run, measured, trial, trials
+
+PUBLISHED = Path(__file__).parent.parent / "results" / "published"
+SPEED = GateLimits(slowdown=0.05)
+
+
+def timed(speeds: Sequence[float], label: str = "int4", **fields: Any) -> list[Row]:
+    return [cell(label, "int4", **fields), *trials(label, "int4", 1, speeds)]
+
+
+def checked(run: list[Row] | Run, baseline: list[Row] | Run, limits: GateLimits = SPEED) -> GateResult:
+    first, second = (one if isinstance(one, Run) else made_up_run(one) for one in (baseline, run))
+    return gate(second, [first], limits)
+
+
+def failures(result: GateResult) -> list[tuple[str, str, int | None]]:
+    return [(check.cell, check.what, check.batch_size) for check in result.checks if not check.ok]
+
+
+def test_a_run_passes_against_itself_at_limits_of_zero() -> None:
+    run = read_run(PUBLISHED / "smoke-xeon-2core")
+    result = gate(run, [run], GateLimits(0.0, 0.0, 0.0))
+    assert result.ok
+    # Five cells, each with its presence, three speeds, accuracy and memory.
+    assert len(result.checks) == 30
+    assert gate_line(result).startswith("gate: passed, 30 checks against ")
+
+
+def test_another_run_of_the_repository_is_another_model() -> None:
+    with pytest.raises(QbenchError, match="a gate needs the same model on both sides"):
+        gate(read_run(PUBLISHED / "tinyllama-shape-xeon-2core"), [read_run(PUBLISHED / "smoke-xeon-2core")], SPEED)
+
+
+def test_a_clear_slowdown_fails_and_the_line_says_which() -> None:
+    result = checked(timed([80, 81, 80.5]), timed([100, 101, 100.5]))
+    assert failures(result) == [("INT4", "speed", 1)]
+    line = gate_line(result)
+    assert line.startswith("gate: FAILED, 1 of 2 checks against results/made-up: INT4 speed at batch 1: 0.801× [0.7")
+    assert line.endswith(", limit 0.950×")
+
+
+@pytest.mark.parametrize("speeds", [[90, 110, 80], [96, 97, 96.5], [200, 201, 202]])
+def test_noise_a_slowdown_within_the_limit_and_a_gain_pass(speeds: list[float]) -> None:
+    assert checked(timed(speeds), timed([100, 101, 99])).ok
+
+
+def test_runs_of_the_same_thing_pass_whatever_the_number_of_cells() -> None:
+    """With no room at all and six intervals, few of twenty pairs of equal runs may fail: one in forty by chance."""
+    random = np.random.default_rng(0)
+
+    def rows() -> list[Row]:
+        speeds = random.normal(100, 2, (2, 3, 3))
+        return [
+            row
+            for i, of_cell in enumerate(speeds)
+            for row in [
+                cell(f"c{i}", "int4"),
+                *(
+                    r
+                    for size, values in zip((1, 8, 32), of_cell, strict=True)
+                    for r in trials(f"c{i}", "int4", size, values)
+                ),
+            ]
+        ]
+
+    results = [checked(rows(), rows(), GateLimits(slowdown=0.0)) for _ in range(20)]
+    assert sum(not result.ok for result in results) <= 2
+    assert results[0].confidence == pytest.approx(1 - 0.05 / 6)
+
+
+def test_single_trials_fail_only_when_more_than_a_tenth_beyond_the_limit() -> None:
+    assert checked(timed([87]), timed([100])).ok
+    result = checked(timed([86]), timed([100]))
+    assert failures(result) == [("INT4", "speed", 1)]
+    assert "a single trial" in result.checks[-1].remark
+
+
+@pytest.mark.parametrize(
+    ("run", "failed"),
+    [
+        ([], [("INT4", "cell", None)]),
+        ([cell("int4", status="oom")], [("INT4", "cell", None)]),
+        ([cell("int4")], [("INT4", "speed", 1)]),
+        ([cell("int4"), trial("int4", "int4", 1, status="oom")], [("INT4", "speed", 1)]),
+        ([*timed([100, 101, 99]), trial("int4", "int4", 1, trial=3, status="error")], [("INT4", "speed", 1)]),
+        ([*timed([100, 101, 99]), trial("int4", "int4", 8, status="oom")], [("INT4", "speed", 8)]),
+        ([*timed([100, 101, 99]), cell("new", "int4", status="crashed")], [("new", "cell", None)]),
+        ([cell("int4"), trial("int4", "int4", 1, decode_tokens_per_s=100, new_tokens=16)], [("INT4", "speed", 1)]),
+    ],
+)
+def test_what_is_missing_or_failed_fails(run: list[Row], failed: list[Any]) -> None:
+    result = checked(run, timed([100, 101, 99]))
+    assert failures(result) == failed
+
+
+def test_what_failed_in_the_baseline_too_passes() -> None:
+    failed = [cell("awq", status="unavailable"), trial("int4", "int4", 8, status="oom")]
+    assert checked([*timed([100, 101, 99]), *failed], [*timed([100, 101, 99]), *failed]).ok
+    assert checked(timed([100, 101, 99]), [*timed([100, 101, 99]), *failed]).ok
+
+
+def answered(lost: int, won: int, n: int = 1000) -> Run:
+    right = flipped(600 * n // 1000, n, lost, won)
+    return made_up_run(measured("int4", "int4", 6, {}, int(right.sum()), n), answers={"int4": right})
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "drop", "ok"),
+    [(60, 10, 0.5, False), (60, 10, 6.0, True), (30, 25, 0.0, True), (10, 60, 0.0, True)],
+)
+def test_a_loss_of_accuracy_fails_when_it_is_surely_beyond_the_limit(
+    lost: int, won: int, drop: float, ok: bool
+) -> None:
+    assert checked(answered(lost, won), answered(0, 0), GateLimits(drop_points=drop)).ok == ok
+
+
+def test_few_flips_are_not_enough_however_sure_the_bootstrap_is() -> None:
+    # 5 of 100 lost: its interval ends below 0, McNemar's p is 0.0625.
+    result = checked(answered(5, 0, 100), answered(0, 0, 100), GateLimits(drop_points=0.0))
+    assert result.checks[-1].high is not None
+    assert result.checks[-1].high < 0
+    assert result.ok
+
+
+def test_an_accuracy_that_is_gone_fails() -> None:
+    without = made_up_run([cell("int4", peak_memory_bytes=1)])
+    result = checked(without, answered(0, 0), GateLimits(drop_points=1.0))
+    assert failures(result) == [("INT4", "accuracy", None)]
+    assert "was not measured, or in part" in gate_line(result)
+
+
+@pytest.mark.parametrize(("memory", "ok"), [(102, True), (103, False), (90, True)])
+def test_memory_has_no_noise(memory: int, ok: bool) -> None:
+    limits = GateLimits(memory_growth=0.02)
+    assert checked([cell("int4", peak_memory_bytes=memory)], [cell("int4", peak_memory_bytes=100)], limits).ok == ok
+
+
+def test_a_gate_that_cannot_fail_is_an_error() -> None:
+    with pytest.raises(QbenchError, match="give at least one of --max-slowdown"):
+        checked(timed([1]), timed([1]), GateLimits())
+    with pytest.raises(QbenchError, match="has no figure under these limits"):
+        checked([cell("int4")], [cell("int4")])
+    with pytest.raises(QbenchError, match="has no figure under these limits"):
+        checked([], [])
+
+
+def test_several_baselines_teach_what_another_start_changes() -> None:
+    # Tight trials, and starts that are 10 % apart: the first alone calls a fourth such start worse.
+    baselines = [made_up_run(timed([at, 1.001 * at, 0.999 * at])) for at in (110, 100, 105, 99)]
+    slower = made_up_run(timed([100, 100.1, 99.9]))
+    assert not gate(slower, baselines[:1], SPEED).ok
+    assert gate(slower, baselines, SPEED).ok
+    result = gate(made_up_run(timed([60, 60.1, 59.9])), baselines, SPEED)
+    assert failures(result) == [("INT4", "speed", 1)]
+    assert len(result.baselines) == 4
