@@ -29,7 +29,8 @@ def test_the_hubs_library_reads_the_front_matter() -> None:
     assert data["quantization"]["group_size"] == 128
     assert data["quantization"]["effective_bits_per_weight"] == 4.25
     assert "base_model" not in data, "the demo model is not on the hub"
-    [result] = card.data.eval_results or []
+    result, perplexity = card.data.eval_results or []
+    assert (perplexity.metric_type, perplexity.metric_value) == ("perplexity", pytest.approx(2.1042, abs=1e-4))
     assert (result.metric_type, result.metric_value) == ("accuracy", pytest.approx(2390 / 2400, abs=1e-5))
     assert result.metric_args == {"confidence_interval_95": [0.99235, 0.99774]}
     assert result.dataset_name == "The demo model's questions"
