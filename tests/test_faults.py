@@ -32,6 +32,7 @@ class Killer(LocalExecutor):
     """Kills the worker at a random moment of what it does."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self.kills = 0
         self.longest_s = 8.0
         self._random = random.Random(seed)
