@@ -184,3 +184,16 @@ def test_a_native_crash_is_a_row(tiny_llama: Path, tmp_path: Path) -> None:
     row = run(config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, script)}]), tmp_path / "results")
     assert row[2].finished[0].status == "crashed"
     assert "killed by SIGSEGV" in (row[2].finished[0].error or "")
+
+
+def test_a_backend_whose_library_is_missing_is_unavailable_with_the_command_that_installs_it(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    hidden = "import sys; sys.modules['bitsandbytes'] = None; sys.argv = sys.argv[2:]; import qbench.worker as worker"
+    script = f'exec {sys.executable} -c "{hidden}; worker.main()" "$@"'
+    backends = [{"kind": "nf4", "python": interpreter(tmp_path, script)}, {"kind": "fp16"}]
+    _, ok, watcher = run(config(tiny_llama, backends), tmp_path / "results")
+    assert not ok
+    rows = {row.label: row for row in watcher.finished}
+    assert (rows["nf4"].status, rows["fp16"].status) == ("unavailable", "ok")
+    assert "`pip install 'qbench[nf4]'` installs what it needs" in (rows["nf4"].error or "")
