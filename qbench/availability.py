@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from qbench.config import Backend, backend_kinds
+from qbench.config import backend_kinds, kind_names
+from qbench.config.kinds import module_name, plugins
+from qbench.errors import QbenchError
 
 TIMEOUT_S = 300.0
 
@@ -28,22 +30,41 @@ class Availability:
 
 def probe(kinds: Sequence[str] | None = None) -> list[Availability]:
     """Try every kind, side by side."""
-    classes = backend_kinds()
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(_probe, [classes[kind] for kind in kinds or classes]))
+        return list(pool.map(_probe, kinds or kind_names()))
 
 
-def _probe(config: type[Backend]) -> Availability:
-    kind = config.model_fields["kind"].default
-    command = [sys.executable, "-c", f"import qbench.backends.{kind}"]
+def _probe(kind: str) -> Availability:
+    command = [sys.executable, "-c", _attempt(kind)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        return Availability(kind, f"its import took longer than {TIMEOUT_S:.0f} s", config.install)
+        return Availability(kind, f"its import took longer than {TIMEOUT_S:.0f} s", _remedy(kind))
     if done.returncode == 0:
         return Availability(kind, None, "")
     lines = done.stderr.strip().splitlines() or [f"the interpreter ended with status {done.returncode}"]
-    return Availability(kind, lines[-1], config.install)
+    return Availability(kind, lines[-1], _remedy(kind))
+
+
+def _attempt(kind: str) -> str:
+    """A program that fails where a kind does not work."""
+    if kind in backend_kinds():
+        return f"import {module_name(kind)}"
+    # A registered module imports its libraries when it loads a model, so it is asked which they are.
+    return (
+        "from importlib import metadata; from qbench.config import Backend, backend_class; "
+        f"[metadata.version(name) for name in backend_class({kind!r}).libraries if name not in Backend.libraries]"
+    )
+
+
+def _remedy(kind: str) -> str:
+    """What installs it."""
+    if kind in backend_kinds():
+        return backend_kinds()[kind].install
+    try:
+        return plugins()[kind].load_config().install
+    except QbenchError:
+        return plugins()[kind].remedy
 
 
 def table(found: Sequence[Availability]) -> Table:

@@ -12,7 +12,7 @@ from qbench import folders, parallel, source
 from qbench.config import RunConfig
 from qbench.events import EventLog, ProgressEvent
 from qbench.executor import Ending, Executor
-from qbench.job import Job, cell_row
+from qbench.job import Job, cell_row, config_of
 from qbench.keys import CELL
 from qbench.rows import CellRow
 from qbench.run_folder import RunFolder
@@ -76,7 +76,7 @@ class CellRunner:
         out, log = self.folder.cell(label), self.folder.path / "logs" / f"{label}.log"
         _clear_attempt(out)
         job = Job(
-            config=self.config,
+            config=config_of(self.config, next(cell for cell in self.config.backends if cell.label == label)),
             label=label,
             folder=self.model,
             answers=self.folder.answers.resolve(),

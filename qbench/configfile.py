@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from qbench.config import RunConfig, backend_kinds
+from qbench.config import RunConfig, backend_class, kind_names
 from qbench.errors import QbenchError
 
 MOST_BYTES = 256 << 10
@@ -219,10 +219,10 @@ def _described(detail: ErrorDetails) -> str:
             return f"{where}: is missing"
         case "union_tag_invalid":
             kind = str(detail["ctx"]["tag"])
-            kinds = list(backend_kinds())
+            kinds = kind_names()
             return f"{where}.kind: unknown backend {_shown(kind)}{suggestion(kind, kinds)} (valid: {', '.join(kinds)})"
         case "union_tag_not_found":
-            return f"{where}.kind: is missing (one of {', '.join(backend_kinds())})"
+            return f"{where}.kind: is missing (one of {', '.join(kind_names())})"
         case "value_error":
             return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
         case _:
@@ -245,8 +245,8 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif section is RunConfig and part in backend_kinds() and path.startswith("backends"):
-            section = backend_kinds()[part]
+        elif section is RunConfig and path.startswith("backends") and (kind := backend_class(part)):
+            section = kind
         elif part in section.model_fields or part == loc[-1]:
             path += f".{part}" if path else part
             section = _section_of(section, part) or section

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 PACKAGES = (
     "qbench", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "gptqmodel",
-    "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
+    "hqq", "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
 )  # fmt: skip
 """Distributions whose versions decide a figure."""
 

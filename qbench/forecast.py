@@ -231,12 +231,12 @@ def _batches(
     if sustained:  # a clock ends it
         timed.append(("sustained", sustained, sustained.batch_size, 0))
     for name, settings, size, repeats in timed:
-        peak = predicted.generation_bytes(size, settings.prompt_tokens, settings.seq_len)
+        peak = predicted.generation_bytes(size, settings.prompt_tokens, settings.seq_len, settings.kv_cache)
         rate = None if speed is None else ceiling(predicted, settings, size, speed)
         yield BatchForecast(
             measure=name,
             batch_size=size,
-            cache_bytes=predicted.cache_bytes(size, settings.seq_len),
+            cache_bytes=predicted.cache_bytes(size, settings.seq_len, settings.kv_cache),
             peak_memory_bytes=peak,
             decode_tokens_per_s=rate,
             decode_s=repeats * size * (settings.new_tokens - 1) / rate if rate and repeats else None,
@@ -251,7 +251,8 @@ def ceiling(predicted: Prediction, timed: TimedGeneration, batch_size: int, spee
     graph, whose cache has one length, all of it. GPUs that share a model's layers compute one after another.
     """
     target = predicted.target
-    graph = timed.decode == "graph" or (timed.decode == "auto" and target.device == "cuda" and not target.spread)
+    auto = target.device == "cuda" and not target.spread and timed.kv_cache == "16bit"
+    graph = timed.decode == "graph" or (timed.decode == "auto" and auto)
     cached = timed.seq_len if graph else timed.prompt_tokens + timed.new_tokens / 2
     flops = speed.flops if target.value_bytes == 2 else None
-    return predicted.decode_tokens_per_s(batch_size, cached, speed.bytes_per_s, flops)
+    return predicted.decode_tokens_per_s(batch_size, cached, speed.bytes_per_s, flops, timed.kv_cache)

@@ -77,7 +77,9 @@ def _generations(
             "label": label,
             "measure": "throughput",
             "batch_size": int(size),
-            "predicted_bytes": predicted.generation_bytes(int(size), timed.prompt_tokens, timed.seq_len),
+            "predicted_bytes": predicted.generation_bytes(
+                int(size), timed.prompt_tokens, timed.seq_len, timed.kv_cache
+            ),
             "measured_bytes": int(same["peak_memory_bytes"].max()),
             "predicted_tokens_per_s": None if speed is None else ceiling(predicted, timed, int(size), speed),
             "measured_tokens_per_s": float(same["decode_tokens_per_s"].median()),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from qbench.config import Backend, RunConfig
+from qbench.config import Backend, RunConfig, backend_kinds
 from qbench.rows import CellRow, Identity
 
 
@@ -44,6 +44,14 @@ class Job(BaseModel):
     def identity(self) -> Identity:
         """The columns that say whose row it is."""
         return identity(self.config, self.backend)
+
+
+def config_of(config: RunConfig, cell: Backend) -> RunConfig:
+    """What a cell's worker is told of the run: another interpreter may lack the plug-ins of the other cells."""
+    if cell.python is None:
+        return config
+    known = tuple(one for one in config.backends if one == cell or one.kind in backend_kinds())
+    return config.model_copy(update={"backends": known})
 
 
 def identity(config: RunConfig, backend: Backend) -> Identity:

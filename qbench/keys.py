@@ -16,6 +16,7 @@ from typing import Any
 
 from qbench import environment, texts
 from qbench.config import Backend, RunConfig
+from qbench.config.kinds import plugin_facts
 from qbench.config.measures import Measure
 from qbench.environment import Environment
 
@@ -34,7 +35,7 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
         "hardware": environment.hardware_label(machine),
         **{name: getattr(config, name) for name in ("device", "device_map", "dtype", "seed", "threads")},
     }
-    settings = backend.model_dump(mode="json", exclude={"label", "resources"})
+    settings = backend.model_dump(mode="json", exclude={"label", "resources"}) | plugin_facts(backend.kind)
     facts |= {f"backends.{backend.label}.{name}": value for name, value in settings.items()}
     if backend.calibrates:
         settings = config.calibration.model_dump(mode="json", exclude={"text"})
@@ -50,7 +51,7 @@ def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str
         "kind": backend.kind,
         "device": device,
         "dtype": dtype,
-        "code": code_hash(),
+        "code": "-".join((code_hash(), *plugin_facts(backend.kind).values())),
         **{name: getattr(backend, name) for name in backend.quantization},
         **{f"versions.{name}": version for name, version in environment.versions(backend.libraries).items()},
     }
@@ -81,7 +82,7 @@ def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Envir
         facts[f"measure.{name}.text"] = texts.identify(shared["text"] or texts.natural(config.model))
     for other in settings.repeats:
         facts |= measure_facts(config, backend, other, machine)
-    return facts | _versions(backend, settings.libraries, machine)
+    return facts | _versions(backend, settings.used_libraries(), machine)
 
 
 def units(config: RunConfig, backend: Backend, machine: Environment, model_fingerprint: str) -> dict[str, str]:
@@ -125,4 +126,6 @@ def _versions(backend: Backend, libraries: tuple[str, ...], machine: Environment
     """Of libraries where the cell runs; another interpreter has its own."""
     found = environment.versions_of(backend.python) if backend.python else machine.versions
     where = f"versions.{backend.label}." if backend.python else "versions."
+    if not backend.python:  # What a registered kind needs is not among the packages that are looked for everywhere.
+        found = environment.versions(set(libraries) - set(environment.PACKAGES)) | found
     return {f"{where}{library}": found.get(library) for library in libraries}

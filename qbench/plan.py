@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from qbench import texts
+from qbench import kv_cache, texts
 from qbench.config import Backend, Int4, RunConfig
 from qbench.configfile import suggestion
 from qbench.environment import Environment
@@ -70,6 +70,11 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     for task, path in config.measure.tasks.data.items() if config.measure.tasks else ():
         if not path.expanduser().exists():
             raise QbenchError(f"measure.tasks.data: no file or folder {path} for {task}")
+    here = any(cell.python is None for cell in config.backends)  # other interpreters have packages of their own
+    timed = {"throughput": config.measure.throughput, "sustained": config.measure.sustained}
+    for name, one in timed.items():
+        if one and one.kv_cache != "16bit" and "hqq" not in environment.versions and here:
+            raise QbenchError(f"measure.{name}.kv_cache: {one.kv_cache} needs hqq; {kv_cache.INSTALL}")
     if config.calibration.text:
         texts.check(config.calibration.text, "calibration.text")
     if config.measure.perplexity and config.measure.perplexity.text:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qbench.architecture import Architecture, Linear
-from qbench.config import AWQ, GPTQ, NF4, Backend, Int4
+from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4, KVCache
+from qbench.kv_cache import RESIDUAL, QuantizedKeysAndValues
 
 CODE_BOOK_BYTES = 64
 """NF4's sixteen float32 values, which every linear holds."""
@@ -108,15 +109,43 @@ class Prediction:
             other_bytes=model.other_weights * values + frequencies,
         )
 
-    def cache_bytes(self, batch_size: int, tokens: int) -> int:
-        """Keys and values of every layer: 2 × layers × kv_heads × head_dim × bytes × tokens × batch_size."""
+    def cache_bytes(self, batch_size: int, tokens: int, kv_cache: KVCache = "16bit", residual: int = 0) -> int:
+        """Keys and values of every layer: 2 × layers × kv_heads × head_dim × bytes × tokens × batch_size.
+
+        Of a quantized cache, `residual` tokens stand in the compute dtype, see `qbench.kv_cache`.
+        """
         model = self.model
+        if kv_cache != "16bit":
+            return batch_size * self._quantized(kv_cache).held(tokens, residual)
         return 2 * model.num_hidden_layers * model.key_value_size * self.target.value_bytes * tokens * batch_size
 
-    def generation_bytes(self, batch_size: int, prompt: int, seq_len: int) -> int:
+    def generation_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
         """Peak of a generation: a prompt of `prompt` tokens a sequence over a cache of `seq_len`."""
-        cache, prefill = self.cache_bytes(batch_size, seq_len), self.prefill_bytes(batch_size, prompt)
-        return self.weights().total + cache + prefill + self._workspace_bytes
+        held = self.weights().total + self._workspace_bytes
+        prefill = self.prefill_bytes(batch_size, prompt)
+        if kv_cache == "16bit":
+            return held + self.cache_bytes(batch_size, seq_len) + prefill
+        return held + self._quantized_generation_bytes(batch_size, prompt, seq_len, kv_cache, prefill)
+
+    def _quantized_generation_bytes(
+        self, batch_size: int, prompt: int, seq_len: int, kv_cache: Literal["int8", "int4"], prefill: int
+    ) -> int:
+        """What a generation over a quantized cache holds at most, beside the weights.
+
+        Either the prefill with the prompt's cache, while an MLP multiplies or the last layer's keys are quantized; or
+        the last step, or the last one that quantizes everything again.
+        """
+        model, device, values = self.model, self.target.device, self.target.value_bytes
+        cache, steps = self._quantized(kv_cache), seq_len - prompt - 1
+        quantizing = prompt * (3 * model.hidden_size + model.query_size + 2 * model.key_value_size) * values
+        moments = [
+            cache.held(prompt) + max(prefill // batch_size, quantizing + cache.quantizing(prompt, device)),
+            cache.held(seq_len - 1, steps % RESIDUAL) + cache.step(seq_len - 1, device, again=False),
+        ]
+        if steps >= RESIDUAL:
+            full = prompt + steps // RESIDUAL * RESIDUAL
+            moments.append(cache.held(full, RESIDUAL) + cache.step(full, device, again=True))
+        return batch_size * max(moments)
 
     def prefill_bytes(self, batch_size: int, prompt: int) -> int:
         """The most bytes that live at once in a forward of `prompt` tokens a sequence, without weights and cache."""
@@ -152,7 +181,12 @@ class Prediction:
         return final
 
     def decode_tokens_per_s(
-        self, batch_size: int, cached: float, bytes_per_s: float, flops: float | None = None
+        self,
+        batch_size: int,
+        cached: float,
+        bytes_per_s: float,
+        flops: float | None = None,
+        kv_cache: KVCache = "16bit",
     ) -> float:
         """The roofline: batch_size ÷ the longer of reading and computing a step (Williams et al. 2009, CACM 52(4)).
 
@@ -162,12 +196,15 @@ class Prediction:
         No kernel reaches all of it, so this is a ceiling.
         """
         model = self.model
-        step_s = (self.weights().read_a_step + cached * self.cache_bytes(batch_size, 1)) / bytes_per_s
+        step_s = (self.weights().read_a_step + cached * self.cache_bytes(batch_size, 1, kv_cache)) / bytes_per_s
         if flops:
             attention = 2 * model.num_hidden_layers * model.query_size * cached
             products = model.linear_weights + model.embedding_weights + attention
             step_s = max(step_s, 2 * products * batch_size / flops)
         return batch_size / step_s
+
+    def _quantized(self, kv_cache: Literal["int8", "int4"]) -> QuantizedKeysAndValues:
+        return QuantizedKeysAndValues(self.model, kv_cache, self.target.value_bytes)
 
     @property
     def _workspace_bytes(self) -> int:
@@ -215,8 +252,10 @@ class Prediction:
                 # The order of columns, and on a CPU its inverse; and the shifts that unpack eight codes.
                 order = (8 if on_cpu else 4) * linear.in_features + 32 if isinstance(backend, GPTQ) else 0
                 return linear.weights // 2 + scales + order
-            case _:
+            case FP16():
                 return linear.weights * self.target.value_bytes
+            case _:  # a registered kind, of which only the bits of a code are known
+                return linear.weights * self.backend.weight_bits // 8
 
 
 def int4_kernel(backend: Int4, target: Target) -> str:

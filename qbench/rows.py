@@ -101,6 +101,8 @@ class ThroughputRow(Row):
     foreign_gpu_pids: int | None = None
     attempts: int | None = None
     """Times that the trial was made; the row is that of the last."""
+    kv_cache: str | None = None
+    """16bit, int8 or int4."""
 
 
 class SustainedRow(Row):
@@ -126,6 +128,7 @@ class SustainedRow(Row):
     gpu_power_w: float | None = None
     throttle_reasons: str | None = None
     foreign_gpu_pids: int | None = None
+    kv_cache: str | None = None
 
 
 class AccuracyRow(Row):

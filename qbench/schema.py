@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from qbench.config import MeasureConfig, RunConfig, backend_kinds
+from qbench.config.kinds import plugins
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -17,11 +18,12 @@ def build() -> dict[str, Any]:
     """The schema of a YAML file: that of `RunConfig`, and what `qbench.configfile` and `qbench.matrix` take besides."""
     schema = RunConfig.model_json_schema()
     sections = schema["$defs"]
-    for cls in backend_kinds().values():
+    cells = [sections[cls.__name__] for cls in backend_kinds().values()]
+    for cell in (*cells, *_registered(schema)):
         # With a kind, an editor knows which options there are.
-        sections[cls.__name__]["required"] = ["kind"]
+        cell["required"] = ["kind", *cell.get("required", ())]
         # Empty means the kind, which is no name by its pattern.
-        sections[cls.__name__]["properties"]["label"].pop("default")
+        cell["properties"]["label"].pop("default")
     measures = sections[MeasureConfig.__name__]["properties"]
     for name, field in MeasureConfig.model_fields.items():
         section = next(option for option in measures[name].get("anyOf", [measures[name]]) if "$ref" in option)
@@ -40,6 +42,18 @@ def build() -> dict[str, Any]:
     schema["required"].remove("model")
     schema["anyOf"] = [{"required": ["model"]}, {"required": ["matrix"]}]
     return {"$schema": DRAFT, **schema, "title": "qbench configuration"}
+
+
+def _registered(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put the kinds that other distributions register into the schema; the sections of their options."""
+    cells, union = [], schema["properties"]["backends"]["items"]
+    for kind, plugin in plugins().items():
+        cell = plugin.load_config().model_json_schema(ref_template="#/$defs/{model}")
+        schema["$defs"] |= {**cell.pop("$defs", {}), kind: cell}
+        union["oneOf"].append({"$ref": f"#/$defs/{kind}"})
+        union["discriminator"]["mapping"][kind] = f"#/$defs/{kind}"
+        cells.append(cell)
+    return cells
 
 
 def text() -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from qbench import configfile
 from qbench.architecture import Architecture, of_model
-from qbench.config import ModelConfig, backend_kinds
+from qbench.config import ModelConfig, backend_class, backend_kinds, kind_names
 from qbench.configfile import suggestion
 from qbench.environment import Environment
 from qbench.errors import QbenchError
@@ -59,7 +59,7 @@ class Choice:
         Raises:
             QbenchError: a kind that there is not, or is named twice.
         """
-        valid = list(backend_kinds())
+        valid = kind_names()
         for kind in kinds:
             if kind not in valid:
                 hint = suggestion(kind, valid)
@@ -190,7 +190,8 @@ def _model_lines(model: ModelConfig) -> list[str]:
 
 
 def _calibration_lines(choice: Choice) -> list[str]:
-    calibrating = [kind for kind in choice.backends if backend_kinds()[kind](kind=kind).calibrates]
+    classes = {kind: backend_class(kind) for kind in choice.backends}
+    calibrating = [kind for kind, cls in classes.items() if cls and cls(kind=kind).calibrates]
     if not calibrating:
         return []
     if choice.model.weights == "random":

@@ -138,9 +138,9 @@ class Cell:
             reference=self._reference(),
         )
         memory.measure(loaded, context.measures.memory, context)
-        if context.measures.throughput:
+        if timed := context.measures.throughput:
             self._known["decode_mode"] = resolve_mode(
-                context.measures.throughput.decode, loaded.device, spread=len(loaded.devices) > 1
+                timed.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=timed.kv_cache
             )
         if loaded.device.type == "cpu":
             self._known["peak_rss_bytes"] = self._resident.bytes()

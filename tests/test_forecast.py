@@ -126,6 +126,20 @@ def test_a_graphs_cache_is_read_whole(laptop: Environment) -> None:
     assert rates["graph"] < rates["eager"]
 
 
+def test_a_quantized_cache_is_smaller_and_read_sooner(laptop: Environment) -> None:
+    """32 layers x 8 heads x 128 channels: 128 KiB a token in 16 bit, and 8.5 or 4.5 of 16 bits of that."""
+    batches = {}
+    for kind in ("16bit", "int8", "int4"):
+        measure = {"throughput": {**TIMED["throughput"], "kv_cache": kind}}
+        found = forecast.make(llama(device="cuda", measure=measure), laptop, rate=1e12)
+        batches[kind] = next(cell for cell in found.cells if cell.label == "int4").batches[-1]
+    tokens = 32 * 2048 * 2**17
+    assert [batches[kind].cache_bytes for kind in batches] == [tokens, tokens * 8.5 / 16, tokens * 4.5 / 16]
+    assert batches["int4"].peak_memory_bytes < batches["int8"].peak_memory_bytes < batches["16bit"].peak_memory_bytes
+    rates = [batch.decode_tokens_per_s for batch in batches.values()]
+    assert rates == sorted(rates)
+
+
 def test_every_measure_is_named_and_counted(laptop: Environment) -> None:
     measure = {"throughput": {"batch_sizes": [1, 2], "seq_len": 64, "new_tokens": 8, "trials": 5}} | {
         "sustained": {"seq_len": 64, "new_tokens": 8, "batch_size": 4}, "mmlu": {"data": "demo"}, "perplexity": {},

@@ -57,6 +57,7 @@ def test_units_are_trials_tasks_and_whole_measures_in_order() -> None:
         ("backends.int4.search=none", "all"),
         ("measure.throughput.new_tokens=64", "throughput"),
         ("measure.throughput.warmup=3", "throughput"),
+        ("measure.throughput.kv_cache=int8", "throughput"),
         ("measure.mmlu.num_fewshot=0", "mmlu"),
         ("measure.mmlu.engine=stock", "mmlu"),
         ("measure.perplexity.window=128", "perplexity"),

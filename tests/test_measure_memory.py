@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench.measure.memory import ResidentPeak, cuda_peak_bytes, peak_live_bytes
+from qbench.measure.memory import cuda_peak_bytes, peak_live_bytes
 
 MIB = 2**20
 

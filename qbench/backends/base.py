@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qbench.calibration import Calibration
 from qbench.config import Backend
+from qbench.config.kinds import module_name
 from qbench.errors import QbenchError
 from qbench.models import LoadOptions
 
@@ -82,7 +83,7 @@ class LoadedModel:
 
 
 class BackendModule(Protocol):
-    """What a module of this package offers."""
+    """What the module of a kind offers: one of this package, or one that is registered for it."""
 
     def load(self, options: LoadOptions, config: Any, calibration: Calibration | None) -> LoadedModel:
         """Load the model, quantized. `calibration` is given where the configuration `calibrates`."""
@@ -108,7 +109,7 @@ def import_backend(config: Backend) -> BackendModule:
     Raises:
         ImportError: the backend's libraries are not installed here.
     """
-    return cast(BackendModule, importlib.import_module(f"qbench.backends.{config.kind}"))
+    return cast(BackendModule, importlib.import_module(module_name(config.kind)))
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -3,11 +3,13 @@
 Nothing here imports torch: a configuration is read, checked and printed on a machine without any backend.
 """
 
-from qbench.config.backends import AWQ, FP16, GPTQ, NF4, Backend, Calibrated, GroupSize, Int4, backend_kinds
+from qbench.config.backends import AWQ, FP16, GPTQ, NF4, Backend, Calibrated, GroupSize, Int4
 from qbench.config.base import Name, Resources
+from qbench.config.kinds import backend_class, backend_kinds, kind_names
 from qbench.config.measures import (
     Engine,
     GenerationsConfig,
+    KVCache,
     MeasureConfig,
     MemoryConfig,
     MMLUConfig,
@@ -33,6 +35,7 @@ __all__ = [
     "GenerationsConfig",
     "GroupSize",
     "Int4",
+    "KVCache",
     "MMLUConfig",
     "MeasureConfig",
     "MemoryConfig",
@@ -46,5 +49,7 @@ __all__ = [
     "TasksConfig",
     "ThroughputConfig",
     "TimedGeneration",
+    "backend_class",
     "backend_kinds",
+    "kind_names",
 ]

@@ -1,9 +1,9 @@
-"""The backends' options: one class a kind, listed in `BackendConfig`."""
+"""The backends' options: one class a kind, listed in `qbench.config.kinds`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -121,12 +121,3 @@ class GPTQ(Calibrated):
     kind: Literal["gptq"] = "gptq"
     desc_act: bool = Field(default=False, description="quantize columns in the order of their activations")
     sym: bool = Field(default=True, description="symmetric codes, without zero points")
-
-
-BackendConfig = Annotated[FP16 | Int4 | NF4 | AWQ | GPTQ, Field(discriminator="kind")]
-
-
-def backend_kinds() -> dict[str, type[Backend]]:
-    """The kinds that a configuration may name, in the order of their declaration."""
-    union, _discriminator = get_args(BackendConfig)
-    return {cls.model_fields["kind"].default: cls for cls in get_args(union)}

@@ -13,6 +13,9 @@ from qbench.config.base import Strict
 Engine = Literal["prefix", "stock"]
 """Who runs the model for lm-evaluation-harness: prefix reads what prompts share once, stock is its own code."""
 
+KVCache = Literal["16bit", "int8", "int4"]
+"""What keys and values are kept in: the compute dtype, or groups of integers by HQQ."""
+
 
 class Measure(Strict):
     """Settings of one measure."""
@@ -23,6 +26,10 @@ class Measure(Strict):
     """Settings that say only how many units there are: more of them change nothing that was measured."""
     repeats: ClassVar[tuple[str, ...]] = ()
     """Other measures whose settings it takes over."""
+
+    def used_libraries(self) -> tuple[str, ...]:
+        """`libraries`, and those that a setting brings in."""
+        return self.libraries
 
     def units(self) -> tuple[str, ...]:
         """Names of the parts that are measured and kept by themselves; one without a name if it is kept whole."""
@@ -44,12 +51,26 @@ class TimedGeneration(Measure):
     decode: Literal["auto", "eager", "graph"] = Field(
         default="auto", description="graph: the decode step as a CUDA graph; auto: graph on CUDA, eager elsewhere"
     )
+    kv_cache: KVCache = Field(
+        default="16bit", description="int8, int4: transformers' quantized cache (HQQ), decoded eagerly"
+    )
     cooldown_s: float = Field(default=0, ge=0, description="seconds of rest before the clock starts")
+
+    def used_libraries(self) -> tuple[str, ...]:
+        return self.libraries if self.kv_cache == "16bit" else (*self.libraries, "hqq")
 
     @model_validator(mode="after")
     def _prompt_is_left(self) -> Self:
         if self.new_tokens >= self.seq_len:
             raise ValueError(f"new_tokens ({self.new_tokens}) must be less than seq_len ({self.seq_len})")
+        return self
+
+    @model_validator(mode="after")
+    def _a_graph_needs_a_cache_of_one_length(self) -> Self:
+        if self.decode == "graph" and self.kv_cache != "16bit":
+            raise ValueError(
+                f"decode: graph needs a cache of one length, and kv_cache: {self.kv_cache} grows; use auto or eager"
+            )
         return self
 
     @property

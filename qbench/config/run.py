@@ -7,8 +7,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qbench.config.backends import FP16, Backend, BackendConfig
+from qbench.config.backends import FP16, Backend
 from qbench.config.base import Name, Resources, Strict
+from qbench.config.kinds import BackendConfig
 from qbench.config.measures import MeasureConfig
 
 NOISE_SUFFIX = ".noise"

@@ -4,7 +4,7 @@ Every backend and every cell runs through here, greedily, for a fixed number of 
 nothing. Two ways to decode exist, and a run uses the same one for all of its cells:
 
 - `eager`: each step is an ordinary forward. The cache is one buffer a layer, attention sees the filled part of it, so
-  nothing is copied or masked as the sequence grows.
+  nothing is copied or masked as the sequence grows. A quantized cache (`kv_cache`) is always eager.
 - `graph`: the step is captured once as a CUDA graph over transformers' `StaticCache` and then replayed, which takes
   Python and kernel launches out of the measurement.
 """
@@ -21,7 +21,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from qbench.config import KVCache
 from qbench.errors import QbenchError
+from qbench.measure.quantized_cache import quantized_cache
 
 DecodeMode = Literal["eager", "graph"]
 
@@ -48,8 +50,16 @@ class Decoder(Protocol):
         """Append token [batch_size, 1] and return the next one, valid until the following call."""
 
 
-def resolve_mode(mode: Literal["auto", "eager", "graph"], device: torch.device, *, spread: bool = False) -> DecodeMode:
-    """The decode mode that `auto` stands for on this device; eager for a model that is `spread` over several.
+def resolve_mode(
+    mode: Literal["auto", "eager", "graph"],
+    device: torch.device,
+    *,
+    spread: bool = False,
+    kv_cache: KVCache = "16bit",
+) -> DecodeMode:
+    """The decode mode that `auto` stands for on this device.
+
+    Eager for a model that is `spread` over several, and for a quantized cache, which grows: a graph has one length.
 
     Raises:
         QbenchError: a CUDA graph asked for without CUDA.
@@ -57,15 +67,21 @@ def resolve_mode(mode: Literal["auto", "eager", "graph"], device: torch.device, 
     if mode == "graph" and device.type != "cuda":
         raise QbenchError("decode: graph needs a CUDA device; use auto or eager")
     if mode == "auto":
-        return "graph" if device.type == "cuda" and not spread else "eager"
+        return "graph" if device.type == "cuda" and not spread and kv_cache == "16bit" else "eager"
     return mode
 
 
-def make_decoder(model: PreTrainedModel, mode: DecodeMode, batch_size: int, seq_len: int) -> Decoder:
-    """A decoder for sequences of at most `seq_len` tokens."""
+def make_decoder(
+    model: PreTrainedModel, mode: DecodeMode, batch_size: int, seq_len: int, kv_cache: KVCache = "16bit"
+) -> Decoder:
+    """A decoder for sequences of at most `seq_len` tokens.
+
+    Raises:
+        QbenchError: the model's cache cannot be quantized, see `qbench.measure.quantized_cache`.
+    """
     if mode == "graph":
         return GraphDecoder(model, batch_size, seq_len)
-    return EagerDecoder(model, seq_len)
+    return EagerDecoder(model, seq_len, kv_cache)
 
 
 @torch.inference_mode()
@@ -86,11 +102,11 @@ def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Generation:
 
 
 class EagerDecoder:
-    """Ordinary forwards over a preallocated cache."""
+    """Ordinary forwards over a preallocated cache, or over a quantized one, which grows."""
 
-    def __init__(self, model: PreTrainedModel, seq_len: int) -> None:
+    def __init__(self, model: PreTrainedModel, seq_len: int, kv_cache: KVCache = "16bit") -> None:
         self._model = model
-        self._cache = preallocated_cache(model, seq_len)
+        self._cache = preallocated_cache(model, seq_len) if kv_cache == "16bit" else quantized_cache(model, kv_cache)
 
     def prefill(self, prompt: Tensor) -> Tensor:
         self._cache.reset()

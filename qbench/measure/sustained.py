@@ -20,8 +20,8 @@ from qbench.validity import Sampler
 
 def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:
     """Emit a `SustainedRow` for every window. `sampler` looks at the machine between windows, as in throughput."""
-    mode = resolve_mode(config.decode, loaded.device)
-    decoder = make_decoder(loaded.model, mode, config.batch_size, config.seq_len)
+    mode = resolve_mode(config.decode, loaded.device, kv_cache=config.kv_cache)
+    decoder = make_decoder(loaded.model, mode, config.batch_size, config.seq_len, config.kv_cache)
     prompt = random_prompt(loaded, config.batch_size, config.prompt_tokens, context.seed)
     sampler = sampler or make_sampler(loaded.device)
     minutes_s = 60 * config.minutes
@@ -46,6 +46,7 @@ def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, samp
                     "prompt_tokens": config.prompt_tokens,
                     "new_tokens": config.new_tokens,
                     "decode_mode": mode,
+                    "kv_cache": config.kv_cache,
                     "t_s": t_s,
                     "generations": generations,
                     "tokens_per_s": stats.decode_tokens_per_s(config.batch_size, step_s),

@@ -44,7 +44,9 @@ class _Trials:
 
     def __init__(self, loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler) -> None:
         self._loaded, self._config, self._context, self._sampler = loaded, config, context, sampler
-        self._mode = resolve_mode(config.decode, loaded.device, spread=len(loaded.devices) > 1)
+        self._mode = resolve_mode(
+            config.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=config.kv_cache
+        )
         self._done = 0
         self._trial = 0
         self._total = len(config.batch_sizes) * (1 + config.warmup + config.trials)
@@ -57,11 +59,12 @@ class _Trials:
             return
         self._trial = missing[0]
         self._free()
-        decoder = make_decoder(self._loaded.model, self._mode, batch_size, config.seq_len)
+        decoder = make_decoder(self._loaded.model, self._mode, batch_size, config.seq_len, config.kv_cache)
         prompt = random_prompt(self._loaded, batch_size, config.prompt_tokens, self._context.seed)
         self._progress(batch_size, "memory")
-        # Two tokens reach every allocation of a generation: the cache is at its full size from the start.
-        peak = sum(peak_bytes(self._loaded, lambda: generate(decoder, prompt, 2)))
+        # Two tokens reach every allocation of a generation whose cache has its full size from the start.
+        tokens = 2 if config.kv_cache == "16bit" else config.new_tokens
+        peak = sum(peak_bytes(self._loaded, lambda: generate(decoder, prompt, tokens)))
         for i in range(config.warmup):
             self._progress(batch_size, f"warm-up {i + 1}/{config.warmup}")
             self._generate(decoder, prompt)
@@ -120,6 +123,7 @@ class _Trials:
                 "prompt_tokens": self._config.prompt_tokens,
                 "new_tokens": self._config.new_tokens,
                 "decode_mode": self._mode,
+                "kv_cache": self._config.kv_cache,
                 **fields,
             }
         )

@@ -1,0 +1,59 @@
+"""8-bit weights with a scale a row, in plain torch: w ≈ s q, with q in -127 … 127. A backend in one file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from qbench.config import Backend
+
+if TYPE_CHECKING:
+    from qbench.backends.base import LoadedModel
+    from qbench.models import LoadOptions
+
+
+class CONFIG(Backend):
+    """What a configuration may say of a cell of this kind."""
+
+    install: ClassVar[str] = "pip install qbench-int8-rows"
+    libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "qbench-int8-rows")
+    kind: Literal["int8-rows"] = "int8-rows"
+    clip: float = 1.0  # of a row's largest weight, which becomes 127
+
+    @property
+    def weight_bits(self) -> int:
+        return 8
+
+
+def load(options: LoadOptions, config: CONFIG, calibration: object) -> LoadedModel:
+    """Load the model in 16 bit and put 8-bit linears in the places of those of its blocks."""
+    import torch  # here, so that reading a configuration does not import it
+
+    from qbench.backends.base import LoadedModel, block_linears, storage_bytes
+    from qbench.models import load_pretrained, load_tokenizer
+
+    class RowsLinear(torch.nn.Module):
+        def __init__(self, linear: torch.nn.Linear) -> None:
+            super().__init__()
+            scales = linear.weight.detach().float().abs().amax(1, keepdim=True).clamp(min=1e-12) * config.clip / 127
+            self.register_buffer("codes", (linear.weight.detach() / scales).round().clamp(-127, 127).to(torch.int8))
+            self.register_buffer("scales", scales.squeeze(1).to(options.dtype))
+            self.bias = 0.0 if linear.bias is None else linear.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.codes.to(x.dtype).T * self.scales + self.bias
+
+    model = load_pretrained(options)
+    rows = {name: RowsLinear(linear) for name, linear in block_linears(model).items()}
+    for name, linear in rows.items():
+        model.set_submodule(name, linear)
+    return LoadedModel(
+        model=model,
+        tokenizer=load_tokenizer(options),
+        device=options.device,
+        dtype=options.dtype,
+        kernel=RowsLinear.__name__,
+        quantized=tuple(name for name, module in model.named_modules() if isinstance(module, RowsLinear)),
+        expected=tuple(rows),
+        linear_bytes=storage_bytes(tensor for linear in rows.values() for tensor in linear.buffers()),
+        linear_weights=sum(linear.codes.numel() for linear in rows.values()),
+    )

@@ -1,0 +1,252 @@
+"""Backends of other distributions: the documentation's example, really installed, and ones that are broken."""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qbench import availability, configfile, environment, keys, schema
+from qbench.config import FP16, RunConfig, backend_kinds, kind_names
+from qbench.config.kinds import backend_class, plugins
+from qbench.environment import GPU
+from qbench.errors import QbenchError
+from qbench.job import config_of
+from qbench.predict import Prediction, Target
+from qbench.results import read_run
+from qbench.starter import choose
+from tests import tiny_llama as tiny
+from tests.plugin import EXAMPLE, install, install_example
+from tests.test_predict import LLAMA
+
+MODULE = "qbench_int8_rows"
+ROWS = tiny.LAYERS * (2 * tiny.HIDDEN + 2 * tiny.KV + 2 * tiny.INTERMEDIATE + tiny.HIDDEN)
+"""out_features of all linears together."""
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that Python searches for distributions and modules, here and in processes that are started."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    paths = [str(folder), str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    before = set(sys.modules)
+    plugins.cache_clear()
+    yield folder
+    plugins.cache_clear()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def example(registry: Path) -> Path:
+    """The same with the example in it."""
+    return install_example(registry)
+
+
+def values(*cells: dict[str, object]) -> dict[str, object]:
+    return {"name": "r", "model": {"demo": True}, "backends": [*cells]}
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_example_runs_as_an_installed_distribution(example: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    settings = {
+        "name": "tiny",
+        "model": {"path": str(tiny_llama)},
+        "backends": [{"kind": "fp16"}, {"kind": "int8-rows", "clip": 0.95}],
+        "measure": {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 1}},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    done = python("-m", "qbench", "run", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = read_run(tmp_path / "results" / "tiny")
+    cell = run.cells.set_index("label").loc["int8-rows"]
+    assert (cell["backend"], cell["status"], cell["kernel"], cell["bits"]) == ("int8-rows", "ok", "RowsLinear", 8)
+    assert cell["quantized_layers"] == cell["expected_layers"] == len(tiny.LINEARS)
+    assert cell["effective_bits_per_weight"] == pytest.approx(8 + 16 * ROWS / tiny.LINEAR_WEIGHTS)
+    assert run.throughput["label"].value_counts().to_dict() == {"fp16": 2, "int8-rows": 2}
+    assert run.record.config["backends"][1]["clip"] == 0.95
+
+    again = python("-m", "qbench", "run", "tiny.yaml", cwd=tmp_path)
+    assert "int8-rows: already measured" in again.stdout + again.stderr
+    with (example / f"{MODULE}.py").open("a") as file:
+        file.write("# edited\n")
+    edited = python("-m", "qbench", "run", "tiny.yaml", cwd=tmp_path)
+    assert edited.returncode == 2
+    assert "backends.int8-rows.code" in edited.stderr
+
+
+def test_the_example_is_short() -> None:
+    assert len((EXAMPLE / f"{MODULE}.py").read_text().splitlines()) < 60
+
+
+def test_reading_a_configuration_imports_no_torch(example: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values({"kind": "int8-rows"})))
+    code = (
+        "import sys; from pathlib import Path; from qbench import configfile; "
+        "configfile.load(Path('r.yaml')); assert 'qbench_int8_rows' in sys.modules; assert 'torch' not in sys.modules"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shipped_kinds_look_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the time nor the faults of distributions touch a configuration that does not name their kinds."""
+
+    def fail(**_: object) -> None:
+        raise AssertionError("entry points were read")
+
+    monkeypatch.setattr(metadata, "entry_points", fail)
+    plugins.cache_clear()
+    configfile.check(values(*({"kind": kind, "label": f"a-{kind}"} for kind in backend_kinds())), "r.yaml")
+    with pytest.raises(QbenchError, match=r"did you mean group_size"):
+        configfile.check(values({"kind": "int4", "group_siz": 1}), "r.yaml")
+
+
+def test_a_cell_keeps_its_options_through_json(example: Path) -> None:
+    config = configfile.check(values({"kind": "int8-rows", "clip": 0.5, "label": "half"}, {"kind": "fp16"}), "r.yaml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = config.model_dump_json()
+    assert RunConfig.model_validate_json(text) == config
+    assert RunConfig.model_validate({**values(), "backends": config.backends}) == config
+    cell = config.backends[0]
+    assert (cell.kind, cell.label, cell.weight_bits, getattr(cell, "clip", None)) == ("int8-rows", "half", 8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (
+            {"kind": "int8-row"},
+            "backends[0].kind: unknown backend 'int8-row'; did you mean int8-rows? "
+            "(valid: fp16, int4, nf4, awq, gptq, int8-rows)",
+        ),
+        ({"label": "x"}, "backends[0].kind: is missing (one of fp16, int4, nf4, awq, gptq, int8-rows)"),
+        (
+            {"kind": "int8-rows", "clop": 1},
+            "backends[0].clop: unknown key; did you mean clip? (valid: kind, label, python, resources, clip)",
+        ),
+        ({"kind": "int8-rows", "clip": "x"}, "backends[0].clip: input should be a valid number"),
+    ],
+)
+def test_errors_are_those_of_shipped_kinds(example: Path, cell: dict[str, object], words: str) -> None:
+    with pytest.raises(QbenchError) as caught:
+        configfile.check(values(cell), "r.yaml")
+    assert words in str(caught.value)
+
+
+def test_it_is_listed_and_in_the_schema(example: Path) -> None:
+    assert kind_names() == [*backend_kinds(), "int8-rows"]
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(schema.build())
+    validator.check_schema(schema.build())
+    assert validator.is_valid(values({"kind": "int8-rows", "clip": 0.5}))
+    assert not validator.is_valid(values({"kind": "int8-rows", "clop": 0.5}))
+    assert not validator.is_valid(values({"kind": "int8-rowz"}))
+
+
+def test_it_is_available_where_its_libraries_are(example: Path) -> None:
+    lacking = (example / f"{MODULE}.py").read_text().replace('"qbench-int8-rows")', '"no-such-library")')
+    install(example, "lacking", {"lacking": "lacking"}, {"lacking": lacking.replace("int8-rows", "lacking")})
+    plugins.cache_clear()
+    good, bad = availability.probe(["int8-rows", "lacking"])
+    assert good.reason is None
+    assert "no-such-library" in str(bad.reason)
+    assert bad.remedy == "pip install qbench-lacking"
+
+
+def test_its_source_decides_its_figures_alone(example: Path) -> None:
+    config = configfile.check(values({"kind": "int8-rows"}, {"kind": "int4"}), "r.yaml")
+    machine = environment.detect()
+
+    def units() -> list[dict[str, str]]:
+        return [keys.units(config, cell, machine, "f") for cell in config.backends]
+
+    facts = keys.cell_facts(config, config.backends[0], machine, "f")
+    assert facts["versions.qbench-int8-rows"] == "1.0"
+    (own, other), checkpoint = (
+        units(),
+        keys.checkpoint_facts(config, config.backends[0], "f", device="cpu", dtype="bfloat16"),
+    )
+    with (example / f"{MODULE}.py").open("a") as file:
+        file.write("# edited\n")
+    after_own, after_other = units()
+    assert not set(own.values()) & set(after_own.values())
+    assert other == after_other
+    edited = keys.checkpoint_facts(config, config.backends[0], "f", device="cpu", dtype="bfloat16")
+    assert {name for name in edited if edited[name] != checkpoint[name]} == {"code"}
+
+
+def test_another_interpreter_is_not_told_of_what_it_may_lack(example: Path) -> None:
+    cells = [{"kind": "int8-rows"}, {"kind": "fp16"}, {"kind": "nf4", "python": "/p"}]
+    config = configfile.check(values(*cells), "r.yaml")
+    assert [cell.kind for cell in config_of(config, config.backends[2]).backends] == ["fp16", "nf4"]
+    assert config_of(config, config.backends[0]) is config
+
+
+def test_a_plan_knows_the_bits_of_its_codes_and_init_takes_it_by_name(example: Path) -> None:
+    cls = backend_class("int8-rows")
+    assert cls is not None
+    weights = Prediction(LLAMA, cls(kind="int8-rows"), Target("cuda", 2)).weights()
+    assert weights.bits_per_weight == 8
+    assert weights.embedding_bytes == Prediction(LLAMA, FP16(), Target("cuda", 2)).weights().embedding_bytes
+    choice = choose(
+        "llama-3-8b", environment.detect().model_copy(update={"gpus": (GPU(name="x", memory_bytes=2**37),)})
+    )
+    assert "int8-rows" not in choice.backends
+    assert choice.with_backends(["fp16", "int8-rows"]).backends == ("fp16", "int8-rows")
+
+
+CLASS = """
+from typing import Literal
+from qbench.config import Backend
+class CONFIG(Backend):
+    kind: Literal['x'] = 'x'
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import no_such_library", "broken cannot be imported: ModuleNotFoundError: No module named 'no_such_library'"),
+        ("CONFIG = 1", "broken has no CONFIG that is a subclass of qbench.config.Backend"),
+        (CLASS.replace("'x'", "'y'"), "broken.CONFIG needs `kind: Literal['x'] = 'x'`"),
+        (CLASS.replace(" = 'x'", ""), "broken.CONFIG needs `kind: Literal['x'] = 'x'`"),
+        (CLASS, "broken has no function `load`"),
+    ],
+)
+def test_a_broken_plugin_is_named_with_its_distribution(registry: Path, text: str, words: str) -> None:
+    install(registry, "some-dist", {"x": "broken"}, {"broken": text})
+    with pytest.raises(QbenchError) as caught:
+        configfile.check(values({"kind": "x"}), "r.yaml")
+    assert words in str(caught.value)
+    assert "some-dist 1.0" in str(caught.value)
+    (found,) = availability.probe(["x"])
+    assert found.reason
+    assert found.remedy == "mend or reinstall some-dist, which registers it"
+
+
+def test_a_kind_belongs_to_one_distribution(registry: Path) -> None:
+    install(registry, "one", {"x": "one"}, {"one": CLASS})
+    install(registry, "two", {"x": "two"}, {"two": CLASS})
+    with pytest.raises(QbenchError, match="backend x: both one and two register it; uninstall one of them"):
+        configfile.check(values({"kind": "x"}), "r.yaml")
+
+
+def test_a_shipped_kind_cannot_be_registered(registry: Path) -> None:
+    install(registry, "thief", {"int4": "thief"}, {"thief": CLASS})
+    with pytest.raises(QbenchError, match="backend int4: thief registers a kind that qbench ships"):
+        configfile.check(values({"kind": "x"}), "r.yaml")
+    assert configfile.check(values({"kind": "int4"}), "r.yaml").backends[0].kind == "int4"

@@ -1,0 +1,184 @@
+"""transformers' quantized cache: its bytes by arithmetic, its tokens beside those of a 16-bit cache, its errors."""
+
+import gc
+import importlib
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import MistralConfig, MistralForCausalLM
+from transformers.cache_utils import Cache
+
+from qbench import demo, environment, plan
+from qbench.architecture import Architecture
+from qbench.backends import fp16
+from qbench.backends.base import LoadedModel, storage_bytes
+from qbench.config import FP16, ThroughputConfig, backend_kinds
+from qbench.errors import QbenchError
+from qbench.kv_cache import QuantizedKeysAndValues, group_size
+from qbench.measure import quantized_cache as module
+from qbench.measure.decode import EagerDecoder, resolve_mode
+from qbench.measure.quantized_cache import quantized_cache
+from qbench.predict import Prediction, Target
+from tests import tiny_llama as tiny
+from tests.test_config import run_config
+from tests.test_measure_throughput import measured
+from tests.test_predict import architecture
+
+needs_hqq = pytest.mark.skipif(find_spec("hqq") is None, reason="hqq is not installed")
+
+KINDS = ("int8", "int4")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The demo model."""
+    return fp16.load(tiny.options(demo.MODEL_DIR, tmp_path_factory.mktemp("work")), FP16(), None)
+
+
+@pytest.fixture(scope="module")
+def shape() -> Architecture:
+    """Its dimensions: 4 layers, 2 key-value heads of 64."""
+    return architecture(demo.MODEL_DIR)
+
+
+@pytest.fixture(scope="module")
+def tokens(trained: LoadedModel) -> torch.Tensor:
+    """The beginning of its held-out text: int64 [1, 512]."""
+    ids = trained.tokenizer(demo.HELDOUT_TEXT.read_text())["input_ids"][:512]
+    return torch.tensor([ids])
+
+
+def held_bytes(cache: Cache) -> int:
+    """Every storage that the layers hold, in whatever containers."""
+    return storage_bytes(tensor for layer in cache.layers for tensor in tensors(vars(layer)))
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from tensors(one)
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from tensors(one)
+
+
+@torch.inference_mode()
+def read(model: Any, cache: Cache, *pieces: torch.Tensor) -> None:
+    for piece in pieces:
+        model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+@needs_hqq
+@pytest.mark.parametrize(("kind", "share"), [("int8", 8.5 / 16), ("int4", 4.5 / 16)])
+def test_the_cache_holds_its_share_of_16_bit(
+    trained: LoadedModel, shape: Architecture, tokens: torch.Tensor, kind: Any, share: float
+) -> None:
+    """4 layers x 2 x 2 heads x 64 channels x 2 bytes are 2 KiB a token in 16 bit."""
+    cache, predicted = quantized_cache(trained.model, kind), QuantizedKeysAndValues(shape, kind, 2)
+    pair = tokens.repeat(2, 1)
+    read(trained.model, cache, pair[:, :384])
+    assert held_bytes(cache) == share * 2 * 384 * 2048 == 2 * predicted.held(384)
+    read(trained.model, cache, pair[:, 384:400])
+    assert held_bytes(cache) == share * 2 * 384 * 2048 + 2 * 16 * 2048 == 2 * predicted.held(400, residual=16)
+    read(trained.model, cache, pair[:, 400:512])  # the 128th token in 16 bit
+    assert held_bytes(cache) == share * 2 * 512 * 2048
+    assert cache.get_seq_length() == 512
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert held_bytes(cache) == 0
+
+
+@needs_hqq
+@pytest.mark.parametrize(("kind", "least"), [("int8", 0.99), ("int4", 0.95)])
+@torch.inference_mode()
+def test_most_greedy_tokens_are_those_of_a_16_bit_cache(
+    trained: LoadedModel, tokens: torch.Tensor, kind: Any, least: float
+) -> None:
+    """Over the same text, so that one other token does not change all that follow; across a second quantization."""
+    decoders = [EagerDecoder(trained.model, 512, one) for one in ("16bit", kind)]
+    found: list[list[int]] = []
+    for decoder in decoders:
+        first = decoder.prefill(tokens[:, :320])
+        found.append([int(first)] + [int(decoder.step(tokens[:, i : i + 1])) for i in range(320, 511)])
+    same = sum(a == b for a, b in zip(*found, strict=True))
+    assert least * len(found[0]) <= same
+    assert found[0][0] == found[1][0], "attention sees the prompt in 16 bit"
+
+
+@needs_hqq
+@pytest.mark.parametrize(("kind", "prompt", "new"), [("int8", 384, 16), ("int4", 384, 16), ("int4", 64, 144)])
+def test_peaks_are_predicted(
+    trained: LoadedModel, shape: Architecture, tmp_path: Path, kind: Any, prompt: int, new: int
+) -> None:
+    settings = {"seq_len": prompt + new, "new_tokens": new, "batch_sizes": [4], "trials": 1}
+    (row,) = measured(trained, None, tmp_path, kv_cache=kind, **settings)
+    assert (row.kv_cache, row.decode_mode, row.status) == (kind, "eager", "ok")
+    target = Target("cpu", 2, environment.detect().cpu_features)
+    predicted = Prediction(shape, FP16(), target).generation_bytes(4, prompt, prompt + new, kind)
+    assert row.peak_memory_bytes == pytest.approx(predicted, rel=0.05)
+
+
+@needs_hqq
+@pytest.mark.parametrize("kind", list(backend_kinds()))
+def test_every_backend_takes_it(tiny_llama: Path, tmp_path: Path, kind: str) -> None:
+    for library in {"nf4": ["bitsandbytes"], "awq": ["gptqmodel"], "gptq": ["gptqmodel"]}.get(kind, []):
+        if find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    config = backend_kinds()[kind](kind=kind)
+    backend = importlib.import_module(f"qbench.backends.{kind}")
+    loaded = backend.load(tiny.options(tiny_llama, tmp_path), config, tiny.CALIBRATION if config.calibrates else None)
+    rows = [row for one in KINDS for row in measured(loaded, None, tmp_path, kv_cache=one, trials=1)]
+    assert [(row.kv_cache, row.decode_mode, row.status) for row in rows] == [(one, "eager", "ok") for one in KINDS]
+    assert all(row.decode_tokens_per_s for row in rows)
+    gc.collect()
+
+
+def test_groups_divide_a_head_and_are_even_a_token() -> None:
+    assert group_size(8, 128) == 64
+    assert group_size(2, 64) == 64
+    assert group_size(1, 64) == 32  # one group a token could not be packed in pairs
+    assert group_size(3, 64) == 32
+    assert group_size(4, 80) == 16
+    assert group_size(2, 32) == 32
+
+
+def test_16_bit_is_the_default_and_says_so(trained: LoadedModel, tmp_path: Path) -> None:
+    (row,) = measured(trained, None, tmp_path, trials=1)
+    assert row.kv_cache == "16bit"
+
+
+def test_a_quantized_cache_is_decoded_eagerly() -> None:
+    assert resolve_mode("auto", torch.device("cuda:0"), kv_cache="int8") == "eager"
+    with pytest.raises(ValidationError, match="decode: graph needs a cache of one length, and kv_cache: int4 grows"):
+        ThroughputConfig(decode="graph", kv_cache="int4")
+
+
+def test_hqq_is_asked_for_before_anything_runs(monkeypatch: pytest.MonkeyPatch, trained: LoadedModel) -> None:
+    machine = environment.detect()
+    without = {name: version for name, version in machine.versions.items() if name != "hqq"}
+    bare = machine.model_copy(update={"versions": without})
+    asked = {"throughput": {"kv_cache": "int8"}}
+    with pytest.raises(QbenchError, match=r"measure.throughput.kv_cache: int8 needs hqq.*pip install 'qbench\[kv\]'"):
+        plan.preflight(run_config(measure=asked), bare)
+    plan.preflight(run_config(measure={"throughput": {}}), bare)
+    plan.preflight(run_config(measure=asked), bare.model_copy(update={"versions": {**without, "hqq": "0.2.8"}}))
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(QbenchError, match="kv_cache: int8 needs hqq"):
+        quantized_cache(trained.model, "int8")
+
+
+@needs_hqq
+def test_a_model_that_does_not_attend_to_everything_is_refused() -> None:
+    config = MistralConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=512, sliding_window=8,
+    )  # fmt: skip
+    with pytest.raises(QbenchError, match=r"full attention.*use 16bit"):
+        quantized_cache(MistralForCausalLM(config), "int8")
