@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from qbench import __version__, cli_before, cli_decide
+from qbench import __version__, cli_before, cli_decide, cli_report
 from qbench.cli_options import Config, Only, Set, complete_label
 from qbench.cli_options import errors as _errors
 from qbench.errors import QbenchError
@@ -176,6 +176,7 @@ def validate(config: Config, overrides: Set = None) -> None:
 
 
 app.add_typer(cli_before.app)
+app.add_typer(cli_report.app)
 app.add_typer(cli_decide.app)
 
 cache_app = typer.Typer(no_args_is_help=True, help="Quantized checkpoints that runs have made and will use again.")

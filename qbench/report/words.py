@@ -1,0 +1,40 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+from qbench.screen import MISSING, human_bytes
+
+__all__ = ["MISSING", "gigabytes_a_second", "human_bytes", "milliseconds", "number", "percent", "signed", "tokens"]
+
+
+def number(value: float | None, pattern: str) -> str:
+    """`value` by a pattern of `str.format`; a dash for a missing one."""
+    return MISSING if value is None else pattern.format(value)
+
+
+def tokens(value: float | None) -> str:
+    """Tokens/s with three digits or more: `7.66`, `24.0`, `1,502`."""
+    if value is None:
+        return MISSING
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as ms with three digits or more."""
+    return MISSING if seconds is None else f"{tokens(1000 * seconds)} ms"
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """A fraction as percent."""
+    return MISSING if fraction is None else f"{100 * fraction:.{decimals}f} %"
+
+
+def signed(value: float, decimals: int = 1) -> str:
+    """With a minus as long as a plus, and no sign before zero."""
+    rounded = round(value, decimals)
+    return f"{'−' if rounded < 0 else '+' if rounded > 0 else ''}{abs(rounded):.{decimals}f}"
+
+
+def gigabytes_a_second(bytes_per_s: float | None) -> str:
+    """Bytes a second as GB/s."""
+    return MISSING if bytes_per_s is None else f"{bytes_per_s / 1e9:,.3g} GB/s"

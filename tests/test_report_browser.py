@@ -1,0 +1,184 @@
+"""The page of `qbench report` in a real browser, opened from the disk. Skipped where no Chromium is installed."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from qbench import report
+from qbench.results import read_run
+from tests.made_up_run import FIVE_ANSWERS, eight_cells, five_cells, made_up_run
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium; apt-get install chromium")
+
+
+@dataclass
+class Opened:
+    """A page in a tab, what the console said and what the tab asked for."""
+
+    tab: playwright.Page
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A single run of the demo model, and three runs with failures and labels of every length."""
+    folder = tmp_path_factory.mktemp("pages")
+    smoke = read_run(PUBLISHED / "smoke-xeon-2core")
+    several = [
+        made_up_run(five_cells(), answers=FIVE_ANSWERS), made_up_run(eight_cells(), model="<script>alert(1)</script>"),
+        smoke, read_run(PUBLISHED / "tinyllama-shape-xeon-2core"),
+    ]  # fmt: skip
+    return {
+        "one": report.write([smoke], folder / "one.html")[0],
+        "several": report.write(several, folder / "several.html")[0],
+    }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+def visit(browser: playwright.Browser, path: Path, *, width: int = 1440, **options: object) -> Opened:
+    context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+    context.set_default_timeout(60_000)
+    opened = Opened(context.new_page())
+    opened.tab.on("console", lambda message: opened.said.append(message.text))
+    opened.tab.on("pageerror", lambda error: opened.said.append(str(error)))
+    opened.tab.on("request", lambda request: opened.asked.append(request.url))
+    opened.tab.goto(path.as_uri())
+    if options.get("java_script_enabled", True):
+        opened.tab.wait_for_selector("html.ready", state="attached")
+    return opened
+
+
+WIDEST = """() => [...document.querySelectorAll("body *")]
+    .filter((e) => !e.closest(".scroll, pre, .skip, .hoverlayer") && e.getBoundingClientRect().right > innerWidth + 1)
+    .map((e) => e.outerHTML.slice(0, 200))"""
+"""Elements that go beyond the right edge, but for those in a region that scrolls."""
+
+CLIPPED = """() => [...document.querySelectorAll(".plot")].flatMap((plot) => {
+    const frame = plot.getBoundingClientRect();
+    return [...plot.querySelectorAll("text")].filter((text) => {
+        const box = text.getBoundingClientRect();
+        return box.width && (box.left < frame.left - 2 || box.right > frame.right + 2);
+    }).map((text) => plot.id + ": " + text.textContent);
+})"""
+"""Texts of plots that are cut off."""
+
+
+@pytest.mark.parametrize("name", ["one", "several"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_overflows_and_nothing_is_wrong(
+    browser: playwright.Browser, pages: dict[str, Path], name: str, width: int
+) -> None:
+    opened = visit(browser, pages[name], width=width)
+    tab = opened.tab
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate(WIDEST) == []
+    assert tab.evaluate(CLIPPED) == []
+    assert tab.locator(".plot .main-svg").count() >= 2 * tab.locator("figure").count()
+    assert opened.said == []
+    assert all(url.startswith(("file:", "data:")) for url in opened.asked)
+    tab.context.close()
+
+
+def rows(tab: playwright.Page, table: str) -> list[str]:
+    return tab.locator(f"#table-{table} tbody tr:visible th").all_text_contents()
+
+
+def test_the_filter_hides_a_backend_everywhere(browser: playwright.Browser, pages: dict[str, Path]) -> None:
+    tab = visit(browser, pages["one"]).tab
+    shown = "document.querySelectorAll('#plot-speed-0 .barlayer .point').length"
+    names = "#plot-speed-0 .yaxislayer-above text"
+    assert rows(tab, "summary") == ["FP16", "INT4", "NF4", "AWQ", "GPTQ"]
+    assert tab.evaluate(shown) == 15
+    tab.get_by_label("NF4", exact=True).uncheck()
+    assert rows(tab, "summary") == ["FP16", "INT4", "AWQ", "GPTQ"]
+    assert not tab.locator("#table-subjects-0 thead th", has_text="NF4").is_visible()
+    tab.wait_for_function(f"{shown} === 12")
+    assert "NF4" not in tab.locator(names).all_text_contents()
+    assert tab.locator("#shown").text_content() == "4 of 5 backends shown"
+    tab.get_by_label("NF4", exact=True).focus()
+    tab.keyboard.press("Space")
+    tab.wait_for_function(f"{shown} === 15")
+    assert len(rows(tab, "summary")) == 5
+    tab.context.close()
+
+
+def test_runs_can_be_hidden(browser: playwright.Browser, pages: dict[str, Path]) -> None:
+    opened = visit(browser, pages["several"])
+    tab = opened.tab
+    assert tab.locator("#plot-memory-3").is_visible()
+    tab.locator("input[name=run]").nth(3).uncheck()
+    assert not tab.locator("#plot-memory-3").is_visible()
+    assert "tinyllama-shape" not in tab.locator("#table-summary tbody tr:visible td:nth-child(2)").all_text_contents()
+    tab.locator("input[name=run]").nth(3).check()
+    assert tab.evaluate(CLIPPED) == []
+    assert opened.said == []
+    tab.context.close()
+
+
+def test_columns_sort_by_keyboard_with_missing_values_last(browser: playwright.Browser, pages: dict[str, Path]) -> None:
+    tab = visit(browser, pages["one"]).tab
+    heading = tab.locator("#table-summary thead th", has_text="peak memory")
+    heading.locator("button").focus()
+    tab.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert rows(tab, "summary") == ["NF4", "AWQ", "GPTQ", "INT4", "FP16"]
+    tab.keyboard.press("Enter")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert rows(tab, "summary")[0] == "FP16"
+    divergence = tab.locator("#table-summary thead th", has_text="KL")
+    for _ in range(2):
+        divergence.locator("button").click()
+        assert rows(tab, "summary")[-1] == "FP16"
+    assert heading.get_attribute("aria-sort") == "none"
+    tab.context.close()
+
+
+def test_hovering_shows_the_figures(browser: playwright.Browser, pages: dict[str, Path]) -> None:
+    tab = visit(browser, pages["one"]).tab
+    tab.locator("#plot-memory-0").scroll_into_view_if_needed()
+    box = tab.locator("#plot-memory-0 .barlayer .point").first.bounding_box()
+    assert box
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.wait_for_selector("#plot-memory-0 .hoverlayer text")
+    assert "FP16: 10.2 MiB" in "".join(tab.locator("#plot-memory-0 .hoverlayer text").all_text_contents())
+    tab.context.close()
+
+
+def test_without_scripts_tables_and_images_remain(browser: playwright.Browser, pages: dict[str, Path]) -> None:
+    tab = visit(browser, pages["one"], java_script_enabled=False, width=390).tab
+    assert tab.locator("#table-summary tbody tr").count() == 5
+    images = tab.locator("img.still")
+    assert images.count() == 8
+    for image in images.all():
+        assert image.is_visible()
+        assert image.bounding_box()["height"] > 50  # type: ignore[index]
+    assert not tab.locator(".filters").is_visible()
+    tab.context.close()
+
+
+def test_dark_and_paper_have_colours_of_their_own(browser: playwright.Browser, pages: dict[str, Path]) -> None:
+    tab = visit(browser, pages["one"], color_scheme="dark").tab
+    paper = "getComputedStyle(document.body).backgroundColor"
+    ink = "getComputedStyle(document.querySelector('#plot-memory-0 .ytick text')).fill"
+    assert (tab.evaluate(paper), tab.evaluate(ink)) == ("rgb(21, 23, 27)", "rgb(232, 234, 238)")
+    tab.emulate_media(media="print")
+    assert tab.evaluate(paper) == "rgb(255, 255, 255)"
+    assert tab.locator("img.still").first.is_visible()
+    assert not tab.locator(".plot").first.is_visible()
+    tab.context.close()
