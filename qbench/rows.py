@@ -61,6 +61,8 @@ class CellRow(Row):
     calibration_sha256: str | None = None
     cached: bool | None = None
     """Whether the quantized weights came from the cache: quantize_s is of the time they were made. None without it."""
+    read_bytes_per_s: float | None = None
+    """On a CPU, how fast the machine read its memory just before loading: see `qbench.bandwidth.of_host`."""
 
 
 class MemoryRow(Row):

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 
-from qbench import cache, calibration, keys, lifeline
+from qbench import bandwidth, cache, calibration, keys, lifeline
 from qbench.backends.base import BackendModule, LoadedModel, QuantizingModule, import_backend
 from qbench.calibration import Calibration
 from qbench.config import Backend
@@ -81,6 +81,8 @@ class Cell:
             trust_remote_code=config.model.trust_remote_code,
             spread=config.device_map == "auto",
         )
+        if device.type == "cpu":
+            self._known["read_bytes_per_s"] = bandwidth.of_host().bytes_per_s
         self._resident = resident = ResidentPeak()
         settings = self._quantized(backend, options, calibrated)
         self._log.progress("loading", 0, 1)

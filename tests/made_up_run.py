@@ -224,3 +224,13 @@ def eight_cells() -> list[Row]:
         for i, (label, kind, gib, correct) in enumerate(cells)
         for row in measured(label, kind, gib, {1: [40 + i, 44 + i], 8: [330 + i, 300], 32: [9000, 12000]}, correct)
     ]
+
+
+def sustained_cells() -> list[Row]:
+    """int4 loses a fifth within ten minutes, fp16 and a second int4 nothing."""
+    rows: list[Row] = [cell("fp16"), cell("int4"), cell("awq", status="oom"), cell("int4-group-32", "int4")]
+    for i in range(60):
+        rows.append(window("fp16", 10 * (i + 1), 41.5, validity="foreign_load" if i == 30 else "ok"))
+        rows.append(window("int4", 10 * (i + 1), 100 - min(i, 20), validity="throttled" if 10 < i < 20 else "ok"))
+        rows.append(window("int4-group-32", 10 * (i + 1), 75 + i % 2, backend="int4"))
+    return rows

@@ -18,7 +18,6 @@ from matplotlib.text import Text
 from qbench import plot_style
 from qbench.plots import FIGURES, draw, mmlu_figure, throughput_figure
 from qbench.results import Run
-from qbench.rows import Row
 from qbench.stats import summarize, wilson_interval
 from tests.made_up_run import (
     FIVE_ANSWERS,
@@ -29,6 +28,7 @@ from tests.made_up_run import (
     flipped,
     made_up_run,
     measured,
+    sustained_cells,
     trial,
     window,
 )
@@ -428,16 +428,6 @@ def test_a_speed_that_cannot_be_trusted_is_marked_and_explained() -> None:
 
 def test_unmarked_speeds_need_no_explanation(five: dict[str, Figure]) -> None:
     assert "!" not in caption(five["throughput"])
-
-
-def sustained_cells() -> list[Row]:
-    """int4 loses a fifth within ten minutes, fp16 and a second int4 nothing."""
-    rows: list[Row] = [cell("fp16"), cell("int4"), cell("awq", status="oom"), cell("int4-group-32", "int4")]
-    for i in range(60):
-        rows.append(window("fp16", 10 * (i + 1), 41.5, validity="foreign_load" if i == 30 else "ok"))
-        rows.append(window("int4", 10 * (i + 1), 100 - min(i, 20), validity="throttled" if 10 < i < 20 else "ok"))
-        rows.append(window("int4-group-32", 10 * (i + 1), 75 + i % 2, backend="int4"))
-    return rows
 
 
 def test_sustained_speed_over_the_minutes_with_its_steady_state() -> None:

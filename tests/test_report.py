@@ -22,9 +22,18 @@ from qbench.environment import GPU
 from qbench.errors import QbenchError
 from qbench.report import data, figures, markdown, page, tables
 from qbench.report.charts import charts
-from qbench.report.shapes import BarChart
+from qbench.report.shapes import BarChart, PlaneChart
 from qbench.results import Run, read_run
-from tests.made_up_run import FIVE_ANSWERS, cell, five_cells, made_up_run, measured, subject, trials
+from tests.made_up_run import (
+    FIVE_ANSWERS,
+    cell,
+    five_cells,
+    made_up_run,
+    measured,
+    subject,
+    sustained_cells,
+    trials,
+)  # fmt: skip
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 SMOKE, TINYLLAMA = PUBLISHED / "smoke-xeon-2core", PUBLISHED / "tinyllama-shape-xeon-2core"
@@ -123,16 +132,46 @@ def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> 
         assert isinstance(chart, BarChart)
         return {panel.line for panel in chart.panels}
 
-    on_cpu = data.collect(smoke)
+    on_cpu = data.collect(replace(smoke, cells=smoke.cells.assign(read_bytes_per_s=np.nan)))
     assert on_cpu.bandwidth is None
     assert drawn(on_cpu) == {None}
     assert any(note.startswith("bandwidth ceiling left out") for note in on_cpu.notes)
     assert drawn(data.collect(on_gpu("NVIDIA A100-SXM4-80GB"))) == {(2039.0, "ceiling")}
     assert drawn(data.collect(on_gpu("NVIDIA of tomorrow"))) == {None}
-    given = data.collect(smoke, speed=data.Bandwidth(50e9, "given"))
+    readings = replace(smoke, cells=smoke.cells.assign(read_bytes_per_s=[20e9, 24e9, np.nan, 22e9, 21e9]))
+    measured_there = data.collect(readings)
+    assert drawn(measured_there) == {(24.0, "ceiling")}
+    assert measured_there.bandwidth is not None
+    assert measured_there.bandwidth.source == "fastest of 4 readings, one before each cell"
+    given = data.collect(readings, speed=data.Bandwidth(50e9, "given"))
     assert drawn(given) == {(50.0, "ceiling")}
     shares = [row["of the ceiling"] for row in Page(page.render([given])).records("Decode speed")]
     assert shares[0] == f"{given.cells[0].speeds[0].read_bytes_per_s / 50e9:.0%}".replace("%", " %")  # type: ignore[operator]
+
+
+def test_sustained_load_is_drawn_and_stands_in_a_table() -> None:
+    found = data.collect(made_up_run(sustained_cells()))
+    (chart,) = (chart for chart in charts(found) if chart.key == "sustained")
+    assert isinstance(chart, PlaneChart)
+    assert [trail.backend for trail in chart.trails] == ["FP16", "INT4", "int4-group-32"]
+    last = chart.trails[1].dots[-1]
+    assert (last.x, last.y, last.hover) == (10, 80, "INT4 after 600 s: 80.0 tokens/s")
+    assert [dot.doubtful for dot in chart.trails[1].dots] == [10 < i < 20 for i in range(60)]
+    assert chart.details == "batch 1, 1,920 prompt and 128 new tokens on end, prefills excluded"
+    rows = Page(page.render([found])).records("Under sustained load")
+    assert [list(row.values())[:4] for row in rows] == [
+        ["FP16", "41.5", "41.5", "100 %"],
+        ["INT4", "100", "80.0", "80 %"],
+        ["int4-group-32", "76.0", "75.5", "99 %"],
+    ]
+    assert "foreign load" in rows[0]["trust"]
+    assert tables.sustained([data.collect(made_up_run(five_cells()))]) is None
+
+
+def test_a_quantized_cache_is_named_where_speeds_are(smoke: Run) -> None:
+    assert "keys and values" not in data.collect(smoke).settings["throughput"]
+    quantized = replace(smoke, throughput=smoke.throughput.assign(kv_cache="int8"))
+    assert "the first excluded, keys and values in int8; medians" in data.collect(quantized).settings["throughput"]
 
 
 def test_predictions_stand_beside_measurements(smoke_page: Page, smoke: Run) -> None:

@@ -1,7 +1,7 @@
 """`qbench report`: runs as one HTML page and a BENCHMARK.md.
 
-    Run ─ data.py ─▶ RunReport ─ tables.py ─▶ Table ──────────────────────────▶ page.py, markdown.py
-                         └────── charts.py ─▶ Chart ─ figures.py, still.py ─▶ page.py
+    Run ─ data.py ─▶ RunReport ─ tables.py ─▶ Table ────────────────────────────────────────▶ page.py, markdown.py
+                         └────── charts.py (bars, planes) ─▶ Chart ─ figures.py, still.py ─▶ page.py
 
 Records, tables and charts are plain data; the page shows each chart twice, drawn by plotly and as an image.
 """

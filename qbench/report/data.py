@@ -1,11 +1,10 @@
-"""From a run to plain records: everything that the page and BENCHMARK.md say of it, without pandas or style."""
+"""From a run to records: everything that the page and BENCHMARK.md say of it."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -18,121 +17,17 @@ from qbench.environment import hardware_label
 from qbench.errors import QbenchError
 from qbench.report import facts
 from qbench.report.facts import Record
-from qbench.report.subjects import Subject, subjects
+from qbench.report.records import Accuracy, Cell, RunReport, Speed, Sustained, doubts
+from qbench.report.subjects import subjects
 from qbench.results import Run, display_label
 from qbench.stats import batch_sizes, decode_trials, summarize
-from qbench.verdict import accuracy_words, speedup_words, sustained_words
+from qbench.verdict import accuracy_words, speedup_words
 
 LATENCIES = ("ttft_s", "itl_p50_s", "itl_p95_s")
 """Columns of a trial."""
 
 ONE_BYTE_A_SECOND = Bandwidth(1.0, "a unit")
 """With it, a ceiling in tokens/s is the tokens that reading one byte makes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """A cell at one batch size: medians over its ok trials, in seconds and bytes."""
-
-    batch_size: int
-    status: str | None
-    """ok, or what went wrong in some trial; None where nothing was tried."""
-    tokens_per_s: float | None
-    low: float | None
-    """Slowest and fastest trial."""
-    high: float | None
-    validity: str | None
-    """ok, or why the speed is not to be trusted, joined by `+`; None where that was not recorded: `qbench.trust`."""
-    speedup: str
-    """Over the 16-bit cell, in words."""
-    ttft_s: float | None
-    itl_p50_s: float | None
-    itl_p95_s: float | None
-    peak_memory_bytes: int | None
-    """The most of any trial."""
-    predicted_bytes: int | None
-    ceiling_tokens_per_s: float | None
-    """What the machine's bandwidth allows at most, see `qbench.forecast.ceiling`; None where that is not known."""
-    read_bytes_per_s: float | None
-    """Bytes of weights and cache that a decode step reads ÷ the step's time (batch_size ÷ tokens_per_s)."""
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Why the speed is not to be trusted, in words; none if it is, or if nothing is known."""
-        return () if self.validity in (None, "ok") else tuple(str(self.validity).replace("_", " ").split("+"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """Of a cell, as fractions, with a 95 % Wilson interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    partial: bool
-    difference: str
-    """To the 16-bit cell, in words."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One backend of a run."""
-
-    name: str
-    """What people read; unique in its run."""
-    label: str
-    kind: str
-    status: str
-    error: str | None
-    kernel: str | None
-    bits_per_weight: float | None
-    weight_bytes: int | None
-    load_s: float | None
-    quantize_s: float | None
-    peak_memory_bytes: int | None
-    peak_rss_bytes: int | None
-    predicted_bytes: int | None
-    accuracy: Accuracy | None
-    perplexity: float | None
-    kl_mean: float | None
-    kl_stderr: float | None
-    top1_agreement: float | None
-    sustained: str
-    """Speed under sustained load, in words."""
-    speeds: tuple[Speed, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
-    """A run as it is reported."""
-
-    title: str
-    """Its name; unique among the runs of a report."""
-    model: str
-    machine: str
-    dtype: str
-    day: str
-    """When it started, UTC."""
-    commands: tuple[str, ...]
-    """That measure it again, on a machine like its own."""
-    configuration: str
-    """As parsed, with every default, as JSON."""
-    environment: tuple[tuple[str, str], ...]
-    batch_sizes: tuple[int, ...]
-    cells: tuple[Cell, ...]
-    subjects: tuple[Subject, ...]
-    reference: str | None
-    """Name of the 16-bit cell that others are compared with."""
-    ties: frozenset[frozenset[str]]
-    """Pairs of names whose accuracies do not differ, see `qbench.compare.tied`."""
-    settings: Mapping[str, str]
-    """By measure (memory, throughput, mmlu), under which conditions it was taken."""
-    bandwidth: Bandwidth | None
-    failures: tuple[str, ...]
-    doubts: tuple[str, ...]
-    notes: tuple[str, ...]
-    """What the report lacks, and why."""
 
 
 def collect(
@@ -143,8 +38,8 @@ def collect(
     Args:
         title: the run's name unless given.
         allow_partial: also accuracies and divergences over part of the questions or text.
-        speed: of the machine that was measured, where the caller knows it; else the data sheet of the GPU that
-            run.json names. A CPU's bandwidth is in no file of a run and is left out.
+        speed: of the machine that was measured, where the caller knows it; else that of the data sheet of the GPU
+            that run.json names, or on a CPU the fastest that the run's workers have read.
     """
     record, notes = run.record, list[str]()
     speed = speed or _bandwidth(run, notes)
@@ -205,7 +100,7 @@ def _cell(run: Run, row: Record, predictions: Mapping[tuple[str, int | None], Re
         predicted_bytes=predictions.get((label, None), {}).get("predicted_bytes"),
         accuracy=_accuracy(row),
         **{field: text.get(field) for field in ("perplexity", "kl_mean", "kl_stderr", "top1_agreement")},
-        sustained=sustained_words(row),
+        sustained=_sustained(run, row),
         speeds=tuple(_speed(run, row, size, predictions.get((label, size), {})) for size in batch_sizes(run)),
     )
 
@@ -246,8 +141,22 @@ def _speed(run: Run, row: Record, size: int, predicted: Record) -> Speed:
     )
 
 
+def _sustained(run: Run, row: Record) -> Sustained | None:
+    windows = run.sustained[run.sustained["label"] == row["label"]].to_dict("records")
+    if not windows:
+        return None
+    return Sustained(
+        windows=tuple(
+            (float(one["t_s"]), float(one["tokens_per_s"]), doubts(_known(one)["validity"])) for one in windows
+        ),
+        steady=row["sustained_tokens_per_s"],
+        peak=row["sustained_peak_tokens_per_s"],
+        validity=row["sustained_validity"],
+    )
+
+
 def _bandwidth(run: Run, notes: list[str]) -> Bandwidth | None:
-    """Of the GPU, by its data sheet; None, with a note, where the run's files do not tell it."""
+    """Of the GPU, by its data sheet, or as measured in the run; None, with a note, where its files do not tell it."""
     devices, gpus = set(run.cells["device"].dropna()), run.record.environment.gpus
     if run.cells["host"].nunique() > 1:
         notes.append("bandwidth ceiling left out: the cells were measured on several machines")
@@ -257,7 +166,10 @@ def _bandwidth(run: Run, notes: list[str]) -> Bandwidth | None:
         if found is None:
             notes.append(f"bandwidth ceiling left out: no data sheet of {gpus[0].name} is known; give --bandwidth")
         return found
-    notes.append("bandwidth ceiling left out: a run does not record a CPU's read bandwidth; give --bandwidth")
+    readings = run.cells["read_bytes_per_s"].dropna()
+    if not readings.empty:
+        return Bandwidth(float(readings.max()), f"fastest of {len(readings)} readings, one before each cell")
+    notes.append("bandwidth ceiling left out: this run did not record how fast its CPU reads; give --bandwidth")
     return None
 
 

@@ -60,7 +60,14 @@ def settings(run: Run, summary: Sequence[Record]) -> dict[str, str]:
         found["memory"] = "first forward after loading, batch {batch_size}, {seq_len:,} tokens".format(**memory)
     if len(run.throughput):
         prompt, new = (int(run.throughput[column].max()) for column in ("prompt_tokens", "new_tokens"))
-        found["throughput"] = f"{prompt:,} prompt and {new:,} new tokens, the first excluded; medians over trials"
+        found["throughput"] = (
+            f"{prompt:,} prompt and {new:,} new tokens, the first excluded{_cache(run.throughput)}; medians over trials"
+        )
+    if len(run.sustained):
+        batch, prompt, new = (int(run.sustained[name].max()) for name in ("batch_size", "prompt_tokens", "new_tokens"))
+        found["sustained"] = (
+            f"batch {batch}, {prompt:,} prompt and {new:,} new tokens on end, prefills excluded{_cache(run.sustained)}"
+        )
     counts = [row["mmlu_n"] for row in summary if row["mmlu_n"] is not None]
     if counts:
         demo = (measures.get("mmlu") or {}).get("data") == "demo"
@@ -72,6 +79,12 @@ def settings(run: Run, summary: Sequence[Record]) -> dict[str, str]:
             f"{'/'.join(map(str, shots))}-shot, 95 % Wilson intervals"
         )
     return found
+
+
+def _cache(rows: pd.DataFrame) -> str:
+    """What keys and values were kept in, where that is not the compute dtype."""
+    kinds = sorted(set(rows["kv_cache"].dropna()) - {"16bit"})
+    return f", keys and values in {'/'.join(kinds)}" if kinds else ""
 
 
 def commands(record: RunRecord) -> list[str]:

@@ -17,6 +17,8 @@ BAR_PX, PANEL_PX, PLANE_PX = 34, 54, 340
 """Heights: of a bar, of a panel's title and ticks, of the plane that points lie in."""
 
 LEGEND_ROW_PX = 22
+MANY_DOTS = 12
+"""From here on they are small."""
 ROOM = 1.42
 """How far an axis of bars goes beyond the longest, for the texts at their ends."""
 
@@ -149,7 +151,7 @@ def _plane(chart: PlaneChart) -> Json:
     layout = _layout(PLANE_PX + LEGEND_ROW_PX * (1 + len(chart.trails) // 3))
     layout["showlegend"] = True
     layout["xaxis"] = _axis(chart.x_axis) | {"nticks": 6}
-    layout["yaxis"] = _axis(chart.y_axis) | ({"rangemode": "tozero"} if chart.x_ticks else {})
+    layout["yaxis"] = _axis(chart.y_axis) | ({"rangemode": "tozero"} if chart.connected else {})
     if chart.x_ticks:
         labels = [f"{tick:g}" for tick in chart.x_ticks]
         ticks = {"tickmode": "array", "tickvals": list(chart.x_ticks), "ticktext": labels}
@@ -159,16 +161,17 @@ def _plane(chart: PlaneChart) -> Json:
         "line": {"color": NEUTRAL, "width": 1.5}, "name": "Pareto front", "hoverinfo": "skip",
         "showlegend": len(chart.front) > 1,
     }  # fmt: skip
-    traces = [_trail(trail, connected=bool(chart.x_ticks)) for trail in chart.trails]
+    traces = [_trail(trail, connected=chart.connected) for trail in chart.trails]
     return {"data": [front, *traces] if chart.front else traces, "layout": layout}
 
 
 def _trail(trail: Trail, *, connected: bool) -> Json:
     spans = [dot.span or (dot.y, dot.y) for dot in trail.dots]
+    size = 11 if len(trail.dots) < MANY_DOTS else 5
     return {
         "type": "scatter", "mode": "lines+markers+text" if connected else "markers", "meta": trail.backend,
         "name": text(trail.backend), "x": [dot.x for dot in trail.dots], "y": [dot.y for dot in trail.dots],
-        "marker": _marker(trail.look) | {"size": 11, "symbol": SYMBOLS[trail.look.hatch]},
+        "marker": _marker(trail.look) | {"size": size, "symbol": SYMBOLS[trail.look.hatch]},
         "line": {"color": trail.look.edge, "width": 2}, "textposition": "top center",
         "text": ["!" if dot.doubtful else "" for dot in trail.dots],
         "hovertext": [text(dot.hover) for dot in trail.dots], "hoverinfo": "text",

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from qbench.report import tables
-from qbench.report.data import RunReport
-from qbench.report.tables import Table
+from qbench.report.records import RunReport
+from qbench.report.table import Table
 
 
 def render(reports: Sequence[RunReport]) -> str:
@@ -21,6 +21,7 @@ def render(reports: Sequence[RunReport]) -> str:
             parts += [f"## {title}", "\n".join(lines)]
     for heading, table in (
         ("Speed and latency", tables.speeds(reports)),
+        ("Sustained load", tables.sustained(reports)),
         ("Predicted and measured", tables.predictions(reports)),
         ("Loading", tables.loading(reports)),
     ):

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from qbench import __version__
 from qbench.report import figures, still, tables
 from qbench.report.charts import charts
-from qbench.report.data import RunReport
+from qbench.report.records import RunReport
 from qbench.report.shapes import Chart
 
 SECTIONS = {
@@ -36,6 +36,7 @@ SECTIONS = {
         "How fast decoding reads weights and cache. A model that fits the processor's caches is read from there.",
     ),
     "latency": ("Latency", "Time between tokens: half of them come faster than p50, one in twenty slower than p95."),
+    "sustained": ("Sustained load", "Generations without a pause: what is left of the speed once the machine is warm."),
 }
 """Title and explanation by the charts' keys, in order."""
 
@@ -80,6 +81,7 @@ def render(reports: Sequence[RunReport]) -> str:
         summary=tables.summary(reports),
         sections=[_section(key, reports, found) for key in SECTIONS if any(kind == key for kind, _ in found)],
         timed=tables.speeds(reports),
+        loaded=tables.sustained(reports),
         heat=[table for i, report in enumerate(reports) if (table := tables.subjects(report, i))],
         predicted=tables.predictions(reports),
         loading=tables.loading(reports),

@@ -81,8 +81,10 @@ class PlaneChart:
     trails: tuple[Trail, ...]
     front: tuple[Point, ...] = ()
     """Corners of its steps."""
+    connected: bool = False
+    """Whether a backend's points are a line; y begins at 0 then."""
     x_ticks: tuple[float, ...] = ()
-    """Where x is a number of sequences, on a logarithmic axis: those that were measured. y begins at 0 there."""
+    """The values of x, on a logarithmic axis; none for an axis with ticks of its own."""
 
 
 Chart = BarChart | PlaneChart

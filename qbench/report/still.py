@@ -11,6 +11,7 @@ from matplotlib.text import Annotation
 
 from qbench import plot_style as style
 from qbench.plot_front import obstacles
+from qbench.report.figures import MANY_DOTS
 from qbench.report.shapes import BarChart, Chart, Panel, PlaneChart
 
 WIDTH_IN = 5.6
@@ -76,14 +77,24 @@ def _plane(chart: PlaneChart) -> Figure:
             axes.plot([dot.x, dot.x], dot.span or (dot.y, dot.y), color=trail.look.edge, linewidth=1, zorder=3)
             if dot.doubtful:
                 axes.annotate("!", (dot.x, dot.y), xytext=(0, 6), textcoords="offset points", color=style.ALARM)
-        if chart.x_ticks:
+        if chart.connected:
             axes.plot(xs, ys, color=trail.look.edge, zorder=2)
         look, label = trail.look, style.plain(trail.backend)
-        axes.scatter(xs, ys, s=70, color=[look.fill], edgecolor=look.edge, hatch=look.hatch, zorder=4, label=label)
+        axes.scatter(
+            xs,
+            ys,
+            s=70 if len(xs) < MANY_DOTS else 16,
+            color=[look.fill],
+            edgecolor=look.edge,
+            hatch=look.hatch,
+            zorder=4,
+            label=label,
+        )
     if chart.x_ticks:
         axes.set_xscale("log")
         axes.set_xticks(chart.x_ticks, [f"{tick:g}" for tick in chart.x_ticks])
         axes.minorticks_off()
+    if chart.connected:
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left", frameon=False, fontsize=11)
     else:

@@ -3,57 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from qbench.report import words
-from qbench.report.data import Cell, RunReport, Speed
+from qbench.report.records import Cell, RunReport, Speed
+from qbench.report.table import Column, Field, Table, TableRow
 from qbench.report.words import MISSING
 
 Part = tuple[str, int | None, int | None, float | None, float | None]
 """What was predicted: its name, bytes predicted and measured, tokens/s predicted and measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """A column; one of figures is aligned to the right."""
-
-    title: str
-    numeric: bool = True
-    backend: str | None = None
-    """The backend that all of the column is of, if it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """What stands in a row under a column."""
-
-    text: str
-    value: float | None = None
-    """By which rows are sorted; texts without one are sorted as texts."""
-    alarm: bool = False
-    strong: bool = False
-    tint: float | None = None
-    """From -1, worse, to 1, better: how strongly the field is coloured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableRow:
-    """A row, of a run and mostly of a backend; the first field is its heading."""
-
-    run: int
-    """Number of the run in the report."""
-    backend: str | None
-    fields: tuple[Field, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table with a caption that says what it shows."""
-
-    key: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[TableRow, ...]
 
 
 def summary(reports: Sequence[RunReport]) -> Table:
@@ -130,6 +87,26 @@ def _speed_fields(report: RunReport, cell: Cell, speed: Speed) -> list[Field]:
         _figure(share, words.percent(share, 0)),
         _trust(speed),
     ]
+
+
+def sustained(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell under load; None if there was none."""
+    titles = ("tokens/s at first", "at the end", "what is left")
+    columns = [*_whose(reports), *(Column(title=title) for title in titles), Column(title="trust", numeric=False)]
+    rows = []
+    for i, report in enumerate(reports):
+        for cell in report.cells:
+            if found := cell.sustained:
+                left = found.steady / found.peak
+                fields = (
+                    *_identity(reports, report, cell),
+                    *(_figure(speed, words.tokens(speed)) for speed in (found.peak, found.steady)),
+                    _figure(left, words.percent(left, 0)),
+                    Field(text=", ".join(found.doubts) or found.validity or "not recorded", alarm=bool(found.doubts)),
+                )
+                rows.append(TableRow(run=i, backend=cell.name, fields=fields))
+    caption = "Under sustained load: the best window of the first third, the median of the last third"
+    return Table(key="sustained", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
 
 
 def subjects(report: RunReport, number: int) -> Table | None:

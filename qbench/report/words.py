@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from qbench.screen import MISSING, human_bytes
 
-__all__ = ["MISSING", "gigabytes_a_second", "human_bytes", "milliseconds", "number", "percent", "signed", "tokens"]
+__all__ = [
+    "MISSING", "gigabytes_a_second", "human_bytes", "lines", "memory_unit", "milliseconds", "number", "percent",
+    "signed", "span", "tokens",
+]  # fmt: skip
 
 
 def number(value: float | None, pattern: str) -> str:
@@ -38,3 +43,18 @@ def signed(value: float, decimals: int = 1) -> str:
 def gigabytes_a_second(bytes_per_s: float | None) -> str:
     """Bytes a second as GB/s."""
     return MISSING if bytes_per_s is None else f"{bytes_per_s / 1e9:,.3g} GB/s"
+
+
+def span(speeds: tuple[float, float] | None) -> str:
+    """The slowest and the fastest trial; empty if there is but one."""
+    return f"trials: {tokens(speeds[0])} to {tokens(speeds[1])}" if speeds else ""
+
+
+def memory_unit(values: Iterable[int]) -> tuple[str, int]:
+    """The unit in which the largest of some bytes has few digits, and its bytes."""
+    return ("GiB", 2**30) if max(values) >= 2**30 else ("MiB", 2**20)
+
+
+def lines(*texts: str) -> str:
+    """Those that are not empty, each on its line."""
+    return "\n".join(text for text in texts if text)
