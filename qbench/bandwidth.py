@@ -6,8 +6,10 @@ import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from qbench.errors import QbenchError
 
@@ -40,8 +42,9 @@ SHEETS: dict[str, tuple[float, float | None]] = {
 """By the driver's name: GB/s of memory, and TFLOP/s of dense 16-bit tensor products with float32 sums where its data
 sheet says so; from NVIDIA's data sheets (nvidia.com/en-us/data-center, nvidia.com/en-us/geforce)."""
 
-BUFFER_BYTES = 256 << 20
-"""More than caches hold."""
+BUFFER_BYTES = (256 << 20, 1 << 30)
+"""Least and most that is read: twice the largest cache, where Linux tells its size."""
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 SECONDS = 0.4
 
 
@@ -88,7 +91,8 @@ def of_host() -> Bandwidth:
     import numpy as np
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parts = np.array_split(np.ones(BUFFER_BYTES // 8, dtype=np.uint64), cores)
+    size = _buffer_bytes()
+    parts = np.array_split(np.ones(size // 8, dtype=np.uint64), cores)
     times: list[float] = []
     with ThreadPoolExecutor(cores) as pool:
         deadline = time.perf_counter() + SECONDS
@@ -96,7 +100,16 @@ def of_host() -> Bandwidth:
             start = time.perf_counter()
             list(pool.map(np.bitwise_or.reduce, parts))
             times.append(time.perf_counter() - start)
-    return Bandwidth(BUFFER_BYTES / min(times), f"measured here by reading {BUFFER_BYTES >> 20} MiB with numpy")
+    return Bandwidth(size / min(times), f"measured here by reading {size >> 20} MiB with numpy")
+
+
+def _buffer_bytes() -> int:
+    sizes = [0]
+    for path in CACHES.glob("index*/size"):
+        with suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) << 10)
+    least, most = BUFFER_BYTES
+    return min(max(2 * max(sizes), least), most)
 
 
 def _quantity(text: str, where: str, example: str) -> float:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from qbench import bandwidth
@@ -32,9 +34,30 @@ def test_data_sheets_are_found_by_the_drivers_name() -> None:
 
 
 def test_the_hosts_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", (1 << 20, 1 << 20))
     monkeypatch.setattr(bandwidth, "SECONDS", 0.01)
     found = bandwidth.of_host.__wrapped__()
     # No machine reads slower than a disk or faster than all of its caches.
     assert 1e8 < found.bytes_per_s < 1e14
     assert "measured here" in found.source
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mebibytes"),
+    [
+        ([], 256),
+        (["48K", "2048K", "32768K"], 256),
+        (["2048K", "262144K"], 512),
+        (["491520K"], 960),
+        (["1048576K"], 1024),
+    ],
+)
+def test_more_is_read_than_caches_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[str], mebibytes: int
+) -> None:
+    for i, size in enumerate(sizes):
+        (tmp_path / f"index{i}").mkdir()
+        (tmp_path / f"index{i}" / "size").write_text(f"{size}\n")
+    monkeypatch.setattr(bandwidth, "CACHES", tmp_path)
+    monkeypatch.setattr(bandwidth, "SECONDS", 0)
+    assert f"reading {mebibytes} MiB" in bandwidth.of_host.__wrapped__().source
