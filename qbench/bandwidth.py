@@ -42,9 +42,9 @@ SHEETS: dict[str, tuple[float, float | None]] = {
 """By the driver's name: GB/s of memory, and TFLOP/s of dense 16-bit tensor products with float32 sums where its data
 sheet says so; from NVIDIA's data sheets (nvidia.com/en-us/data-center, nvidia.com/en-us/geforce)."""
 
-BUFFER_BYTES = (256 << 20, 1 << 30)
-"""Least and most that is read: twice the largest cache, where Linux tells its size."""
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+BUFFER_BYTES = (256 << 20, 2 << 30)
+"""Least and most that is read: twice what the caches hold, where Linux tells it."""
+CPUS = Path("/sys/devices/system/cpu")
 SECONDS = 0.4
 
 
@@ -104,12 +104,13 @@ def of_host() -> Bandwidth:
 
 
 def _buffer_bytes() -> int:
-    sizes = [0]
-    for path in CACHES.glob("index*/size"):
+    levels: dict[str, dict[str, int]] = {}
+    for folder in CPUS.glob("cpu[0-9]*/cache/index*"):
         with suppress(OSError, ValueError):
-            sizes.append(int(path.read_text().strip().removesuffix("K")) << 10)
+            level, shared, size = ((folder / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+            levels.setdefault(level, {})[shared] = int(size.removesuffix("K")) << 10
     least, most = BUFFER_BYTES
-    return min(max(2 * max(sizes), least), most)
+    return min(max(2 * sum(levels[max(levels)].values()) if levels else 0, least), most)
 
 
 def _quantity(text: str, where: str, example: str) -> float:

@@ -13,8 +13,15 @@ import pandas as pd
 
 from qbench.compare import noise_floor, reference_label
 from qbench.configfile import one_line
-from qbench.differences import AccuracyDifference, Answered, accuracy_difference, answered, workload
-from qbench.environment import hardware_label
+from qbench.differences import (
+    PLAIN_CACHE,
+    AccuracyDifference,
+    Answered,
+    accuracy_difference,
+    answered,
+    kept_in,
+    workload,
+)  # fmt: skip
 from qbench.paired import Flips
 from qbench.results import Run, display_label
 from qbench.stats import decode_trials, summarize
@@ -69,8 +76,9 @@ def notes(runs: Sequence[Run], batch_size: int) -> list[str]:
     works = {work for run in runs for label in run.cells["label"] if (work := workload(run, label, batch_size))}
     seen = {
         "models": {run.record.model for run in runs},
-        "hardware": {hardware_label(run.record.environment) for run in runs},
+        "hardware": {run.record.hardware for run in runs},
         "lengths": {f"{prompt} prompt and {new} new tokens" for prompt, new in works},
+        "caches": {f"keys and values in {kept_in(run, label)}" for run in runs for label in run.throughput["label"]},
     }
     return [f"different {what}: {one_line('; '.join(sorted(found)))}" for what, found in seen.items() if len(found) > 1]
 
@@ -116,7 +124,7 @@ def _candidate(run: Run, row: Mapping[Any, Any], run_name: str, batch_size: int,
         is_reference=label == reference,
         floor=noise_floor(run),
         failure=_failure(row, batch_size),
-        caveats=tuple(_caveats(row, batch_size, drop)),
+        caveats=tuple(_caveats(row, batch_size, drop, kept_in(run, label))),
     )
 
 
@@ -134,7 +142,7 @@ def _failure(row: Mapping[Any, Any], batch_size: int) -> str:
     return "" if pd.isna(status) or status == "ok" else one_line(f"{status} at batch {batch_size}")
 
 
-def _caveats(row: Mapping[Any, Any], batch_size: int, drop: AccuracyDifference | None) -> list[str]:
+def _caveats(row: Mapping[Any, Any], batch_size: int, drop: AccuracyDifference | None, cache: str) -> list[str]:
     """What has to be said of a cell's figures whenever it is named."""
     found = []
     validity = row.get(f"validity_b{batch_size}", pd.NA)
@@ -145,6 +153,8 @@ def _caveats(row: Mapping[Any, Any], batch_size: int, drop: AccuracyDifference |
         found.append("the run does not say what its trials ran under")
     if not pd.isna(row["mmlu"]) and row["mmlu_partial"]:
         found.append(f"its accuracy is partial: {row['mmlu_n']:,} questions")
+    if not pd.isna(row["mmlu"]) and cache != PLAIN_CACHE:
+        found.append(f"its accuracy was measured with keys and values in 16 bit, its speed with {cache}")
     if drop and not drop.flips:
         found.append("its answers are not there, so that its accuracy is compared as of independent questions")
     return found

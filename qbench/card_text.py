@@ -10,17 +10,17 @@ import yaml
 
 from qbench import trust
 from qbench.candidates import size
-from qbench.environment import hardware_label
+from qbench.differences import PLAIN_CACHE, cache_words, kept_in
 from qbench.markdown import code, fenced, inline, preformatted
 from qbench.results import Run, display_label
 from qbench.rows import GenerationRow
+from qbench.screen import MISSING
 from qbench.stats import batch_sizes
 from qbench.verdict import accuracy_words, speedup_words
 
 Record = Mapping[Any, Any]
 """A row of the summary, or of a table."""
 
-MISSING = "–"
 SAMPLES = 5
 
 
@@ -45,7 +45,7 @@ def _introduction(run: Run, row: Record) -> str:
     how = (
         "in 16 bit, as published" if cell["bits"] == 16 else f"quantized to {bits:.2f} bits a weight by {inline(name)}"
     )
-    where = inline(hardware_label(run.record.environment))
+    where = inline(run.record.hardware)
     model = inline(run.record.model)
     return f"# {model}, {inline(name)}\n\n{model} {how}, measured by qbench on {where}."
 
@@ -115,9 +115,10 @@ def _conditions(run: Run, row: Record) -> str:
     cell, machine = _cell(run, row), run.record.environment
     trials = run.throughput[run.throughput["label"] == row["label"]].to_dict("records")
     lengths = f"{trials[-1]['prompt_tokens']} prompt and {trials[-1]['new_tokens']} new tokens" if trials else ""
+    lengths += cache_words(run.throughput[run.throughput["label"] == row["label"]])
     versions = ", ".join(f"{name} {version}" for name, version in sorted(machine.versions.items()))
     facts = {
-        "machine": hardware_label(machine),
+        "machine": run.record.hardware,
         "system": ", ".join(filter(None, [machine.os, f"Python {machine.python}", machine.driver])),
         "kernel": cell["kernel"],
         "dtype": cell["dtype"],
@@ -172,6 +173,9 @@ def _limits(run: Run, row: Record) -> str:
         "The run does not say what all of its trials ran under.": any(
             pd.isna(row[f"validity_b{batch}"]) and not pd.isna(row[f"decode_tokens_per_s_b{batch}"])
             for batch in batch_sizes(run)
+        ),
+        "Accuracy and perplexity were measured with keys and values in 16 bit, unlike speed.": (
+            kept_in(run, str(row["label"])) != PLAIN_CACHE
         ),
         "Figures of one machine at one time: another one, other versions or lengths give other speeds.": True,
         "Multiple-choice accuracy and perplexity say little of long answers, safety or other languages.": True,

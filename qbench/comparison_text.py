@@ -12,11 +12,10 @@ from qbench.candidates import size
 from qbench.configfile import one_line
 from qbench.gate import Check, GateResult
 from qbench.recommend_text import ratio_words
-from qbench.run_comparison import CellChange, RunComparison, SpeedChange
+from qbench.run_comparison import CellChange, MemoryChange, RunComparison, SpeedChange
 from qbench.run_differences import Difference
+from qbench.screen import MISSING
 from qbench.verdict import p_words, signed
-
-MISSING = "–"
 
 
 def print_comparison(console: Console, compared: RunComparison) -> None:
@@ -116,18 +115,19 @@ def _words(speed: SpeedChange) -> str:
 def _memory_table(cells: Sequence[CellChange]) -> Table:
     table = Table(title="peak memory", title_justify="left")
     table.add_column("backend")
-    for heading in ("A", "B", "B − A"):
-        table.add_column(heading, justify="right")
+    for heading in ("of", "A", "B", "B − A"):
+        table.add_column(heading, justify="left" if heading == "of" else "right")
     for cell in cells:
-        if (cell.first_memory_bytes, cell.second_memory_bytes) != (None, None):
-            table.add_row(*map(escape, (_name(cell), *_memories(cell))))
+        for memory in cell.memories:
+            what = f"batch {memory.batch_size}" if memory.batch_size else "first forward"
+            table.add_row(*map(escape, (_name(cell), what, *_bytes(memory))))
     return table
 
 
-def _memories(cell: CellChange) -> tuple[str, str, str]:
-    first, second = cell.first_memory_bytes, cell.second_memory_bytes
-    change = MISSING
-    if first and second is not None:
+def _bytes(memory: MemoryChange) -> tuple[str, str, str]:
+    first, second = memory.first_bytes, memory.second_bytes
+    change = MISSING if memory.comparable else "of other lengths"
+    if first and second is not None and memory.comparable:
         sign = "−" if second < first else "+" if second > first else ""
         change = f"{sign}{size(abs(second - first))} ({signed(100 * (second / first - 1), 2)} %)"
     return _size(first), _size(second), change

@@ -19,6 +19,9 @@ from qbench.results import Run
 from qbench.stats import speedup, wilson_interval
 from qbench.trust import SPREAD_BOUND
 
+PLAIN_CACHE = "16bit"
+"""The cache that accuracy is always measured over, and every speed of runs that knew no other."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpeedRatio:
@@ -75,8 +78,9 @@ def answered(run: Run, label: str, *, allow_partial: bool = False) -> Answered |
     n = int(rows["n"].sum())
     if n == 0 or (bool(rows["partial"].any()) and not allow_partial):
         return None
-    data = _section(run, "mmlu").get("data")
-    questions = "the demo model's questions" if data == "demo" else "MMLU"
+    data = section(run, "mmlu").get("data")
+    shots = "/".join(map(str, sorted(rows["num_fewshot"].unique())))
+    questions = f"{'the demo questions' if data == 'demo' else 'MMLU'}, {shots}-shot"
     return Answered(int(rows["correct"].sum()), n, questions, run.answers.get(label))
 
 
@@ -138,7 +142,19 @@ def workload(run: Run, label: str, batch_size: int) -> tuple[int, int] | None:
     return None if rows.empty else (int(rows["prompt_tokens"].iloc[-1]), int(rows["new_tokens"].iloc[-1]))
 
 
-def _section(run: Run, measure: str) -> Mapping[str, Any]:
+def kept_in(run: Run, label: str) -> str:
+    """What a cell's generations kept keys and values in: `measure.throughput.kv_cache`."""
+    kinds = run.throughput.loc[run.throughput["label"] == label, "kv_cache"].dropna()
+    return PLAIN_CACHE if kinds.empty else str(kinds.iloc[-1])
+
+
+def cache_words(rows: pd.DataFrame) -> str:
+    """`, keys and values in int8` of generations that kept them so; empty for the compute dtype."""
+    kinds = sorted(set(rows["kv_cache"].dropna()) - {PLAIN_CACHE})
+    return f", keys and values in {'/'.join(kinds)}" if kinds else ""
+
+
+def section(run: Run, measure: str) -> Mapping[str, Any]:
     """A measure's section of the configuration; empty if it was not asked for."""
     found: Mapping[str, Any] = (run.record.config.get("measure") or {}).get(measure) or {}
     return found

@@ -83,20 +83,20 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def hardware_label(environment: Environment) -> str:
-    """One phrase for captions: the GPU where there is one, else the CPU with its cores."""
-    if environment.gpus:
+def hardware_label(environment: Environment, device: str = "auto") -> str:
+    """One phrase for captions: the GPU where there is one and `device` is not cpu, else the CPU with its cores."""
+    if environment.gpus and device != "cpu":
         return " + ".join(gpu.name for gpu in environment.gpus)
     return f"{environment.cpu}, {environment.cores} cores"
 
 
-def versions_of(interpreter: Path) -> dict[str, str]:
-    """Versions of `PACKAGES` in another interpreter's virtual environment; empty where it has none of its own.
+def versions_of(interpreter: Path, packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of packages in another interpreter's virtual environment; empty where it has none of its own.
 
     Read from its folders, so that nothing of it is run.
     """
     folders = interpreter.expanduser().absolute().parent.parent.glob("lib/python3.*/site-packages")
-    wanted = {name.replace("_", "-"): name for name in PACKAGES}
+    wanted = {name.replace("_", "-"): name for name in packages}
     found = {}
     for distribution in metadata.distributions(path=[str(folder) for folder in folders]):
         name = wanted.get(distribution.name.lower().replace("_", "-"))

@@ -236,7 +236,9 @@ def _batches(
         yield BatchForecast(
             measure=name,
             batch_size=size,
-            cache_bytes=predicted.cache_bytes(size, settings.seq_len, settings.kv_cache),
+            cache_bytes=predicted.generation_cache_bytes(
+                size, settings.prompt_tokens, settings.seq_len, settings.kv_cache
+            ),
             peak_memory_bytes=peak,
             decode_tokens_per_s=rate,
             decode_s=repeats * size * (settings.new_tokens - 1) / rate if rate and repeats else None,

@@ -21,8 +21,8 @@ from qbench.compare import SIGNIFICANCE
 from qbench.configfile import one_line
 from qbench.errors import QbenchError
 from qbench.results import Run, display_label
-from qbench.run_comparison import CellChange, RunComparison, SpeedChange, compare_runs
-from qbench.run_differences import Difference, check_same_model
+from qbench.run_comparison import CellChange, MemoryChange, RunComparison, SpeedChange, compare_runs
+from qbench.run_differences import Difference, check_same_conditions, check_same_model
 from qbench.stats import decode_trials
 
 
@@ -77,13 +77,16 @@ def gate(run: Run, baselines: Sequence[Run], limits: GateLimits, *, allow_partia
     """Check `run` against the first of `baselines`, its speeds against all of them.
 
     Raises:
-        QbenchError: no limit is given, the models differ, or the baseline has nothing that could become worse.
+        QbenchError: no limit is given, the models differ, the baselines are not runs of the same thing, or they have
+            nothing that could become worse.
     """
     if limits == GateLimits():
         raise QbenchError("gate: give at least one of --max-slowdown, --max-drop and --max-memory-growth")
     for each in baselines:
         check_same_model(each.record, run.record, "a gate needs the same model on both sides")
     baseline = baselines[0]
+    for each in baselines[1:]:
+        check_same_conditions(baseline.record, each.record, "give baselines that are runs of the same thing")
     compared = compare_runs(baseline, run, allow_partial=allow_partial)
     confidence = 1 - 0.05 / max(1, _count(compared, limits))
     compared = compare_runs(baseline, run, confidence=confidence, allow_partial=allow_partial)
@@ -140,8 +143,10 @@ def _cell(cell: CellChange, limits: GateLimits) -> Iterator[Check]:
         yield from _speed(cell, speed, limits.slowdown)
     if limits.drop_points is not None and cell.first_accuracy is not None:
         yield _accuracy(cell, limits.drop_points)
-    if limits.memory_growth is not None and cell.first_memory_bytes is not None:
-        yield _memory(cell, limits.memory_growth)
+    if limits.memory_growth is not None:
+        for memory in cell.memories:
+            if memory.first_bytes is not None:
+                yield _memory(cell, memory, limits.memory_growth)
 
 
 def _speed(cell: CellChange, speed: SpeedChange, slowdown: float | None) -> Iterator[Check]:
@@ -170,12 +175,14 @@ def _accuracy(cell: CellChange, drop_points: float) -> Check:
     return Check(cell.name, "accuracy", None, not worse, found.delta, found.low, found.high, limit, remark)
 
 
-def _memory(cell: CellChange, growth: float) -> Check:
-    limit = 1 + growth
-    if cell.second_memory_bytes is None or not cell.first_memory_bytes:
-        return Check(cell.name, "memory", None, False, None, None, None, limit, "was not measured")
-    change = cell.second_memory_bytes / cell.first_memory_bytes
-    return Check(cell.name, "memory", None, change <= limit, change, None, None, limit)
+def _memory(cell: CellChange, memory: MemoryChange, growth: float) -> Check:
+    limit, size = 1 + growth, memory.batch_size
+    if memory.second_bytes is None or not memory.first_bytes:
+        return Check(cell.name, "memory", size, False, None, None, None, limit, "was not measured")
+    if not memory.comparable:
+        return Check(cell.name, "memory", size, False, None, None, None, limit, "of other lengths")
+    change = memory.second_bytes / memory.first_bytes
+    return Check(cell.name, "memory", size, change <= limit, change, None, None, limit)
 
 
 def _presence(name: str, ok: bool, remark: str) -> Check:

@@ -24,7 +24,7 @@ def compare(run: Run, speed: Bandwidth | None = None) -> pd.DataFrame:
     """Predicted beside measured: a row for each cell's first forward, and for each of its batch sizes.
 
     Args:
-        speed: of the machine that was measured, for the ceiling of the decode speed; a run does not record it.
+        speed: of the machine that was measured, for the ceiling of the decode speed.
 
     Returns:
         The columns `COLUMNS`; bytes are peaks, tokens/s medians over trials that ended ok. The kernel is taken for the

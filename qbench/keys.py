@@ -32,7 +32,7 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
     facts: Facts = {
         "model.fingerprint": model_fingerprint,
         "model.name": config.model.name,
-        "hardware": environment.hardware_label(machine),
+        "hardware": environment.hardware_label(machine, config.device),
         **{name: getattr(config, name) for name in ("device", "device_map", "dtype", "seed", "threads")},
     }
     settings = backend.model_dump(mode="json", exclude={"label", "resources"}) | plugin_facts(backend.kind)
@@ -124,7 +124,7 @@ def key(facts: Mapping[str, Any]) -> str:
 
 def _versions(backend: Backend, libraries: tuple[str, ...], machine: Environment) -> Facts:
     """Of libraries where the cell runs; another interpreter has its own."""
-    found = environment.versions_of(backend.python) if backend.python else machine.versions
+    found = environment.versions_of(backend.python, libraries) if backend.python else machine.versions
     where = f"versions.{backend.label}." if backend.python else "versions."
     if not backend.python:  # What a registered kind needs is not among the packages that are looked for everywhere.
         found = environment.versions(set(libraries) - set(environment.PACKAGES)) | found

@@ -39,11 +39,6 @@ def group_size(heads: int, head_dim: int) -> int:
     return size if heads * head_dim // size % 2 == 0 else size // 2
 
 
-def residual_tokens(new_tokens: int) -> int:
-    """Tokens in the compute dtype at the end of a generation, whose last token is never appended."""
-    return (new_tokens - 1) % RESIDUAL
-
-
 @dataclass(frozen=True, slots=True)
 class QuantizedKeysAndValues:
     """Bytes of a model's quantized cache, for one sequence."""

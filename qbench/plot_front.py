@@ -16,14 +16,21 @@ Point = tuple[float, float]
 def draw_front(axes: Axes, front: Sequence[Point]) -> None:
     """The best gain for each cost, as steps that go on to the right edge."""
     right = axes.get_xlim()[1]
-    axes.plot(*_steps([*front, (right, front[-1][1])]), color=style.INK, linewidth=1.2, zorder=2)
+    axes.plot(*zip(*steps([*front, (right, front[-1][1])]), strict=True), color=style.INK, linewidth=1.2, zorder=2)
     axes.set_xlim(right=right)
 
 
 def draw_ties(axes: Axes, groups: Sequence[Sequence[Point]]) -> None:
     """A light band for each group of neighbours, along the steps of the front that join them."""
     for group in groups:
-        axes.plot(*_steps(group), color=style.FAINT, linewidth=11, alpha=0.22, solid_capstyle="round", zorder=1)
+        axes.plot(
+            *zip(*steps(group), strict=True),
+            color=style.FAINT,
+            linewidth=11,
+            alpha=0.22,
+            solid_capstyle="round",
+            zorder=1,
+        )
 
 
 def obstacles(axes: Axes, points: Sequence[Point]) -> list[Bbox]:
@@ -35,9 +42,9 @@ def obstacles(axes: Axes, points: Sequence[Point]) -> list[Bbox]:
     return boxes
 
 
-def _steps(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """Right and then up from each point to the next, as x and y."""
-    corners = [points[0]]
+def steps(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Corners of the way right and then up from each point to the next."""
+    corners = list(points[:1])
     for x, y in points[1:]:
         corners += [(x, corners[-1][1]), (x, y)]
-    return [x for x, _ in corners], [y for _, y in corners]
+    return tuple(corners)

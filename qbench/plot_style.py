@@ -22,7 +22,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from qbench.environment import hardware_label
 from qbench.results import Run
 
 DPI = 150
@@ -191,7 +190,7 @@ def _origin(run: Run) -> tuple[str, str]:
     day = record.started.astimezone(UTC).date().isoformat()
     return (
         f"{record.model}, {'/'.join(dtypes)}, run {record.name}, {day} UTC",
-        hardware_label(record.environment),
+        record.hardware,
     )
 
 

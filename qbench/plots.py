@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from qbench import plot_style as style
 from qbench import trust
 from qbench.compare import tied
+from qbench.differences import cache_words
 from qbench.plot_front import draw_front, draw_ties, obstacles
 from qbench.plot_sustained import sustained_figure
 from qbench.results import Run, display_label
+from qbench.screen import memory_unit, three_digits
 from qbench.stats import CHANCE_LEVEL, batch_sizes, decode_trials, pareto_front, summarize
 from qbench.verdict import accuracy_difference
 
@@ -57,7 +59,7 @@ def memory_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
     cells = _records(summary)
     if summary["peak_memory_bytes"].isna().all():
         return None
-    unit, unit_bytes, pattern = _memory_unit(summary["peak_memory_bytes"].max())
+    unit, unit_bytes, pattern = memory_unit(summary["peak_memory_bytes"].max())
     measured = [cell for cell in cells if cell["peak_memory_bytes"] is not None]
     reference = next((cell for cell in measured if cell["backend"] == "fp16"), None)
     bars = []
@@ -107,7 +109,7 @@ def _speed_bars(run: Run, summary: pd.DataFrame, batch_size: int) -> list[style.
         value = cell[f"decode_tokens_per_s_b{batch_size}"]
         trials = decode_trials(run, cell["label"], batch_size)
         mark = trust.mark(cell, batch_size)
-        note = "" if value is None else _three_digits(value) + mark
+        note = "" if value is None else three_digits(value) + mark
         span = (min(trials), max(trials)) if len(trials) > 1 else None
         status = cell[f"status_b{batch_size}"]
         bars.append(_bar(cell, look, value, note=note, span=span, status=status, doubtful=bool(mark)))
@@ -117,7 +119,8 @@ def _speed_bars(run: Run, summary: pd.DataFrame, batch_size: int) -> list[style.
 def _speed_details(run: Run) -> str:
     rows = run.throughput
     prompt, new = int(rows["prompt_tokens"].max()), int(rows["new_tokens"].max())
-    return f"{prompt} prompt + {new} new tokens, first excluded; bars: median, marks: range of the trials"
+    lengths = f"{prompt} prompt + {new} new tokens, first excluded{cache_words(rows)}"
+    return f"{lengths}; bars: median, marks: range of the trials"
 
 
 def mmlu_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
@@ -167,7 +170,7 @@ def pareto_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
     shown = [cell for cell in cells if cell["mmlu"] is not None and cell["peak_memory_bytes"] is not None]
     if not shown:
         return None
-    unit, unit_bytes, _ = _memory_unit(max(cell["peak_memory_bytes"] for cell in shown))
+    unit, unit_bytes, _ = memory_unit(max(cell["peak_memory_bytes"] for cell in shown))
     points = [(cell["peak_memory_bytes"] / unit_bytes, 100 * cell["mmlu"]) for cell in shown]
     front = pareto_front(points)
     figure = style.new_figure(5.6)
@@ -268,16 +271,6 @@ def _name(cell: Record) -> str:
 def _file_name(model: str) -> str:
     """The last part of a model's name, without what a file's name should not have."""
     return re.sub(r"[^\w.-]+", "-", model.rpartition("/")[2]).strip("-.") or "model"
-
-
-def _memory_unit(largest: int) -> tuple[str, int, str]:
-    """The unit for bytes up to `largest`, its size, and how a value in it is written."""
-    return ("GiB", 2**30, "{:.2f} GiB") if largest >= 2**30 else ("MiB", 2**20, "{:.1f} MiB")
-
-
-def _three_digits(value: float) -> str:
-    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{decimals}f}"
 
 
 def _height(bars: int) -> float:

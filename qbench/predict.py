@@ -119,6 +119,12 @@ class Prediction:
             return batch_size * self._quantized(kv_cache).held(tokens, residual)
         return 2 * model.num_hidden_layers * model.key_value_size * self.target.value_bytes * tokens * batch_size
 
+    def generation_cache_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
+        """The cache at the end of a generation; a quantized one grows, and the last token is never appended to it."""
+        if kv_cache == "16bit":
+            return self.cache_bytes(batch_size, seq_len)
+        return self.cache_bytes(batch_size, seq_len - 1, kv_cache, (seq_len - prompt - 1) % RESIDUAL)
+
     def generation_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
         """Peak of a generation: a prompt of `prompt` tokens a sequence over a cache of `seq_len`."""
         held = self.weights().total + self._workspace_bytes

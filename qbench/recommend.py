@@ -16,7 +16,7 @@ from qbench.candidates import Candidate, gather, notes
 from qbench.compare import SIGNIFICANCE, is_below
 from qbench.differences import AccuracyDifference, accuracy_difference, speed_ratio
 from qbench.errors import QbenchError
-from qbench.limits import Limits, excess, least, nearby, need_memory
+from qbench.limits import UNLIMITED, Limits, excess, least, nearby, need_memory
 from qbench.paired import holm
 from qbench.results import Run
 from qbench.stats import batch_sizes
@@ -74,7 +74,9 @@ def recommend(
     """
     candidates = gather(runs, batch_size, allow_partial=allow_partial)
     _check(runs, candidates, batch_size, objective)
-    obstacles = [(one, _obstacle(one, batch_size, objective)) for one in candidates]
+    # A first forward is no generation at this batch size: its peak is not held against one.
+    timed = any(one.speeds for one in candidates) and (objective == "memory" or limits.memory_bytes != UNLIMITED)
+    obstacles = [(one, _obstacle(one, batch_size, objective, timed=timed)) for one in candidates]
     usable = [one for one, why in obstacles if not why]
     pick = choose(usable, objective, limits)
     second = choose([one for one in usable if pick and one is not pick.named], objective, limits)
@@ -104,7 +106,7 @@ def choose(candidates: Iterable[Candidate], objective: Objective, limits: Limits
 
 def _check(runs: Sequence[Run], candidates: Sequence[Candidate], batch_size: int, objective: Objective) -> None:
     sizes = sorted({size for run in runs for size in batch_sizes(run)})
-    if objective == "speed" and batch_size not in sizes:
+    if batch_size not in sizes and (sizes or objective == "speed"):
         there = f"there are {', '.join(map(str, sizes))}" if sizes else "choose by --objective memory or accuracy"
         raise QbenchError(f"--batch {batch_size}: was not measured; {there}")
     questions = sorted({one.answered.questions for one in candidates if one.answered})
@@ -114,12 +116,14 @@ def _check(runs: Sequence[Run], candidates: Sequence[Candidate], batch_size: int
         )
 
 
-def _obstacle(candidate: Candidate, batch_size: int, objective: Objective) -> str:
+def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, timed: bool) -> str:
     """Why a candidate cannot be named under any constraint; empty if it can."""
     if candidate.failure:
         return candidate.failure
     if objective == "speed" and not candidate.speeds:
         return f"its speed at batch {batch_size} was not measured"
+    if timed and not candidate.speeds:
+        return f"its memory at batch {batch_size} was not measured"
     if objective == "memory" and candidate.memory_bytes is None:
         return "its memory was not measured"
     if objective == "accuracy" and candidate.answered is None:

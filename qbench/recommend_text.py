@@ -19,7 +19,8 @@ def lines(found: Recommendation, cost_per_hour: float | None = None) -> Iterator
         yield from _nothing(found)
     else:
         named = found.pick.named
-        yield f"{named.name} at batch {found.batch_size}: {_figures(named, cost_per_hour)}"
+        at = f"at batch {found.batch_size}" if named.speeds else "after its first forward"
+        yield f"{named.name} {at}: {_figures(named, cost_per_hour)}"
         yield from (f"  {line}" for line in reasons(found, found.pick))
         yield from (f"  but: {line}" for line in caveats(named, found.limits))
     if second := found.runner_up:

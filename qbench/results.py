@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench import csvtext
 from qbench.answers import read_answers
-from qbench.environment import Environment
+from qbench.environment import Environment, hardware_label
 from qbench.errors import QbenchError
 from qbench.files import write_atomically
 from qbench.redact import Redactor
@@ -44,6 +44,11 @@ class RunRecord(BaseModel):
     environment: Environment
     started: datetime
     finished: datetime | None = None
+
+    @property
+    def hardware(self) -> str:
+        """What it was measured on, in one phrase."""
+        return hardware_label(self.environment, str(self.config.get("device", "auto")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from qbench.configfile import one_line
-from qbench.differences import AccuracyDifference, SpeedRatio, accuracy_difference, answered, speed_ratio, workload
+from qbench.differences import (
+    AccuracyDifference,
+    SpeedRatio,
+    accuracy_difference,
+    answered,
+    kept_in,
+    section,
+    speed_ratio,
+    workload,
+)  # fmt: skip
 from qbench.paired import holm
 from qbench.results import Run, display_label
 from qbench.run_differences import Difference, differences
@@ -35,6 +44,17 @@ class SpeedChange:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryChange:
+    """A cell's peaks: of the first forward, or of the trials at a batch size."""
+
+    batch_size: int | None
+    first_bytes: int | None
+    second_bytes: int | None
+    comparable: bool
+    """Whether both were of the same lengths."""
+
+
+@dataclass(frozen=True, slots=True)
 class CellChange:
     """A cell that both runs have."""
 
@@ -42,8 +62,7 @@ class CellChange:
     label: str
     first_status: str
     second_status: str
-    first_memory_bytes: int | None
-    second_memory_bytes: int | None
+    memories: tuple[MemoryChange, ...]
     speeds: tuple[SpeedChange, ...]
     first_accuracy: float | None
     second_accuracy: float | None
@@ -120,7 +139,6 @@ def _cell(
     confidence: float,
 ) -> CellChange:
     label = str(one["label"])
-    memories = [_number(row["peak_memory_bytes"]) for row in (one, other)]
     sizes = sorted({*batch_sizes(first), *batch_sizes(second)})
     speeds = (_speed(first, second, one, other, size, confidence) for size in sizes)
     return CellChange(
@@ -128,8 +146,7 @@ def _cell(
         label=label,
         first_status=one_line(str(one["status"])),
         second_status=one_line(str(other["status"])),
-        first_memory_bytes=None if memories[0] is None else int(memories[0]),
-        second_memory_bytes=None if memories[1] is None else int(memories[1]),
+        memories=tuple(_memories(first, second, one, other, sizes)),
         speeds=tuple(change for change in speeds if change),
         first_accuracy=_number(one["mmlu"]),
         second_accuracy=_number(other["mmlu"]),
@@ -140,6 +157,32 @@ def _cell(
         first_kl=_number(one["kl_mean"]),
         second_kl=_number(other["kl_mean"]),
     )
+
+
+def _memories(
+    first: Run, second: Run, one: Mapping[Any, Any], other: Mapping[Any, Any], sizes: Sequence[int]
+) -> Iterator[MemoryChange]:
+    """What at least one of the runs has measured."""
+    label, peaks = str(one["label"]), [_number(row["peak_memory_bytes"]) for row in (one, other)]
+    lengths = [section(run, "memory") for run in (first, second)]
+    found: list[tuple[int | None, list[float | None], bool]] = [(None, peaks, lengths[0] == lengths[1])]
+    for size in sizes:
+        works = [workload(run, label, size) for run in (first, second)]
+        found.append((size, [_peak(run, label, size) for run in (first, second)], works[0] == works[1]))
+    for batch_size, (before, after), comparable in found:
+        if before is not None or after is not None:
+            yield MemoryChange(batch_size, _whole(before), _whole(after), comparable or None in (before, after))
+
+
+def _peak(run: Run, label: str, size: int) -> float | None:
+    """The most of any ok trial."""
+    rows = run.throughput
+    rows = rows[(rows["label"] == label) & (rows["batch_size"] == size) & (rows["status"] == "ok")]
+    return _number(rows["peak_memory_bytes"].max())
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _speed(
@@ -156,6 +199,9 @@ def _speed(
         for run, status in zip((first, second), statuses, strict=True)
     ]
     remarks = [f"{which}: {word}" for which, row in (("A", one), ("B", other)) if (word := _remark(row, size))]
+    caches = [kept_in(run, label) for run in (first, second)]
+    if caches[0] != caches[1] and None not in works:
+        remarks.append(f"keys and values in {caches[0]} and {caches[1]}")
     comparable = works[0] == works[1] or None in works
     if not comparable:
         remarks.append("they generated other lengths")

@@ -6,11 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qbench.environment import hardware_label
 from qbench.errors import QbenchError
 from qbench.results import RunRecord
 
 Group = Literal["model", "hardware", "software", "configuration"]
+
+SPEED_SETTINGS = (
+    "device", "device_map", "dtype", "threads", "measure.memory.batch_size", "measure.memory.seq_len",
+    *(f"measure.throughput.{name}" for name in ("seq_len", "new_tokens", "decode", "kv_cache")),
+)  # fmt: skip
+"""Settings that decide speed and memory, beside those of the backends."""
+
+BEFORE = {"throughput": {"kv_cache": "16bit"}, "sustained": {"kv_cache": "16bit"}}
+"""What runs did that are older than a setting, by measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,15 @@ def check_same_model(first: RunRecord, second: RunRecord, remedy: str) -> None:
         raise QbenchError(f"{first.name} measured {first.model}, {second.name} {second.model}: {same}; {remedy}")
 
 
+def check_same_conditions(first: RunRecord, second: RunRecord, remedy: str) -> None:
+    """Raises QbenchError with the remedy if the speeds of the two runs were taken under different conditions."""
+    for one in differences(first, second):
+        decides = one.group == "hardware" or one.name.startswith("backends.") or one.name in SPEED_SETTINGS
+        if decides and one.first is not None and one.second is not None:
+            change = f"{one.name}: {one.first} → {one.second}"
+            raise QbenchError(f"{first.name} and {second.name} differ in {change}; {remedy}")
+
+
 def _model(record: RunRecord) -> dict[str, Any]:
     return {"name": record.model, "fingerprint": record.model_fingerprint}
 
@@ -56,7 +73,7 @@ def _hardware(record: RunRecord) -> dict[str, Any]:
     machine = record.environment
     # A kernel or a hypervisor keeps some of the memory to itself, another each time.
     memory = f"{machine.memory_bytes / 2**30:.0f} GiB"
-    return {"device": hardware_label(machine), "cpu": machine.cpu, "cores": machine.cores, "memory": memory}
+    return {"device": record.hardware, "cpu": machine.cpu, "cores": machine.cores, "memory": memory}
 
 
 def _software(record: RunRecord) -> dict[str, Any]:
@@ -69,6 +86,10 @@ def _software(record: RunRecord) -> dict[str, Any]:
 def _settings(record: RunRecord) -> dict[str, Any]:
     """The configuration by dotted names, backends by their labels, and the hashes of the texts that were read."""
     config = {key: value for key, value in record.config.items() if key != "name"}
+    measures = {
+        name: {**BEFORE.get(name, {}), **found} for name, found in (config.get("measure") or {}).items() if found
+    }
+    config["measure"] = measures
     backends = {str(one.get("label") or one.get("kind")): one for one in config.get("backends") or ()}
     settings = dict(_flat({**config, "backends": backends}))
     texts = {name: value for name, value in record.facts.items() if name.endswith(".text")}

@@ -39,6 +39,16 @@ def human_bytes(value: float | None) -> str:
     return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
 
 
+def three_digits(value: float) -> str:
+    """At least three digits: `7.66`, `24.0`, `1,502`."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def memory_unit(largest: float) -> tuple[str, int, str]:
+    """The unit for bytes up to `largest`, its size, and how a value in it is written."""
+    return ("GiB", 2**30, "{:.2f} GiB") if largest >= 2**30 else ("MiB", 2**20, "{:.1f} MiB")
+
+
 def cache_table(entries: Sequence[Entry], folder: Path) -> Table:
     """The cached checkpoints; below them, how many there are and what they take."""
     whole = human_bytes(sum(entry.bytes for entry in entries))

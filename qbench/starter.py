@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from pydantic import ValidationError
+
 from qbench import configfile
 from qbench.architecture import Architecture, of_model
 from qbench.config import ModelConfig, backend_class, backend_kinds, kind_names
@@ -191,7 +193,11 @@ def _model_lines(model: ModelConfig) -> list[str]:
 
 def _calibration_lines(choice: Choice) -> list[str]:
     classes = {kind: backend_class(kind) for kind in choice.backends}
-    calibrating = [kind for kind, cls in classes.items() if cls and cls(kind=kind).calibrates]
+    try:
+        calibrating = [kind for kind, cls in classes.items() if cls and cls(kind=kind).calibrates]
+    except ValidationError as error:
+        options = ", ".join(str(detail["loc"][0]) for detail in error.errors() if detail["loc"])
+        raise QbenchError(f"backend {error.title}: needs {options}; write its configuration by hand") from error
     if not calibrating:
         return []
     if choice.model.weights == "random":

@@ -44,20 +44,19 @@ def test_the_hosts_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "mebibytes"),
-    [
-        ([], 256),
-        (["48K", "2048K", "32768K"], 256),
-        (["2048K", "262144K"], 512),
-        (["491520K"], 960),
-        (["1048576K"], 1024),
-    ],
+    [([], 256), (["32768K"], 256), (["262144K"], 512), (["98304K"] * 4, 768), (["1048576K"] * 2, 2048)],
 )
 def test_more_is_read_than_caches_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[str], mebibytes: int
 ) -> None:
-    for i, size in enumerate(sizes):
-        (tmp_path / f"index{i}").mkdir()
-        (tmp_path / f"index{i}" / "size").write_text(f"{size}\n")
-    monkeypatch.setattr(bandwidth, "CACHES", tmp_path)
+    """The last level counts, a cache that two cores share once, those of all chips together."""
+    for cpu in range(2 * len(sizes)):
+        first = cpu // 2 * 2
+        for level, size, shared in (("2", "2048K", f"{cpu}"), ("3", sizes[cpu // 2], f"{first}-{first + 1}")):
+            cache = tmp_path / f"cpu{cpu}" / "cache" / f"index{level}"
+            cache.mkdir(parents=True)
+            for name, value in (("level", level), ("size", size), ("shared_cpu_list", shared)):
+                (cache / name).write_text(f"{value}\n")
+    monkeypatch.setattr(bandwidth, "CPUS", tmp_path)
     monkeypatch.setattr(bandwidth, "SECONDS", 0)
     assert f"reading {mebibytes} MiB" in bandwidth.of_host.__wrapped__().source

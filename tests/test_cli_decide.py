@@ -77,7 +77,7 @@ def test_gate_is_status_zero_or_one(tmp_path: Path) -> None:
     arguments = ["gate", SMOKE, "--baseline", SMOKE, "--max-slowdown", "5%", "--max-drop", "0.5"]
     passed = cli.invoke(app, [*arguments, "--max-memory-growth", "2%"])
     assert passed.exit_code == 0, passed.output
-    assert passed.output.splitlines()[-1].startswith("gate: passed, 30 checks against ")
+    assert passed.output.splitlines()[-1].startswith("gate: passed, 45 checks against ")
     assert json.loads(cli.invoke(app, [*arguments, "--json"]).stdout)["ok"] is True
     slower = tmp_path / "slower"
     slower.mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qbench import availability, configfile, environment, keys, schema
+from qbench import availability, configfile, environment, keys, schema, starter
 from qbench.config import FP16, RunConfig, backend_kinds, kind_names
 from qbench.config.kinds import backend_class, plugins
 from qbench.environment import GPU
@@ -84,7 +84,7 @@ def test_the_example_runs_as_an_installed_distribution(example: Path, tiny_llama
         file.write("# edited\n")
     edited = python("-m", "qbench", "run", "tiny.yaml", cwd=tmp_path)
     assert edited.returncode == 2
-    assert "backends.int8-rows.code" in edited.stderr
+    assert "backends.int8-rows.plugin.code" in edited.stderr
 
 
 def test_the_example_is_short() -> None:
@@ -250,3 +250,11 @@ def test_a_shipped_kind_cannot_be_registered(registry: Path) -> None:
     with pytest.raises(QbenchError, match="backend int4: thief registers a kind that qbench ships"):
         configfile.check(values({"kind": "x"}), "r.yaml")
     assert configfile.check(values({"kind": "int4"}), "r.yaml").backends[0].kind == "int4"
+
+
+def test_init_names_an_option_that_it_cannot_guess(registry: Path) -> None:
+    text = CLASS + "    rank: int\ndef load(*_):\n    pass\n"
+    install(registry, "some-dist", {"x": "needy"}, {"needy": text})
+    choice = choose("demo", environment.detect()).with_backends(["fp16", "x"])
+    with pytest.raises(QbenchError, match="needs rank; write its configuration by hand"):
+        starter.write(registry / "x.yaml", choice)

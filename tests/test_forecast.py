@@ -134,7 +134,10 @@ def test_a_quantized_cache_is_smaller_and_read_sooner(laptop: Environment) -> No
         found = forecast.make(llama(device="cuda", measure=measure), laptop, rate=1e12)
         batches[kind] = next(cell for cell in found.cells if cell.label == "int4").batches[-1]
     tokens = 32 * 2048 * 2**17
-    assert [batches[kind].cache_bytes for kind in batches] == [tokens, tokens * 8.5 / 16, tokens * 4.5 / 16]
+    # Of 2,047 tokens in the cache, all after the prompt stand in 16 bit: there are fewer than 128.
+    left = TIMED["throughput"]["new_tokens"] - 1
+    shares = [(2047 - left) * bits / 16 + left for bits in (8.5, 4.5)]
+    assert [batches[kind].cache_bytes for kind in batches] == [tokens, *(tokens * share / 2048 for share in shares)]
     assert batches["int4"].peak_memory_bytes < batches["int8"].peak_memory_bytes < batches["16bit"].peak_memory_bytes
     rates = [batch.decode_tokens_per_s for batch in batches.values()]
     assert rates == sorted(rates)

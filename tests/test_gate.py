@@ -35,9 +35,9 @@ def test_a_run_passes_against_itself_at_limits_of_zero() -> None:
     run = read_run(PUBLISHED / "smoke-xeon-2core")
     result = gate(run, [run], GateLimits(0.0, 0.0, 0.0))
     assert result.ok
-    # Five cells, each with its presence, three speeds, accuracy and memory.
-    assert len(result.checks) == 30
-    assert gate_line(result).startswith("gate: passed, 30 checks against ")
+    # Five cells, each with its presence, three speeds, accuracy and four peaks.
+    assert len(result.checks) == 45
+    assert gate_line(result).startswith("gate: passed, 45 checks against ")
 
 
 def test_another_run_of_the_repository_is_another_model() -> None:
@@ -149,6 +149,18 @@ def test_memory_has_no_noise(memory: int, ok: bool) -> None:
     assert checked([cell("int4", peak_memory_bytes=memory)], [cell("int4", peak_memory_bytes=100)], limits).ok == ok
 
 
+def test_memory_of_a_generation_counts_by_itself() -> None:
+    def run(peak: int) -> list[Row]:
+        return [
+            cell("int4", peak_memory_bytes=100),
+            trial("int4", None, 32, decode_tokens_per_s=9, peak_memory_bytes=peak),
+        ]
+
+    result = checked(run(220), run(200), GateLimits(memory_growth=0.02))
+    assert failures(result) == [("INT4", "memory", 32)]
+    assert "INT4 memory at batch 32: 1.100×, limit 1.020×" in gate_line(result)
+
+
 def test_a_gate_that_cannot_fail_is_an_error() -> None:
     with pytest.raises(QbenchError, match="give at least one of --max-slowdown"):
         checked(timed([1]), timed([1]), GateLimits())
@@ -167,3 +179,15 @@ def test_several_baselines_teach_what_another_start_changes() -> None:
     result = gate(made_up_run(timed([60, 60.1, 59.9])), baselines, SPEED)
     assert failures(result) == [("INT4", "speed", 1)]
     assert len(result.baselines) == 4
+
+
+def test_baselines_are_runs_of_the_same_thing() -> None:
+    first = made_up_run(timed([100, 101, 99]))
+    other_machine = made_up_run(timed([50, 51, 49]), gpus=["NVIDIA L4"])
+    with pytest.raises(QbenchError, match=r"differ in device: .*; give baselines that are runs of the same thing"):
+        gate(first, [first, other_machine], SPEED)
+    other_lengths = made_up_run(timed([50, 51, 49]))
+    other_lengths.record.config["measure"] = {"throughput": {"seq_len": 64}}
+    first.record.config["measure"] = {"throughput": {"seq_len": 2048}}
+    with pytest.raises(QbenchError, match=r"measure.throughput.seq_len: 2048 → 64"):
+        gate(first, [first, other_lengths], SPEED)

@@ -21,7 +21,7 @@ from qbench.config import FP16, ThroughputConfig, backend_kinds
 from qbench.errors import QbenchError
 from qbench.kv_cache import QuantizedKeysAndValues, group_size
 from qbench.measure import quantized_cache as module
-from qbench.measure.decode import EagerDecoder, resolve_mode
+from qbench.measure.decode import EagerDecoder, generate, resolve_mode
 from qbench.measure.quantized_cache import quantized_cache
 from qbench.predict import Prediction, Target
 from tests import tiny_llama as tiny
@@ -182,3 +182,10 @@ def test_a_model_that_does_not_attend_to_everything_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(QbenchError, match=r"full attention.*use 16bit"):
         quantized_cache(MistralForCausalLM(config), "int8")
+
+
+@needs_hqq
+def test_a_decoder_begins_every_generation_anew(trained: LoadedModel, tokens: torch.Tensor) -> None:
+    decoder = EagerDecoder(trained.model, 300, "int4")
+    first, second = (generate(decoder, tokens[:, :160], 140) for _ in range(2))
+    assert torch.equal(first.tokens, second.tokens)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from qbench.limits import UNLIMITED, Limits, excess
 from qbench.recommend import Objective, Recommendation, choose, recommend
 from qbench.recommend_text import cost_per_million_tokens, lines, to_dict
 from qbench.results import Run, read_run
-from qbench.rows import Row
+from qbench.rows import Row, ThroughputRow
 from tests.made_up_run import (
     FIVE_ANSWERS,
     GIB,
@@ -277,13 +277,33 @@ def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
 
 
 def test_a_batch_size_that_nobody_measured_is_an_error() -> None:
-    with pytest.raises(QbenchError, match="--batch 4: was not measured; there are 1, 8, 32"):
-        asked(five_cells(), 4)
+    for objective in get_args(Objective):
+        with pytest.raises(QbenchError, match="--batch 4: was not measured; there are 1, 8, 32"):
+            asked(five_cells(), 4, objective)
+
+
+def test_a_first_forward_is_not_held_against_a_generation() -> None:
+    timed = made_up_run([*plain("a", 6, [100, 101]), *plain("b", 9, [10, 11])])
+    untimed = made_up_run([cell("c", "int4", peak_memory_bytes=GIB)], batch_sizes=None)
+    found = recommend([timed, untimed], 1, "memory", Limits())
+    assert named(found) == "a (results/made-up)"
+    assert [why for _, why in found.excluded] == ["its memory at batch 1 was not measured"]
+    alone = recommend([untimed], 1, "memory", Limits())
+    assert text(alone).startswith("c after its first forward: ")
+
+
+def test_an_accuracy_over_a_16_bit_cache_is_no_accuracy_of_a_quantized_one() -> None:
+    rows = measured("int4", "int4", 6, {1: [100, 101]}, 60, 100)
+    quantized = [row.model_copy(update={"kv_cache": "int4"}) if isinstance(row, ThroughputRow) else row for row in rows]
+    said = text(recommend([made_up_run(rows), made_up_run(quantized)], 1, "speed", Limits()))
+    assert "note: different caches: keys and values in 16bit; keys and values in int4" in said
+    assert "its accuracy was measured with keys and values in 16 bit, its speed with int4" in said
+    assert "its accuracy was measured" not in text(asked(rows))
 
 
 def test_accuracies_over_other_questions_are_not_ranked() -> None:
     rows = measured("int4", "int4", 6, {1: [100]}, 60, 100)
-    with pytest.raises(QbenchError, match="the runs answered MMLU and the demo model's questions"):
+    with pytest.raises(QbenchError, match="the runs answered MMLU, 5-shot and the demo questions, 5-shot"):
         recommend([made_up_run(rows), made_up_run(rows, mmlu={"data": "demo"})], 1, "accuracy", Limits())
 
 

@@ -32,6 +32,7 @@ from tests.made_up_run import (
     measured,
     subject,
     sustained_cells,
+    trial,
     trials,
 )  # fmt: skip
 
@@ -97,9 +98,7 @@ def on_gpu(name: str) -> Run:
     """The published run of TinyLlama's shape, as if a GPU had made it."""
     run = read_run(TINYLLAMA)
     gpu = run.record.environment.model_copy(update={"gpus": (GPU(name=name, memory_bytes=80 << 30),)})
-    return replace(
-        run, record=run.record.model_copy(update={"environment": gpu}), cells=run.cells.assign(device="cuda:0")
-    )
+    return replace(run, record=run.record.model_copy(update={"environment": gpu}), cells=run.cells.assign(device=name))
 
 
 def test_every_speed_stands_in_a_table(smoke_page: Page) -> None:
@@ -156,7 +155,10 @@ def test_sustained_load_is_drawn_and_stands_in_a_table() -> None:
     assert [trail.backend for trail in chart.trails] == ["FP16", "INT4", "int4-group-32"]
     last = chart.trails[1].dots[-1]
     assert (last.x, last.y, last.hover) == (10, 80, "INT4 after 600 s: 80.0 tokens/s")
-    assert [dot.doubtful for dot in chart.trails[1].dots] == [10 < i < 20 for i in range(60)]
+    # Falling clocks are what the load is measured for.
+    assert not any(dot.doubtful for dot in chart.trails[1].dots)
+    assert chart.trails[1].dots[15].hover.endswith("\nthrottled")
+    assert [dot.doubtful for dot in chart.trails[0].dots] == [i == 30 for i in range(60)]
     assert chart.details == "batch 1, 1,920 prompt and 128 new tokens on end, prefills excluded"
     rows = Page(page.render([found])).records("Under sustained load")
     assert [list(row.values())[:4] for row in rows] == [
@@ -304,7 +306,41 @@ def test_the_way_to_measure_again_is_there(smoke_page: Page, smoke: Run) -> None
 
 
 def test_a_backend_that_was_asked_for_and_not_run_is_named() -> None:
-    assert "asked for and not run: gptq" in data.collect(read_run(TINYLLAMA)).notes
+    run = made_up_run([cell("fp16", peak_memory_bytes=1)])
+    run.record.config["backends"] = [{"label": "fp16"}, {"label": "gptq"}]
+    found = data.collect(run)
+    assert "asked for and not run: gptq" in found.notes
+    assert any(note.startswith("the run has not finished") for note in found.notes)
+    assert found.tried == "What was measured ended ok; the run is not whole."
+    assert data.collect(made_up_run([])).tried == "Nothing has been measured."
+
+
+def test_other_tasks_are_named() -> None:
+    rows = [cell("fp16"), subject("fp16", "fp16", "all", 60, 100).model_copy(update={"task": "arc_easy"})]
+    assert "measured and not shown here, see accuracy.csv: arc_easy" in data.collect(made_up_run(rows)).notes
+
+
+def test_a_speed_with_a_failed_trial_is_marked() -> None:
+    rows = [cell("fp16"), *trials("fp16", None, 1, [10, 11]), trial("fp16", None, 1, trial=2, status="oom")]
+    found = data.collect(made_up_run(rows))
+    assert found.cells[0].speeds[0].doubtful
+    assert Page(page.render([found])).records("All backends")[0]["tokens/s at batch 1"] == "10.5 !"
+
+
+def test_another_report_is_replaced_and_another_file_is_not(tmp_path: Path) -> None:
+    run = made_up_run([cell("fp16")])
+    report.write([run], tmp_path / "report.html")
+    report.write([run], tmp_path / "report.html")
+    (tmp_path / "BENCHMARK.md").write_text("# Mine")
+    with pytest.raises(QbenchError, match=r"BENCHMARK.md is there already and no report's; give --out"):
+        report.write([run], tmp_path / "report.html")
+    assert (tmp_path / "BENCHMARK.md").read_text() == "# Mine"
+
+
+def test_tables_say_under_which_conditions(smoke: Run) -> None:
+    text = markdown.render([data.collect(smoke)])
+    assert "- throughput: 192 prompt and 64 new tokens, the first excluded; medians over trials" in text
+    assert "- mmlu: the demo questions, 2,400 questions, 5-shot" in text
 
 
 @pytest.mark.parametrize(("value", "shown"), [("a<b>&c", "a&lt;b&gt;&amp;c"), ("two\nlines", "two<br>lines")])

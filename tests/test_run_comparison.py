@@ -11,7 +11,8 @@ from qbench.comparison_text import print_comparison
 from qbench.errors import QbenchError
 from qbench.paired import Flips
 from qbench.results import Run, read_run
-from qbench.run_comparison import compare_runs
+from qbench.rows import AccuracyRow
+from qbench.run_comparison import MemoryChange, compare_runs
 from qbench.run_differences import check_same_model, differences
 from qbench.stats import speedup
 from tests.made_up_run import GIB, cell, flipped, made_up_run, measured, subject, text, trial, trials
@@ -40,7 +41,7 @@ def test_speed_memory_and_accuracy_of_a_cell_are_compared() -> None:
         answers={"int4": flipped(600, 1000, 60, 10)},
     )
     [found] = compare_runs(first, second).cells
-    assert (found.first_memory_bytes, found.second_memory_bytes) == (6 * GIB, 5 * GIB)
+    assert found.memories == (MemoryChange(None, 6 * GIB, 5 * GIB, comparable=True),)
     [speed] = found.speeds
     assert (speed.first, speed.second) == (100, 81)
     assert speed.ratio
@@ -97,6 +98,50 @@ def test_failures_marks_and_other_lengths_are_said_and_not_compared() -> None:
     assert marked.ratio.low is None
     assert marked.remarks == ("B: marked throttled",)
     assert (failed.first, failed.second, failed.ratio, failed.remarks) == (900, None, None, ("B: oom",))
+
+
+def test_peaks_of_generations_are_compared_where_their_lengths_are_the_same() -> None:
+    first = made_up_run(
+        [
+            cell("int4", peak_memory_bytes=2 * GIB),
+            trial("int4", None, 1, decode_tokens_per_s=9, peak_memory_bytes=2 * GIB),
+            trial("int4", None, 1, trial=1, decode_tokens_per_s=9, peak_memory_bytes=3 * GIB),
+            trial("int4", None, 8, decode_tokens_per_s=9, peak_memory_bytes=4 * GIB, new_tokens=16),
+        ]
+    )
+    second = made_up_run(
+        [
+            cell("int4", peak_memory_bytes=2 * GIB),
+            trial("int4", None, 1, decode_tokens_per_s=9, peak_memory_bytes=6 * GIB),
+            trial("int4", None, 8, decode_tokens_per_s=9, peak_memory_bytes=4 * GIB),
+        ]
+    )
+    [found] = compare_runs(first, second).cells
+    assert found.memories == (
+        MemoryChange(None, 2 * GIB, 2 * GIB, comparable=True),
+        MemoryChange(1, 3 * GIB, 6 * GIB, comparable=True),
+        MemoryChange(8, 4 * GIB, 4 * GIB, comparable=False),
+    )
+    said = printed(first, second)
+    assert "+3.00 GiB (+100.00 %)" in said
+    assert "of other lengths" in said
+
+
+def test_another_cache_is_said_beside_the_speeds() -> None:
+    older = made_up_run([cell("int4"), trial("int4", None, 1, decode_tokens_per_s=9)])
+    quantized = made_up_run([cell("int4"), trial("int4", None, 1, decode_tokens_per_s=6, kv_cache="int4")])
+    [speed] = compare_runs(older, quantized).cells[0].speeds
+    assert speed.ratio
+    assert speed.remarks == ("keys and values in 16bit and int4",)
+    plain = made_up_run([cell("int4"), trial("int4", None, 1, decode_tokens_per_s=9, kv_cache="16bit")])
+    assert compare_runs(older, plain).cells[0].speeds[0].remarks == ()
+
+
+def test_questions_with_other_examples_are_other_questions() -> None:
+    rows = measured("int4", "int4", 5, {}, 550, 1000)
+    fewer = [row.model_copy(update={"num_fewshot": 0}) if isinstance(row, AccuracyRow) else row for row in rows]
+    assert compare_runs(made_up_run(rows), made_up_run(rows)).cells[0].accuracy
+    assert compare_runs(made_up_run(rows), made_up_run(fewer)).cells[0].accuracy is None
 
 
 def test_cells_of_one_run_alone_are_named() -> None:

@@ -1,8 +1,8 @@
 """8-bit weights with a scale a row, in plain torch: w ≈ s q, with q in -127 … 127. A backend in one file."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
 
 from qbench.config import Backend
 
@@ -17,14 +17,14 @@ class CONFIG(Backend):
     install: ClassVar[str] = "pip install qbench-int8-rows"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "qbench-int8-rows")
     kind: Literal["int8-rows"] = "int8-rows"
-    clip: float = 1.0  # of a row's largest weight, which becomes 127
+    clip: float = Field(default=1.0, gt=0, le=1, description="share of a row's largest weight that becomes 127")
 
     @property
     def weight_bits(self) -> int:
         return 8
 
 
-def load(options: LoadOptions, config: CONFIG, calibration: object) -> LoadedModel:
+def load(options: "LoadOptions", config: CONFIG, calibration: object) -> "LoadedModel":
     """Load the model in 16 bit and put 8-bit linears in the places of those of its blocks."""
     import torch  # here, so that reading a configuration does not import it
 
@@ -36,11 +36,11 @@ def load(options: LoadOptions, config: CONFIG, calibration: object) -> LoadedMod
             super().__init__()
             scales = linear.weight.detach().float().abs().amax(1, keepdim=True).clamp(min=1e-12) * config.clip / 127
             self.register_buffer("codes", (linear.weight.detach() / scales).round().clamp(-127, 127).to(torch.int8))
-            self.register_buffer("scales", scales.squeeze(1).to(options.dtype))
+            self.register_buffer("scales", scales.to(options.dtype))
             self.bias = 0.0 if linear.bias is None else linear.bias
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x @ self.codes.to(x.dtype).T * self.scales + self.bias
+            return x @ (self.codes.to(x.dtype) * self.scales).T + self.bias  # unscaled, float16 overflows
 
     model = load_pretrained(options)
     rows = {name: RowsLinear(linear) for name, linear in block_linears(model).items()}

@@ -126,7 +126,7 @@ def plugin_facts(kind: str) -> dict[str, str]:
         return {}
     spec = find_spec(module_name(kind))
     source = Path(spec.origin).read_bytes() if spec and spec.origin else b""
-    return {"code": hashlib.sha256(source).hexdigest()[:16]}
+    return {"plugin.code": hashlib.sha256(source).hexdigest()[:16]}
 
 
 @functools.cache

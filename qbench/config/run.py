@@ -97,8 +97,12 @@ class RunConfig(Strict):
             return self
         if self.device.startswith("cuda:"):
             raise ValueError(f"device_map: auto takes all GPUs that are visible, not {self.device}; use device: cuda")
-        if self.measure.throughput and self.measure.throughput.decode == "graph":
-            raise ValueError("measure.throughput.decode: a CUDA graph holds one GPU; use auto or eager with device_map")
+        for name in ("throughput", "sustained"):
+            timed = getattr(self.measure, name)
+            if timed and timed.decode == "graph":
+                raise ValueError(
+                    f"measure.{name}.decode: a CUDA graph holds one GPU; use auto or eager with device_map"
+                )
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -106,10 +107,18 @@ class EagerDecoder:
 
     def __init__(self, model: PreTrainedModel, seq_len: int, kv_cache: KVCache = "16bit") -> None:
         self._model = model
-        self._cache = preallocated_cache(model, seq_len) if kv_cache == "16bit" else quantized_cache(model, kv_cache)
+        self._make = (
+            partial(preallocated_cache, model, seq_len)
+            if kv_cache == "16bit"
+            else partial(quantized_cache, model, kv_cache)
+        )
+        self._cache = self._make()
 
     def prefill(self, prompt: Tensor) -> Tensor:
-        self._cache.reset()
+        if all(isinstance(layer, PreallocatedLayer) for layer in self._cache.layers):
+            self._cache.reset()
+        else:  # Not every version of transformers forgets all of a sequence when it resets.
+            self._cache = self._make()
         return self.step(prompt)
 
     def step(self, token: Tensor) -> Tensor:

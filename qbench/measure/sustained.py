@@ -20,7 +20,7 @@ from qbench.validity import Sampler
 
 def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:
     """Emit a `SustainedRow` for every window. `sampler` looks at the machine between windows, as in throughput."""
-    mode = resolve_mode(config.decode, loaded.device, kv_cache=config.kv_cache)
+    mode = resolve_mode(config.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=config.kv_cache)
     decoder = make_decoder(loaded.model, mode, config.batch_size, config.seq_len, config.kv_cache)
     prompt = random_prompt(loaded, config.batch_size, config.prompt_tokens, context.seed)
     sampler = sampler or make_sampler(loaded.device)

@@ -15,6 +15,7 @@ from pathlib import Path
 from qbench.bandwidth import Bandwidth
 from qbench.errors import QbenchError
 from qbench.files import write_atomically
+from qbench.redact import Redactor
 from qbench.report import data, markdown, page
 from qbench.results import Run
 
@@ -29,17 +30,21 @@ def write(runs: Sequence[Run], out: Path, *, allow_partial: bool = False, rate: 
         The files written.
 
     Raises:
-        QbenchError: `out` is no HTML file or cannot be written, or `rate` is given for runs of different machines.
+        QbenchError: `out` is no HTML file or cannot be written, the BENCHMARK.md beside it is somebody else's, or
+            `rate` is given for runs of different machines.
     """
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise QbenchError(f"--out {out}: expected the name of an HTML file, e.g. report.html")
+    table = out.with_name("BENCHMARK.md")
+    if table.exists() and not table.read_text(encoding="utf-8", errors="replace").startswith(markdown.MARK):
+        raise QbenchError(f"{table} is there already and no report's; give --out in another folder")
     counts = Counter(run.record.name for run in runs)
     speed = None if rate is None else Bandwidth(rate, "given")
     reports = [data.collect(run, title=_title(run, counts), allow_partial=allow_partial, speed=speed) for run in runs]
     machines = sorted({report.machine for report in reports})
     if rate is not None and len(machines) > 1:
         raise QbenchError(f"--bandwidth: the runs are of different machines ({', '.join(machines)}); report them apart")
-    files = {out: page.render(reports), out.with_name("BENCHMARK.md"): markdown.render(reports)}
+    files = {out: page.render(reports), table: markdown.render(reports)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
@@ -52,4 +57,4 @@ def write(runs: Sequence[Run], out: Path, *, allow_partial: bool = False, rate: 
 def _title(run: Run, counts: Counter[str]) -> str:
     """The run's name, with its folder where another has the same."""
     name = run.record.name
-    return name if counts[name] == 1 else f"{name} ({run.folder})"
+    return name if counts[name] == 1 else Redactor.here().text(f"{name} ({run.folder})")

@@ -9,6 +9,7 @@ from qbench.report import words
 from qbench.report.records import Cell, RunReport, Speed
 from qbench.report.shapes import Bar, BarChart, Chart, Panel, Point
 from qbench.report.tables import accuracy_words
+from qbench.screen import memory_unit
 from qbench.stats import CHANCE_LEVEL
 
 
@@ -17,7 +18,7 @@ def memory(report: RunReport, looks: dict[str, CellStyle]) -> Chart | None:
     peaks = [cell.peak_memory_bytes for cell in report.cells if cell.peak_memory_bytes is not None]
     if not peaks:
         return None
-    unit, size = words.memory_unit(peaks)
+    unit, size, _ = memory_unit(max(peaks))
     bars = []
     for cell in report.cells:
         predicted = cell.predicted_bytes
@@ -26,7 +27,7 @@ def memory(report: RunReport, looks: dict[str, CellStyle]) -> Chart | None:
         value = None if cell.peak_memory_bytes is None else cell.peak_memory_bytes / size
         beside = predicted / size if predicted and value is not None else None
         bars.append(_bar(cell, looks, value, text, known, beside=beside))
-    diamonds = "predicted before the run" if any(bar.beside for bar in bars) else ""
+    diamonds = "predicted from the model's config" if any(bar.beside for bar in bars) else ""
     panel = Panel(title="", axis=f"peak memory ({unit})", bars=tuple(bars))
     return BarChart(key="memory", details=report.settings.get("memory", ""), panels=(panel,), beside=diamonds)
 
@@ -59,7 +60,7 @@ def accuracy(report: RunReport, looks: dict[str, CellStyle]) -> Chart | None:
         if found is None:
             bars.append(_bar(cell, looks, None, "", []))
             continue
-        lines = [f"{cell.name}: {accuracy_words(cell)} %, {found.n:,} questions", found.difference]
+        lines = [f"{cell.name}: accuracy in %: {accuracy_words(cell)}, {found.n:,} questions", found.difference]
         text = f"{100 * found.value:.1f} %{', partial' if found.partial else ''}"
         bars.append(_bar(cell, looks, 100 * found.value, text, lines, span=(100 * found.low, 100 * found.high)))
     panel = Panel(title="", axis="accuracy (%)", bars=tuple(bars), line=(100 * CHANCE_LEVEL, "chance"))
@@ -133,7 +134,7 @@ def _bar(
     """The bar of a cell; without a value, what went wrong at its batch size or with it as a whole."""
     statuses = (speed.status if speed else None, cell.status)
     failure = next((status for status in statuses if status not in (None, "ok")), "no result")
-    doubtful = bool(speed and speed.doubts)
+    doubtful = bool(speed and speed.doubtful)
     if value is None:
         text, lines = failure, [f"{cell.name}: {failure}", cell.error or ""]
     elif doubtful:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from qbench import bandwidth, hindsight, trust
 from qbench.bandwidth import Bandwidth
 from qbench.compare import reference_label, tied
-from qbench.environment import hardware_label
 from qbench.errors import QbenchError
+from qbench.redact import Redactor
 from qbench.report import facts
 from qbench.report.facts import Record
 from qbench.report.records import Accuracy, Cell, RunReport, Speed, Sustained, doubts
@@ -55,7 +55,7 @@ def collect(
     return RunReport(
         title=title or record.name,
         model=record.model,
-        machine=hardware_label(record.environment),
+        machine=record.hardware,
         dtype="/".join(dtypes),
         day=f"{record.started:%Y-%m-%d}",
         commands=tuple(facts.commands(record)),
@@ -68,8 +68,9 @@ def collect(
         ties=frozenset(frozenset(names[label] for label in pair) for pair in tied(run, answered)),
         settings=facts.settings(run, summary),
         bandwidth=speed,
+        tried=facts.tried(run),
         failures=tuple(facts.failures(run, names)),
-        doubts=(*trust.remarks(summary, batch_sizes(run)), *run.warnings),
+        doubts=(*trust.remarks(summary, batch_sizes(run)), *(Redactor.here().text(text) for text in run.warnings)),
         notes=tuple(notes),
     )
 
@@ -99,7 +100,7 @@ def _cell(run: Run, row: Record, predictions: Mapping[tuple[str, int | None], Re
         bits_per_weight=cell.get("effective_bits_per_weight"),
         predicted_bytes=predictions.get((label, None), {}).get("predicted_bytes"),
         accuracy=_accuracy(row),
-        **{field: text.get(field) for field in ("perplexity", "kl_mean", "kl_stderr", "top1_agreement")},
+        **{field: text.get(field) for field in ("perplexity", "kl_mean", "kl_stderr")},
         sustained=_sustained(run, row),
         speeds=tuple(_speed(run, row, size, predictions.get((label, size), {})) for size in batch_sizes(run)),
     )
@@ -157,14 +158,16 @@ def _sustained(run: Run, row: Record) -> Sustained | None:
 
 def _bandwidth(run: Run, notes: list[str]) -> Bandwidth | None:
     """Of the GPU, by its data sheet, or as measured in the run; None, with a note, where its files do not tell it."""
-    devices, gpus = set(run.cells["device"].dropna()), run.record.environment.gpus
+    gpus = sorted(set(run.cells["device"].dropna()) - {"cpu"})
     if run.cells["host"].nunique() > 1:
         notes.append("bandwidth ceiling left out: the cells were measured on several machines")
         return None
-    if any(str(device).startswith("cuda") for device in devices) and gpus:
-        found = bandwidth.of_gpu(gpus[0].name)
+    if gpus:
+        found = bandwidth.of_gpu(gpus[0]) if len(gpus) == 1 else None
         if found is None:
-            notes.append(f"bandwidth ceiling left out: no data sheet of {gpus[0].name} is known; give --bandwidth")
+            notes.append(
+                f"bandwidth ceiling left out: no data sheet of {' and '.join(gpus)} is known; give --bandwidth"
+            )
         return found
     readings = run.cells["read_bytes_per_s"].dropna()
     if not readings.empty:
@@ -179,7 +182,8 @@ def _predictions(run: Run, speed: Bandwidth | None, notes: list[str]) -> dict[tu
         rows = hindsight.compare(run, speed).to_dict("records")
         units = hindsight.compare(run, ONE_BYTE_A_SECOND)["predicted_tokens_per_s"]
     except (QbenchError, ValidationError) as error:
-        reason = "its configuration is of another version" if isinstance(error, ValidationError) else str(error)
+        unread = "its configuration names what this installation of qbench does not know"
+        reason = unread if isinstance(error, ValidationError) else str(error)
         notes.append(f"predictions and bandwidth left out: {reason}")
         return {}
     found = {}

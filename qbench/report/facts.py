@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from qbench.differences import cache_words
 from qbench.environment import Environment
 from qbench.results import Run, RunRecord
 
@@ -17,10 +18,10 @@ Record = dict[str, Any]
 def unreported(run: Run, summary: Sequence[Record], allow_partial: bool) -> list[str]:
     """Backends that were not run, limited evaluations, trials at which nobody looked, several machines."""
     notes = []
-    there = set(run.cells["label"])
-    asked = [backend["label"] for backend in run.record.config.get("backends") or ()]
-    if missing := [label for label in asked if label not in there]:
+    if missing := _missing(run):
         notes.append(f"asked for and not run: {', '.join(missing)}")
+    if run.record.finished is None:
+        notes.append("the run has not finished, or was interrupted; the same command goes on with it")
     frames = {"accuracy": run.accuracy[run.accuracy["task"] == "mmlu"], "perplexity": run.perplexity}
     limited = [name for name, frame in frames.items() if frame["partial"].any()]
     if limited and not allow_partial:
@@ -31,9 +32,27 @@ def unreported(run: Run, summary: Sequence[Record], allow_partial: bool) -> list
     hosts = run.cells["host"].dropna().unique()
     if len(hosts) > 1:
         notes.append(f"measured on several machines: {', '.join(sorted(map(str, hosts)))}; memory and speed may differ")
+    tasks = sorted(set(run.accuracy["task"]) - {"mmlu"})
+    if tasks:
+        notes.append(f"measured and not shown here, see accuracy.csv: {', '.join(tasks)}")
     if all(row["mmlu"] is None for row in summary) and not limited:
-        notes.append("accuracy was not measured")
+        notes.append("MMLU was not measured")
     return notes
+
+
+def tried(run: Run) -> str:
+    """How much of the run there is, where nothing failed."""
+    if run.cells.empty:
+        return "Nothing has been measured."
+    if _missing(run) or run.record.finished is None:
+        return "What was measured ended ok; the run is not whole."
+    return "Every backend and every trial ended ok."
+
+
+def _missing(run: Run) -> list[str]:
+    """Labels of the backends that were asked for and have no row."""
+    there = set(run.cells["label"])
+    return [backend["label"] for backend in run.record.config.get("backends") or () if backend["label"] not in there]
 
 
 def failures(run: Run, names: Mapping[str, str]) -> list[str]:
@@ -60,14 +79,12 @@ def settings(run: Run, summary: Sequence[Record]) -> dict[str, str]:
         found["memory"] = "first forward after loading, batch {batch_size}, {seq_len:,} tokens".format(**memory)
     if len(run.throughput):
         prompt, new = (int(run.throughput[column].max()) for column in ("prompt_tokens", "new_tokens"))
-        found["throughput"] = (
-            f"{prompt:,} prompt and {new:,} new tokens, the first excluded{_cache(run.throughput)}; medians over trials"
-        )
+        excluded = f"the first excluded{cache_words(run.throughput)}"
+        found["throughput"] = f"{prompt:,} prompt and {new:,} new tokens, {excluded}; medians over trials"
     if len(run.sustained):
         batch, prompt, new = (int(run.sustained[name].max()) for name in ("batch_size", "prompt_tokens", "new_tokens"))
-        found["sustained"] = (
-            f"batch {batch}, {prompt:,} prompt and {new:,} new tokens on end, prefills excluded{_cache(run.sustained)}"
-        )
+        excluded = f"prefills excluded{cache_words(run.sustained)}"
+        found["sustained"] = f"batch {batch}, {prompt:,} prompt and {new:,} new tokens on end, {excluded}"
     counts = [row["mmlu_n"] for row in summary if row["mmlu_n"] is not None]
     if counts:
         demo = (measures.get("mmlu") or {}).get("data") == "demo"
@@ -81,18 +98,13 @@ def settings(run: Run, summary: Sequence[Record]) -> dict[str, str]:
     return found
 
 
-def _cache(rows: pd.DataFrame) -> str:
-    """What keys and values were kept in, where that is not the compute dtype."""
-    kinds = sorted(set(rows["kv_cache"].dropna()) - {"16bit"})
-    return f", keys and values in {'/'.join(kinds)}" if kinds else ""
-
-
 def commands(record: RunRecord) -> list[str]:
     """The code, what it was installed with, and the run itself."""
     commit, dirty = record.environment.git_commit, record.environment.git_dirty
     changed = "  # had changes that were not committed" if dirty else ""
-    code = [f"git checkout {commit}{changed}"] if commit else [f"# qbench {record.environment.versions.get('qbench')}"]
-    return [*code, "make setup && . .venv/bin/activate", record.command]
+    if not commit:
+        return [f"pip install 'qbench[all]=={record.environment.versions.get('qbench')}'", record.command]
+    return [f"git checkout {commit}{changed}", "make setup && . .venv/bin/activate", record.command]
 
 
 def environment(found: Environment) -> list[tuple[str, str]]:

@@ -169,7 +169,7 @@ def _trail(trail: Trail, *, connected: bool) -> Json:
     spans = [dot.span or (dot.y, dot.y) for dot in trail.dots]
     size = 11 if len(trail.dots) < MANY_DOTS else 5
     return {
-        "type": "scatter", "mode": "lines+markers+text" if connected else "markers", "meta": trail.backend,
+        "type": "scatter", "mode": "lines+markers+text" if connected else "markers+text", "meta": trail.backend,
         "name": text(trail.backend), "x": [dot.x for dot in trail.dots], "y": [dot.y for dot in trail.dots],
         "marker": _marker(trail.look) | {"size": size, "symbol": SYMBOLS[trail.look.hatch]},
         "line": {"color": trail.look.edge, "width": 2}, "textposition": "top center",

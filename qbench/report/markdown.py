@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Sequence
 
+from qbench.markdown import inline
 from qbench.report import tables
 from qbench.report.records import RunReport
 from qbench.report.table import Table
 
+MARK = "<!-- qbench report -->"
+"""The first line, by which a file is known to be ours."""
+
 
 def render(reports: Sequence[RunReport]) -> str:
     """The text of the file."""
-    parts = ["# Benchmark", "\n".join(_origin(report) for report in reports), "## Results"]
+    parts = [MARK, "# Benchmark", "\n".join(_origin(report) for report in reports), "## Results"]
     parts += [_table(tables.summary(reports)), "In brackets: 95 % intervals. A `!` marks a figure not to be trusted."]
     for title, field in (("Failed", "failures"), ("Marked, or damaged", "doubts"), ("Not reported", "notes")):
-        lines = [f"- {text(report.title)}: {text(line)}" for report in reports for line in getattr(report, field)]
+        lines = [f"- {inline(report.title)}: {inline(line)}" for report in reports for line in getattr(report, field)]
         if lines:
             parts += [f"## {title}", "\n".join(lines)]
     for heading, table in (
@@ -33,28 +35,23 @@ def render(reports: Sequence[RunReport]) -> str:
         parts.append("`*`: more than chance (McNemar's test, corrected by Holm over all subjects and backends).")
     parts.append("## Reproduce")
     for report in reports:
-        parts += [f"{text(report.title)}:", "\n".join(f"    {line}" for line in _lines(report.commands))]
+        parts += [f"{inline(report.title)}:", "\n".join(f"    {line}" for line in _lines(report.commands))]
     parts.append(_table(tables.environments(reports)))
     return "\n\n".join(parts) + "\n"
 
 
-def text(value: str) -> str:
-    """Text as it is, on one line: no markup, no HTML, no end of a table's field."""
-    escaped = html.escape(" ".join(value.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escaped)
-
-
 def _origin(report: RunReport) -> str:
     words = f"{report.model}, {report.dtype}, on {report.machine}; {report.day} UTC"
-    return f"- **{text(report.title)}**: {text(words)}"
+    settings = [f"    - {name}: {inline(text)}" for name, text in report.settings.items()]
+    return "\n".join([f"- **{inline(report.title)}**: {inline(words)}", *settings])
 
 
 def _table(table: Table) -> str:
     heads = [column.title for column in table.columns]
     rules = ["---:" if column.numeric else "---" for column in table.columns]
-    rows = [[text(field.text) for field in row.fields] for row in table.rows]
-    lines = [[text(head) for head in heads], rules, *rows]
-    return f"{text(table.caption)}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[inline(field.text) for field in row.fields] for row in table.rows]
+    lines = [[inline(head) for head in heads], rules, *rows]
+    return f"{inline(table.caption)}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _lines(commands: Sequence[str]) -> list[str]:

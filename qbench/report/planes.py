@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from qbench.plot_front import steps
 from qbench.plot_style import CellStyle
 from qbench.report import words
-from qbench.report.records import Cell, RunReport
-from qbench.report.shapes import Chart, Dot, PlaneChart, Point, Trail
+from qbench.report.records import FOREIGN, Cell, RunReport
+from qbench.report.shapes import Chart, Dot, PlaneChart, Trail
 from qbench.report.tables import accuracy_words
+from qbench.screen import memory_unit
 from qbench.stats import pareto_front
 
 
@@ -18,7 +20,7 @@ def pareto(report: RunReport, looks: dict[str, CellStyle]) -> Chart | None:
     shown = [cell for cell in report.cells if cell.accuracy and cell.peak_memory_bytes is not None]
     if not shown:
         return None
-    unit, size = words.memory_unit([cell.peak_memory_bytes or 0 for cell in shown])
+    unit, size, _ = memory_unit(max(cell.peak_memory_bytes or 0 for cell in shown))
     costs = [(cell.peak_memory_bytes or 0) / size for cell in shown]
     front = pareto_front([(cost, _points(cell)) for cost, cell in zip(costs, shown, strict=True)])
     hovers = [words.human_bytes(cell.peak_memory_bytes) for cell in shown]
@@ -28,8 +30,8 @@ def pareto(report: RunReport, looks: dict[str, CellStyle]) -> Chart | None:
         details=details,
         x_axis=f"peak memory ({unit})",
         y_axis="accuracy (%)",
-        trails=_trails(shown, looks, costs, hovers, front),
-        front=_steps([(costs[i], _points(shown[i])) for i in front]),
+        trails=_trails(shown, looks, costs, hovers, front, [False] * len(shown)),
+        front=steps([(costs[i], _points(shown[i])) for i in front]),
     )
 
 
@@ -47,13 +49,14 @@ def accuracy_speed(report: RunReport, looks: dict[str, CellStyle]) -> Chart | No
     gains = [speed.tokens_per_s or 0.0 for _, speed in found]
     front = pareto_front([(-speed, _points(cell)) for speed, cell in zip(gains, cells, strict=True)])
     hovers = [f"{words.tokens(speed)} tokens/s at batch {batch}" for speed in gains]
+    ties = _tied(report, [cells[i].name for i in front])
     return PlaneChart(
         key="accuracy-speed",
-        details=f"{report.settings.get('mmlu', '')}; line: Pareto front, up and to the right is better",
+        details=f"{report.settings.get('mmlu', '')}; line: Pareto front, up and to the right is better{ties}",
         x_axis=f"tokens/s at batch {batch}",
         y_axis="accuracy (%)",
-        trails=_trails(cells, looks, gains, hovers, front),
-        front=_steps([(gains[i], _points(cells[i])) for i in front]),
+        trails=_trails(cells, looks, gains, hovers, front, [speed.doubtful for _, speed in found]),
+        front=steps([(gains[i], _points(cells[i])) for i in front]),
     )
 
 
@@ -72,7 +75,7 @@ def batches(report: RunReport, looks: dict[str, CellStyle]) -> Chart | None:
                     words.span(speed.span),
                     *speed.doubts,
                 ),
-                doubtful=bool(speed.doubts),
+                doubtful=speed.doubtful,
             )
             for speed in cell.speeds
             if speed.tokens_per_s is not None
@@ -105,7 +108,7 @@ def sustained(report: RunReport, looks: dict[str, CellStyle]) -> Chart | None:
                 y=speed,
                 span=None,
                 hover=words.lines(f"{cell.name} after {seconds:,.0f} s: {words.tokens(speed)} tokens/s", *doubts),
-                doubtful=bool(doubts),
+                doubtful=FOREIGN in doubts,
             )
             for seconds, speed, doubts in cell.sustained.windows
         )
@@ -128,14 +131,15 @@ def _trails(
     xs: Sequence[float],
     hovers: Sequence[str],
     front: Sequence[int],
+    doubtful: Sequence[bool],
 ) -> tuple[Trail, ...]:
     """A point for each cell, its accuracy upwards."""
     trails = []
     for i, (cell, x, hover) in enumerate(zip(cells, xs, hovers, strict=True)):
         assert cell.accuracy
         span = (100 * cell.accuracy.low, 100 * cell.accuracy.high)
-        text = words.lines(f"{cell.name}: {hover}", f"accuracy {accuracy_words(cell)} %", cell.accuracy.difference)
-        dot = Dot(x=x, y=_points(cell), span=span, hover=text)
+        text = words.lines(f"{cell.name}: {hover}", f"accuracy in %: {accuracy_words(cell)}", cell.accuracy.difference)
+        dot = Dot(x=x, y=_points(cell), span=span, hover=text, doubtful=doubtful[i])
         trails.append(Trail(backend=cell.name, look=looks[cell.name], dots=(dot,), strong=i in front))
     return tuple(trails)
 
@@ -148,11 +152,3 @@ def _tied(report: RunReport, front: Sequence[str]) -> str:
     """Neighbours on the front that do not differ, in words."""
     found = [f"{a} and {b}" for a, b in pairwise(front) if frozenset((a, b)) in report.ties]
     return f"; no significant difference in accuracy between {', '.join(found)}" if found else ""
-
-
-def _steps(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Corners of a front: across to the next point, and then up."""
-    corners = list(points[:1])
-    for x, y in points[1:]:
-        corners += [(x, corners[-1][1]), (x, y)]
-    return tuple(corners)

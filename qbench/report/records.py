@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from qbench.bandwidth import Bandwidth
 from qbench.report.subjects import Subject
 
+FOREIGN = "foreign load"
+
 
 def doubts(validity: str | None) -> tuple[str, ...]:
     """Why a figure is not to be trusted, in words; none if it is, or if nothing is known."""
@@ -46,6 +48,11 @@ class Speed:
         return doubts(self.validity)
 
     @property
+    def doubtful(self) -> bool:
+        """Whether the speed carries a mark: for its doubts, or because some trial failed."""
+        return bool(self.doubts) or (self.tokens_per_s is not None and self.status != "ok")
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """Slowest and fastest trial, if they differ."""
         return None if self.low is None or self.high is None or self.low == self.high else (self.low, self.high)
@@ -66,6 +73,11 @@ class Sustained:
     def doubts(self) -> tuple[str, ...]:
         """As of `Speed`."""
         return doubts(self.validity)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether other processes disturbed it; falling clocks are what such a load is measured for."""
+        return FOREIGN in self.doubts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +115,6 @@ class Cell:
     perplexity: float | None
     kl_mean: float | None
     kl_stderr: float | None
-    top1_agreement: float | None
     sustained: Sustained | None
     speeds: tuple[Speed, ...]
 
@@ -134,6 +145,8 @@ class RunReport:
     settings: Mapping[str, str]
     """By measure (memory, throughput, mmlu), under which conditions it was taken."""
     bandwidth: Bandwidth | None
+    tried: str
+    """How much of the run there is, in words, where nothing failed."""
     failures: tuple[str, ...]
     doubts: tuple[str, ...]
     notes: tuple[str, ...]

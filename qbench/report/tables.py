@@ -8,6 +8,7 @@ from qbench.report import words
 from qbench.report.records import Cell, RunReport, Speed
 from qbench.report.table import Column, Field, Table, TableRow
 from qbench.report.words import MISSING
+from qbench.verdict import signed
 
 Part = tuple[str, int | None, int | None, float | None, float | None]
 """What was predicted: its name, bytes predicted and measured, tokens/s predicted and measured."""
@@ -56,6 +57,7 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
         Column(title="first token"),
         Column(title="between tokens, p50"),
         Column(title="p95"),
+        Column(title="peak memory"),
         Column(title="read a second"),
         Column(title="of the ceiling"),
         Column(title="trust", numeric=False),
@@ -83,6 +85,7 @@ def _speed_fields(report: RunReport, cell: Cell, speed: Speed) -> list[Field]:
         _figure(speed.low, trials),
         _figure(None, speed.speedup or MISSING),
         *(_figure(value, words.milliseconds(value)) for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)),
+        _figure(speed.peak_memory_bytes, words.human_bytes(speed.peak_memory_bytes)),
         _figure(speed.read_bytes_per_s, words.gigabytes_a_second(speed.read_bytes_per_s)),
         _figure(share, words.percent(share, 0)),
         _trust(speed),
@@ -102,7 +105,7 @@ def sustained(reports: Sequence[RunReport]) -> Table | None:
                     *_identity(reports, report, cell),
                     *(_figure(speed, words.tokens(speed)) for speed in (found.peak, found.steady)),
                     _figure(left, words.percent(left, 0)),
-                    Field(text=", ".join(found.doubts) or found.validity or "not recorded", alarm=bool(found.doubts)),
+                    Field(text=", ".join(found.doubts) or found.validity or "not recorded", alarm=found.doubtful),
                 )
                 rows.append(TableRow(run=i, backend=cell.name, fields=fields))
     caption = "Under sustained load: the best window of the first third, the median of the last third"
@@ -136,7 +139,7 @@ def subjects(report: RunReport, number: int) -> Table | None:
                 fields.append(_figure(None, MISSING))
                 continue
             mark = " *" if found.real else ""
-            text = words.signed(100 * found.delta) + mark
+            text = signed(100 * found.delta, 1) + mark
             fields.append(Field(text=text, value=found.delta, strong=bool(mark), tint=found.delta / largest))
         rows.append(TableRow(run=number, backend=None, fields=tuple(fields)))
     caption = f"{report.title}: accuracy by subject, difference to {report.reference} in points"
@@ -177,12 +180,12 @@ def predictions(reports: Sequence[RunReport]) -> Table | None:
                     Field(text=what),
                     _figure(predicted, words.human_bytes(predicted)),
                     _figure(measured, words.human_bytes(measured)),
-                    _figure(off, f"{words.signed(100 * off)} %"),
+                    _figure(off, f"{signed(100 * off, 1)} %"),
                     _figure(ceiling, words.tokens(ceiling)),
                     _figure(speed, words.tokens(speed)),
                 )
                 rows.append(TableRow(run=i, backend=cell.name, fields=fields))
-    caption = "Predicted before the run beside measured"
+    caption = "Predicted from the model's config beside measured"
     return Table(key="predicted", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
 
 
@@ -269,7 +272,7 @@ def _speed(speed: Speed | None) -> Field:
         return _figure(None, MISSING)
     if speed.tokens_per_s is None:
         return Field(text=str(speed.status), alarm=True)
-    mark = " !" if speed.doubts else ""
+    mark = " !" if speed.doubtful else ""
     return Field(text=words.tokens(speed.tokens_per_s) + mark, value=speed.tokens_per_s, alarm=bool(mark))
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from qbench.screen import MISSING, human_bytes
+from qbench.screen import MISSING, human_bytes, three_digits
 
 __all__ = [
-    "MISSING", "gigabytes_a_second", "human_bytes", "lines", "memory_unit", "milliseconds", "number", "percent",
-    "signed", "span", "tokens",
+    "MISSING", "gigabytes_a_second", "human_bytes", "lines", "milliseconds", "number", "percent",
+    "span", "tokens",
 ]  # fmt: skip
 
 
@@ -21,7 +19,7 @@ def tokens(value: float | None) -> str:
     """Tokens/s with three digits or more: `7.66`, `24.0`, `1,502`."""
     if value is None:
         return MISSING
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+    return three_digits(value)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -34,12 +32,6 @@ def percent(fraction: float | None, decimals: int = 1) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.{decimals}f} %"
 
 
-def signed(value: float, decimals: int = 1) -> str:
-    """With a minus as long as a plus, and no sign before zero."""
-    rounded = round(value, decimals)
-    return f"{'−' if rounded < 0 else '+' if rounded > 0 else ''}{abs(rounded):.{decimals}f}"
-
-
 def gigabytes_a_second(bytes_per_s: float | None) -> str:
     """Bytes a second as GB/s."""
     return MISSING if bytes_per_s is None else f"{bytes_per_s / 1e9:,.3g} GB/s"
@@ -48,11 +40,6 @@ def gigabytes_a_second(bytes_per_s: float | None) -> str:
 def span(speeds: tuple[float, float] | None) -> str:
     """The slowest and the fastest trial; empty if there is but one."""
     return f"trials: {tokens(speeds[0])} to {tokens(speeds[1])}" if speeds else ""
-
-
-def memory_unit(values: Iterable[int]) -> tuple[str, int]:
-    """The unit in which the largest of some bytes has few digits, and its bytes."""
-    return ("GiB", 2**30) if max(values) >= 2**30 else ("MiB", 2**20)
 
 
 def lines(*texts: str) -> str:
