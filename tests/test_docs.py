@@ -114,7 +114,7 @@ def test_the_post_s_speeds_are_those_of_the_run() -> None:
     medians = trials.groupby(["label", "batch_size"])[columns].median()
     speeds, waits = medians["decode_tokens_per_s"], medians["ttft_s"]
     rows = rows_of("post.md")
-    for label in ("fp16", "int4", "nf4", "awq"):
+    for label in ("fp16", "int4", "nf4", "awq", "gptq"):
         ratios = [speeds[label, size] / speeds["fp16", size] for size in (1, 8, 32)]
         shown = ["1" if label == "fp16" else f"{ratio:.2f}" for ratio in ratios]
         pairs = [(short(speeds[label, size]), ratio) for size, ratio in zip((1, 8, 32), shown, strict=True)]

@@ -318,7 +318,7 @@ def test_the_cost_of_a_million_tokens() -> None:
 def test_a_run_of_the_repository() -> None:
     run = read_run(PUBLISHED / "smoke-xeon-2core")
     found = recommend([run], 1, "speed", Limits(memory_bytes=8 * 2**20))
-    assert named(found) == "AWQ"
+    assert named(found) == "INT4"
     json.dumps(to_dict(found, 2.5), allow_nan=False)
     assert "FP16: needs 10.19 MiB, 2.19 MiB more than --max-memory" in text(found)
 

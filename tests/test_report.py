@@ -360,7 +360,12 @@ def test_the_command_writes_both_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert done.exit_code == 0, done.output
     assert done.output.split() == ["pages/all.html", "pages/BENCHMARK.md"]
     names = {row["run"] for row in Page((tmp_path / "pages" / "all.html").read_text()).records("All backends")}
-    assert names == {"demo-mmlu", "smoke", "tinyllama-shape"}
+    assert names == {
+        "demo-mmlu",
+        "smoke",
+        "tinyllama-shape",
+        *(f"kv-cache-{kind}" for kind in ("16bit", "int8", "int4")),
+    }
     assert "| INT4 | smoke |" in (tmp_path / "pages" / "BENCHMARK.md").read_text()
 
 

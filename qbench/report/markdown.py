@@ -47,10 +47,19 @@ def _origin(report: RunReport) -> str:
 
 
 def _table(table: Table) -> str:
-    heads = [column.title for column in table.columns]
+    """Figures, and the titles above them, are ours; everything else may be somebody's text."""
+    heads = [
+        column.title if column.numeric and column.backend is None else inline(column.title) for column in table.columns
+    ]
     rules = ["---:" if column.numeric else "---" for column in table.columns]
-    rows = [[inline(field.text) for field in row.fields] for row in table.rows]
-    lines = [[inline(head) for head in heads], rules, *rows]
+    rows = [
+        [
+            field.text if column.numeric else inline(field.text)
+            for column, field in zip(table.columns, row.fields, strict=True)
+        ]
+        for row in table.rows
+    ]
+    lines = [heads, rules, *rows]
     return f"{inline(table.caption)}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
