@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.path import Path as Path2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
@@ -233,17 +234,23 @@ def _draw_bar(axes: Axes, y: int, bar: Bar) -> None:
 def place_names(axes: Axes, names: Sequence[Name], obstacles: Sequence[Bbox]) -> None:
     """Write names beside their points, each in the nearest place where it covers no other name and no obstacle.
 
-    Obstacles are boxes in pixels; the layout is settled.
+    Nor does the line from a name to its point cross another's. Obstacles are boxes in pixels; the layout is settled.
     """
-    taken, scale = list(obstacles), 72 / DPI
+    taken, lines, scale = list(obstacles), list[Path2D](), 72 / DPI
     spots = [axes.transData.transform(name.point) for name in names]
     for name, (x, y) in zip(names, spots, strict=True):
         # Among close points, a name at arm's length with a line to its own point cannot be taken for another's.
         crowded = sum(math.hypot(x - right, y - up) < CROWD_PX for right, up in spots) > 1
         weight = "bold" if name.strong else "normal"
         places = _places(x, y, _extent(axes, name.text, weight), nearest=40 if crowded else 16)
-        box = min(places, key=lambda place: _clashes(place, taken, axes.bbox))
+        ways = [Path2D([(x, y), ((place.x0 + place.x1) / 2, (place.y0 + place.y1) / 2)]) for place in places]
+        costs = [
+            _clashes(place, taken, axes.bbox) + _crossings(place, way, lines)
+            for place, way in zip(places, ways, strict=True)
+        ]
+        box, way = places[costs.index(min(costs))], ways[costs.index(min(costs))]
         taken.append(box)
+        lines.append(way)
         line = crowded or places.index(box) >= len(DIRECTIONS)
         axes.annotate(
             plain(name.text),
@@ -284,6 +291,11 @@ def _clashes(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> int:
     outside = bool(box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1)
     near = box.padded(6)
     return sum(bool(near.overlaps(other)) for other in taken) + (len(taken) + 1) * outside
+
+
+def _crossings(box: Bbox, way: Path2D, lines: Sequence[Path2D]) -> int:
+    """How many of the lines this one crosses, or has under its name."""
+    return sum(bool(way.intersects_path(line, filled=False) or line.intersects_bbox(box)) for line in lines)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

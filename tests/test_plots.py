@@ -13,7 +13,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
+from matplotlib.path import Path as Path2D
+from matplotlib.text import Annotation, Text
 
 from qbench import plot_style
 from qbench.plots import FIGURES, draw, mmlu_figure, throughput_figure
@@ -492,3 +493,22 @@ def test_import_opens_no_display_and_loads_no_torch() -> None:
 def test_no_question_no_figure() -> None:
     run = made_up_run([cell("int4", peak_memory_bytes=GIB)])
     assert mmlu_figure(run, summarize(run)) is None
+
+
+def test_lines_from_names_to_crowded_points_do_not_cross() -> None:
+    """Five points in a bundle: taken by name, each line ends at its own point and meets no other."""
+    figure = plot_style.new_figure(5)
+    axes = figure.add_subplot()
+    points = [(1.0, 1.0), (1.02, 0.96), (1.04, 1.0), (1.0, 0.93), (3.0, 1.1)]
+    axes.plot(*zip(*points, strict=True), "o")
+    axes.margins(0.4)
+    figure.draw_without_rendering()
+    plot_style.place_names(axes, [plot_style.Name(point, f"name {i}", False) for i, point in enumerate(points)], [])
+    ways = []
+    for note in axes.texts:
+        assert isinstance(note, Annotation)
+        x, y = axes.transData.transform(note.xy)
+        right, up = note.xyann
+        ways.append(Path2D([(x, y), (x + right * plot_style.DPI / 72, y + up * plot_style.DPI / 72)]))
+    crossing = [(a, b) for a, b in combinations(range(len(ways)), 2) if ways[a].intersects_path(ways[b], filled=False)]
+    assert crossing == []
