@@ -1,7 +1,7 @@
 """How long commands take that need no model: wall seconds of a fresh interpreter each, from start to end.
 
-`plan` is given a bandwidth: measuring one takes a second of its own. The target is half a second for each; `plot` draws
-with pandas and matplotlib, whose imports alone take that, so that only what it refuses is taken here.
+`plan` is given a bandwidth: measuring one takes a second of its own. The target is half a second for each. What reads
+runs needs pandas, whose import alone takes that, so that of those commands only what they refuse is taken here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ COMMANDS = {
     "schema": ["-m", "qbench", "schema"],
     "validate": ["-m", "qbench", "validate", CONFIG],
     "cache ls": ["-m", "qbench", "cache", "ls"],
-    "plot, no such folder": ["-m", "qbench", "plot", "nowhere"],
+    **{f"{name}, no such folder": ["-m", "qbench", name, "nowhere"] for name in ("plot", "report", "recommend")},
+    "compare, no such folder": ["-m", "qbench", "compare", "nowhere", "nowhere"],
+    "gate, no such folder": ["-m", "qbench", "gate", "nowhere", "--baseline", "nowhere", "--max-drop", "1"],
+    "card, no such folder": ["-m", "qbench", "card", "nowhere", "--backend", "int4"],
 }
 TARGET_S = 0.5
 
