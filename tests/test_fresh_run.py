@@ -52,7 +52,7 @@ def test_plots_and_report(here: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = (here / "BENCHMARK.md").read_text()
     assert "bandwidth ceiling left out" not in text
-    assert "after: asked for and not run: nf4, awq, gptq" in text
+    assert r"after: asked for and not run\: nf4, awq, gptq" in text
     for heading in ("## Speed and latency", "## Sustained load", "## Predicted and measured", "## By subject"):
         assert heading in text
     page = (here / "report.html").read_text()
