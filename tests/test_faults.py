@@ -24,7 +24,7 @@ from qbench.results import read_run
 from tests.test_runner import QUICK, Watcher, config, interpreter, run
 
 KILLS = 50
-TIMES = ("load_s", "quantize_s", "load_peak_bytes", "peak_rss_bytes", "cached")
+TIMES = ("load_s", "quantize_s", "load_peak_bytes", "peak_rss_bytes", "cached", "read_bytes_per_s")
 """Columns of cells.csv that no two runs have alike."""
 
 
