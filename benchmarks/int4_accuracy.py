@@ -25,6 +25,7 @@ from qbench import demo
 from qbench.backends.base import LoadedModel, import_backend
 from qbench.config import FP16, NF4, Backend, Int4
 from qbench.int4 import dequantize, quantize
+from qbench.int4.quantize import Search
 from qbench.models import LoadOptions
 
 WINDOW = 512
@@ -115,13 +116,13 @@ def gaussian_errors() -> list[dict[str, object]]:
     return rows
 
 
-def quantize_seconds(search: str) -> float:
+def quantize_seconds(search: Search) -> float:
     """Of the best of three."""
     weight = torch.randn(LARGE).bfloat16()
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
-        quantize(weight, search=search)  # type: ignore[arg-type]
+        quantize(weight, search=search)
         best = min(best, time.perf_counter() - start)
     return best
 

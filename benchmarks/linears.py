@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import linears_plot
 import record
@@ -79,7 +79,8 @@ def call(linears: list[nn.Module], x: Tensor) -> list[Any]:
 def timer(found: list[nn.Module], group: str, batch: int, options: LoadOptions) -> Callable[[], float]:
     """Times a group of linears through the copies of a block."""
     linears = [[block.get_submodule(name) for name in GROUPS[group]] for block in found]
-    x = torch.randn(1, batch, linears[0][0].in_features, device=options.device, dtype=options.dtype)  # type: ignore[arg-type]
+    width = cast(nn.Linear, linears[0][0]).in_features  # every backend's linear has it
+    x = torch.randn(1, batch, width, device=options.device, dtype=options.dtype)
     return timing.prepared([partial(call, each, x) for each in linears], options.device)
 
 

@@ -92,7 +92,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def rows_of(page: str) -> list[list[str]]:
-    """The cells of every line of a table in a page."""
+    """The cells of every line of a table in a page of docs/."""
     lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
@@ -170,3 +170,53 @@ def test_the_figures_of_int4_are_those_of_the_benchmark() -> None:
         cells = [texts.loc[f"int4 g{size} {search}"] for search in ("none", "mse")]
         divergences = [f"{1e3 * cell['kl']:.2f} ± {1e3 * cell['kl_error']:.2f}" for cell in cells]
         assert [name.split()[0], *divergences, *(f"{cell['perplexity']:.4f}" for cell in cells)] in rows
+
+
+def test_the_table_of_the_readme_is_that_of_the_smoke_run() -> None:
+    folder = RESULTS / "smoke-xeon-2core"
+    names = ("summary", "cells", "perplexity")
+    summary, cells, texts = (pd.read_csv(folder / f"{name}.csv").set_index("label") for name in names)
+    rows = rows_of("../README.md")
+    for label in ("fp16", "int4", "nf4", "awq", "gptq"):
+        one, cell, text = summary.loc[label], cells.loc[label], texts.loc[label]
+        marks = ["" if one[f"validity_b{size}"] == "ok" else " !" for size in (1, 8, 32)]
+        speeds = [
+            f"{one[f'decode_tokens_per_s_b{size}']:,.0f}{mark}" for size, mark in zip((1, 8, 32), marks, strict=True)
+        ]
+        low, high = (100 * one[f"mmlu_ci_{end}"] for end in ("low", "high"))
+        assert [
+            label.upper(), cell["kernel"], f"{cell['effective_bits_per_weight']:.2f}",
+            f"{cell['peak_memory_bytes'] / 2**20:.1f} MiB", *speeds, f"{100 * one['mmlu']:.1f} [{low:.1f}, {high:.1f}]",
+            f"{text['perplexity']:.3f}", "–" if label == "fp16" else f"{1e3 * text['kl_mean']:.2f}",
+        ] in rows  # fmt: skip
+
+
+def test_what_the_readme_lets_recommend_say_is_what_it_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = (words for words in commands(readme) if words[:2] == ["qbench", "recommend"])
+    done = CliRunner().invoke(app, [command[1], str(RESULTS / "smoke-xeon-2core"), *command[3:]])
+    shown = "".join(f"    {line}\n" for line in done.output.splitlines())
+    assert shown in readme
+
+
+def test_the_readme_s_speeds_are_those_of_tinyllama_s_shape() -> None:
+    trials = pd.read_csv(RESULTS / "tinyllama-shape-xeon-2core" / "throughput.csv")
+    speeds = trials.groupby(["label", "batch_size"])["decode_tokens_per_s"].median()
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for label in ("int4", "awq", "gptq", "nf4"):
+        assert f"{label.upper()} {', '.join(short(speeds[label, size]) for size in (1, 8, 32))}" in text
+
+
+def test_the_figures_of_a_quantized_cache_are_those_of_its_runs() -> None:
+    rows = rows_of("method.md")
+    for kind, name in (("16bit", "16 bit"), ("int8", "8 bit"), ("int4", "4 bit")):
+        trials = pd.read_csv(RESULTS / f"kv-cache-{kind}-xeon-2core" / "throughput.csv")
+        summary = pd.read_csv(RESULTS / f"kv-cache-{kind}-xeon-2core" / "summary.csv").iloc[0]
+        assert set(trials["kv_cache"]) == {kind}
+        large = trials[trials["batch_size"] == 8]
+        speeds = [
+            f"{summary[f'decode_tokens_per_s_b{size}']:.1f}{'' if summary[f'validity_b{size}'] == 'ok' else ' !'}"
+            for size in (1, 8)
+        ]
+        peak = f"{large['peak_memory_bytes'].max() / 2**20:,.0f} MiB"
+        assert [name, peak, *speeds, f"{large['ttft_s'].median():.0f} s"] in rows

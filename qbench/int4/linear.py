@@ -77,6 +77,7 @@ class QuantLinear(nn.Module):
 
     def packed(self) -> dict[str, Tensor]:
         """The weight as the kernel holds it."""
+        # Not `get_buffer`, which looks for a path of modules: every forward comes through here.
         return {name: self._buffers[name] for name in self._names}  # type: ignore[misc]
 
     def quantized(self) -> QuantizedTensor:
