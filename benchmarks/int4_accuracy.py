@@ -26,7 +26,7 @@ from qbench.backends.base import LoadedModel, import_backend
 from qbench.config import FP16, NF4, Backend, Int4
 from qbench.int4 import dequantize, quantize
 from qbench.int4.quantize import Search
-from qbench.models import LoadOptions
+from qbench.model.load import LoadOptions
 
 WINDOW = 512
 CELLS: dict[str, Backend] = {

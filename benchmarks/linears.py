@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from qbench import source
 from qbench.backends.base import import_backend
-from qbench.calibration import Calibration
 from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4, ModelConfig
-from qbench.models import LoadOptions, resolve_dtype
+from qbench.model import find
+from qbench.model.calibration import Calibration
+from qbench.model.load import LoadOptions, resolve_dtype
 
 BACKENDS: tuple[Backend, ...] = (
     FP16(label="fp16"),
@@ -56,11 +56,11 @@ VOCABULARY = 1024
 
 def one_block(folder: Path, shape: str, dtype: torch.dtype) -> Path:
     """A model of one block with random weights, kept in the cache."""
-    config = json.loads(source.shapes()[shape].read_text(encoding="utf-8"))
+    config = json.loads(find.shapes()[shape].read_text(encoding="utf-8"))
     config |= {"num_hidden_layers": 1, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = ModelConfig(path=folder, weights="random")
-    return source.resolve(model, dtype=str(dtype).removeprefix("torch."), seed=0, say=print)
+    return find.resolve(model, dtype=str(dtype).removeprefix("torch."), seed=0, say=print)
 
 
 def blocks(backend: Backend, options: LoadOptions, copies: int) -> tuple[str, list[nn.Module]]:

@@ -11,9 +11,9 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from qbench import plot_style as style
-from qbench.environment import Environment, hardware_label
-from qbench.results import display_label
+from qbench.machine.environment import Environment, hardware_label
+from qbench.records.run import display_label
+from qbench.show.plots import style
 
 COLUMNS = 2
 

@@ -18,11 +18,12 @@ from typing import Annotated
 import record
 import typer
 
-from qbench import configfile, runner
-from qbench.events import EventLog, ProgressEvent, read_units
-from qbench.results import read_run
-from qbench.rows import CellRow
-from qbench.validity import Sampler
+from qbench.config import load
+from qbench.machine.conditions import Sampler
+from qbench.records.rows import CellRow
+from qbench.records.run import read_run
+from qbench.run import runner
+from qbench.run.events import EventLog, ProgressEvent, read_units
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
@@ -80,7 +81,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="folder for the tables as CSV, with run.json")] = None,
 ) -> None:
     """Run a configuration and say what of its time was ours."""
-    settings, clock = configfile.load(config), Clock()
+    settings, clock = load.load(config), Clock()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         results, ok = runner.run(settings, Path(folder), clock, command="benchmark")

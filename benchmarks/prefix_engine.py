@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 from qbench import demo
 from qbench.backends.base import LoadedModel, import_backend
 from qbench.config import FP16, Engine, MMLUConfig, ModelConfig
-from qbench.measure.harness import Evaluation, evaluate, quiet_harness
-from qbench.measure.mmlu_data import load_tasks, task_manager
-from qbench.models import LoadOptions
-from qbench.source import resolve
+from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
+from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
+from qbench.model.find import resolve
+from qbench.model.load import LoadOptions
 
 SUBJECTS = ("abstract_algebra", "global_facts", "management", "medical_genetics", "us_foreign_policy")
 SHAPE = {

@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from qbench import environment
+from qbench.machine import environment
 
 Rows = Sequence[Mapping[str, Any]]
 

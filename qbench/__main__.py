@@ -1,5 +1,5 @@
 """`python -m qbench`."""
 
-from qbench.cli import app
+from qbench.cli.app import app
 
 app(prog_name="qbench")

@@ -17,8 +17,8 @@ atexit.register(shutil.rmtree, os.environ["QBENCH_CACHE"], ignore_errors=True)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # After the environment, which transformers reads at import.
-from tests.tiny_llama import save_tiny_llama, word_ids  # noqa: E402
-from tests.tiny_variants import save_large_and_small  # noqa: E402
+from tests.support.tiny_llama import save_tiny_llama, word_ids  # noqa: E402
+from tests.support.tiny_variants import save_large_and_small  # noqa: E402
 
 
 @pytest.fixture(scope="session")

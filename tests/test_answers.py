@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qbench.answers import read_answers
-from qbench.results import read_run, to_frame, write_table
-from qbench.rows import AccuracyRow
-from qbench.stats import summarize
-from tests.made_up_run import cell, made_up_run, subject
+from qbench.analysis.stats import summarize
+from qbench.records.answers import read_answers
+from qbench.records.rows import AccuracyRow
+from qbench.records.run import read_run, to_frame, write_table
+from tests.support.made_up_run import cell, made_up_run, subject
 
 
 def write_answers(folder: Path, label: str, predicted: Sequence[int], gold: Sequence[int], name: str = "law") -> None:

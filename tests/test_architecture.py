@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from qbench.architecture import of_model, parse
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
+from qbench.model.architecture import of_model, parse
 
 LLAMA = {
     "model_type": "llama",

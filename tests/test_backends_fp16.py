@@ -6,7 +6,7 @@ import torch
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
 from qbench.config import FP16
-from tests import tiny_llama as tiny
+from tests.support import tiny_llama as tiny
 
 
 @pytest.fixture(scope="module")

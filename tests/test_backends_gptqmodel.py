@@ -19,8 +19,8 @@ from qbench.backends import awq, fp16, gptq
 from qbench.backends.base import LoadedModel
 from qbench.config import AWQ, FP16, GPTQ, Calibrated
 from qbench.errors import QbenchError
-from qbench.models import LoadOptions
-from tests import tiny_llama as tiny
+from qbench.model.load import LoadOptions
+from tests.support import tiny_llama as tiny
 
 SCALES = tiny.LINEAR_WEIGHTS // 128
 INPUTS = tiny.LAYERS * (6 * tiny.HIDDEN + tiny.INTERMEDIATE)

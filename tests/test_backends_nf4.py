@@ -9,7 +9,7 @@ from bitsandbytes.functional import has_avx512bf16
 from qbench.backends import fp16, nf4
 from qbench.backends.base import LoadedModel
 from qbench.config import FP16, NF4
-from tests import tiny_llama as tiny
+from tests.support import tiny_llama as tiny
 
 CODE_BOOK_BYTES = 16 * 4
 """Sixteen float32 levels, which every linear holds for itself."""

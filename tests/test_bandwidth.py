@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from qbench import bandwidth
 from qbench.errors import QbenchError
+from qbench.machine import bandwidth
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from qbench import cache, keys
-from qbench.cli import app
+from qbench.cli.app import app
 from qbench.errors import QbenchError
+from qbench.run import checkpoints, fingerprint
 from tests.test_runner import config, run
 
 FACTS = {"model": "m", "kind": "awq", "group_size": 128}
@@ -40,8 +40,8 @@ class Maker:
         return 12.5
 
 
-def obtain(make: Maker, said: list[str] | None = None) -> tuple[cache.Entry, bool]:
-    return cache.obtain(FACTS, "model", make, (said if said is not None else []).append)
+def obtain(make: Maker, said: list[str] | None = None) -> tuple[checkpoints.Entry, bool]:
+    return checkpoints.obtain(FACTS, "model", make, (said if said is not None else []).append)
 
 
 def test_a_checkpoint_is_made_once(own_cache: Path) -> None:
@@ -49,9 +49,9 @@ def test_a_checkpoint_is_made_once(own_cache: Path) -> None:
     first, found_first = obtain(make)
     again, found_again = obtain(make)
     assert (found_first, found_again, make.made) == (False, True, 1)
-    assert first.folder == again.folder == own_cache / keys.key(FACTS)
+    assert first.folder == again.folder == own_cache / fingerprint.key(FACTS)
     assert again.manifest.quantize_s == 12.5
-    assert again.bytes == 1002 + (again.folder / cache.MANIFEST).stat().st_size
+    assert again.bytes == 1002 + (again.folder / checkpoints.MANIFEST).stat().st_size
 
 
 @pytest.mark.parametrize("damage", ["changed", "shorter", "missing", "manifest"])
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_made_again(damage: str) -> None:
         case "missing":
             weights.unlink()
         case "manifest":
-            (weights.parent / cache.MANIFEST).write_text('{"key": ')
+            (weights.parent / checkpoints.MANIFEST).write_text('{"key": ')
     entry, found = obtain(make, said)
     assert (found, make.made) == (False, 2)
     assert not entry.damaged()
@@ -80,7 +80,7 @@ def test_one_that_fails_leaves_nothing(own_cache: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        cache.obtain(FACTS, "model", fail, print)
+        checkpoints.obtain(FACTS, "model", fail, print)
     assert not [path for path in own_cache.iterdir() if path.suffix != ".lock"]
     assert obtain(Maker())[1] is False
 
@@ -93,7 +93,7 @@ def hang(folder: Path) -> float:
 
 
 def test_one_whose_process_was_killed_is_made_by_the_next(own_cache: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=cache.obtain, args=(FACTS, "model", hang, print))
+    process = multiprocessing.get_context("fork").Process(target=checkpoints.obtain, args=(FACTS, "model", hang, print))
     process.start()
     deadline = time.monotonic() + 30
     while not list(own_cache.glob(".*.partial/half")):
@@ -133,7 +133,7 @@ def test_commands_show_verify_and_remove() -> None:
     assert cli.invoke(app, ["cache", "rm", "zz"]).exit_code == 2
     assert cli.invoke(app, ["cache", "rm", key[:6]]).exit_code == 0
     assert not entry.folder.exists()
-    assert cache.entries() == []
+    assert checkpoints.entries() == []
 
 
 def test_runs_share_a_checkpoint_and_rows_say_so(tiny_llama: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_runs_share_a_checkpoint_and_rows_say_so(tiny_llama: Path, tmp_path: Pat
     assert a["effective_bits_per_weight"] == b["effective_bits_per_weight"] == 4.25
     other = run(config(tiny_llama, [{"kind": "int4", "group_size": 64}]), tmp_path / "three")[0]
     assert not pd.read_csv(other / "cells.csv").iloc[0]["cached"]
-    assert len(cache.entries()) == 2
+    assert len(checkpoints.entries()) == 2
 
 
 def test_without_the_cache_nothing_is_written(tiny_llama: Path, tmp_path: Path, own_cache: Path) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from qbench import calibration, demo
+from qbench import demo
 from qbench.config import CalibrationConfig, ModelConfig
 from qbench.errors import QbenchError
+from qbench.model import calibration
 
 PATH = ModelConfig(path=Path("/models/x"))
 

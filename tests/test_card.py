@@ -8,12 +8,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from qbench import configfile
-from qbench.card import make_card, read_generations
+from qbench.config import load
+from qbench.decide.card import make_card, read_generations
 from qbench.errors import QbenchError
-from qbench.results import read_run
-from qbench.rows import GenerationRow
-from tests.made_up_run import FIVE_ANSWERS, MODEL, cell, five_cells, identity, made_up_run, measured, text
+from qbench.records.rows import GenerationRow
+from qbench.records.run import read_run
+from tests.support.made_up_run import FIVE_ANSWERS, MODEL, cell, five_cells, identity, made_up_run, measured, text
 from tests.test_markdown import read
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
@@ -66,7 +66,7 @@ def test_what_the_card_says_to_run_is_a_valid_configuration(tmp_path: Path) -> N
     body = make_card(read_run(SMOKE), "int4", []).body
     [block] = re.findall(r"```yaml\n(.*?)\n```", body, re.DOTALL)
     (tmp_path / "card.yaml").write_text(block)
-    config = configfile.load(tmp_path / "card.yaml", ())
+    config = load.load(tmp_path / "card.yaml", ())
     assert [backend.label for backend in config.backends] == ["fp16", "int4"]
     assert config.measure.throughput
     assert config.measure.throughput.batch_sizes == (1, 8, 32)

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from qbench import screen
-from qbench.cli import app
+from qbench.cli.app import app
 from qbench.config import backend_kinds
+from qbench.show import terminal
 from tests.test_runner import in_order, interpreter
 
 cli = CliRunner()
@@ -142,7 +142,7 @@ def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.Monk
     unattended = cli.invoke(app, [*arguments, "--fresh"])
     assert unattended.exit_code == 2
     assert "--fresh deletes the run in results/tiny; say --yes" in unattended.output
-    monkeypatch.setattr(screen, "is_attended", lambda: True)
+    monkeypatch.setattr(terminal, "is_attended", lambda: True)
     assert cli.invoke(app, [*arguments, "--fresh"], input="n\n").exit_code == 1
     assert (here / "results/tiny/run.json").read_bytes() == before
     agreed = cli.invoke(app, [*arguments, "--fresh"], input="y\n")
@@ -206,9 +206,9 @@ def test_help_has_an_example(command: list[str]) -> None:
 def test_commands_that_need_no_model_import_no_torch(here: Path) -> None:
     """Checked by what is imported, since times drift."""
     code = (
-        "import sys; from typer.testing import CliRunner; from qbench.cli import app; "
+        "import sys; from typer.testing import CliRunner; from qbench.cli.app import app; "
         "r = CliRunner().invoke(app, ['run', 'tiny.yaml', '--dry-run']); assert r.exit_code == 0, r.output; "
-        "import qbench.plots, qbench.runner; "
+        "import qbench.show.plots.charts, qbench.run.runner; "
         "heavy = {'torch', 'transformers', 'ray', 'scipy.stats', 'lm_eval'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

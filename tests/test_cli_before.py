@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qbench import screen
-from qbench.cli import app
+from qbench.cli.app import app
 from qbench.config import RunConfig
+from qbench.show import terminal
 
 cli = CliRunner()
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def test_init_writes_what_plan_and_run_take(here: Path) -> None:
 
 
 def test_init_asks_where_somebody_can_answer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "is_attended", lambda: True)
+    monkeypatch.setattr(terminal, "is_attended", lambda: True)
     made = cli.invoke(app, ["init"], input="tinyllama-1.1b\n3GiB\n\n")
     assert made.exit_code == 0, made.output
     # Loading nf4, awq and gptq takes more than 3 GiB.
@@ -102,7 +102,7 @@ def completions(line: str, folder: Path) -> list[str]:
     words = line.split(" ")
     variables = {"_QBENCH_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     done = subprocess.run(
-        [sys.executable, "-c", "from qbench.cli import app; app(prog_name='qbench')"],
+        [sys.executable, "-c", "from qbench.cli.app import app; app(prog_name='qbench')"],
         cwd=folder,
         env=os.environ | variables | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -151,7 +151,7 @@ def test_help_has_an_example(command: str) -> None:
 def test_commands_that_read_no_run_import_nothing_heavy(here: Path, command: list[str]) -> None:
     """Checked by what is imported, since times drift; benchmarks/startup.py takes them."""
     code = (
-        f"import sys; from typer.testing import CliRunner; from qbench.cli import app; "
+        f"import sys; from typer.testing import CliRunner; from qbench.cli.app import app; "
         f"r = CliRunner().invoke(app, {command}); assert r.exit_code == 0, r.output; "
         "heavy = {'torch', 'transformers', 'pandas', 'scipy', 'matplotlib', 'lm_eval'} & set(sys.modules); "
         "assert not heavy, heavy"

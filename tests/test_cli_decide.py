@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from qbench.cli import app
+from qbench.cli.app import app
 
 cli = CliRunner()
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
@@ -145,7 +145,7 @@ def test_help_has_an_example(command: str) -> None:
 def test_help_imports_nothing_heavy(command: str) -> None:
     """Checked by what is imported, since times drift."""
     code = (
-        f"import sys; from typer.testing import CliRunner; from qbench.cli import app; "
+        f"import sys; from typer.testing import CliRunner; from qbench.cli.app import app; "
         f"r = CliRunner().invoke(app, ['{command}', '--help']); assert r.exit_code == 0, r.output; "
         "heavy = {'torch', 'pandas', 'scipy', 'numpy', 'matplotlib', 'huggingface_hub'} & set(sys.modules); "
         "assert not heavy, heavy"
@@ -156,7 +156,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 
 def test_deciding_imports_no_torch() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from qbench.cli import app; invoke = CliRunner().invoke; "
+        "import sys; from typer.testing import CliRunner; from qbench.cli.app import app; invoke = CliRunner().invoke; "
         f"run = {SMOKE!r}; assert invoke(app, ['recommend', run]).exit_code == 0; "
         "assert invoke(app, ['gate', run, '--baseline', run, '--max-drop', '1']).exit_code == 0; "
         "assert invoke(app, ['compare', run, run]).exit_code == 0; "

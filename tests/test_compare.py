@@ -3,10 +3,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from qbench.compare import compare, noise_floor, reference_label, tied
-from qbench.paired import Flips
-from qbench.rows import NoiseRow
-from tests.made_up_run import answers, cell, flipped, made_up_run, noise
+from qbench.analysis.compare import compare, noise_floor, reference_label, tied
+from qbench.analysis.paired import Flips
+from qbench.records.rows import NoiseRow
+from tests.support.made_up_run import answers, cell, flipped, made_up_run, noise
 
 
 def test_the_reference_is_the_first_cell_of_16_bits() -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import qbench.backends
-from qbench import configfile, matrix, source
-from qbench.config import ModelConfig, PerplexityConfig, RunConfig, backend_kinds
+from qbench.config import ModelConfig, PerplexityConfig, RunConfig, backend_kinds, load, matrix
 from qbench.errors import QbenchError
+from qbench.model import find
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -30,7 +30,7 @@ def test_shipped_configurations_are_those_the_readme_names() -> None:
 
 
 def test_llama3_configuration_is_the_full_comparison() -> None:
-    config = configfile.load(next(path for path in CONFIGS if path.stem == "llama3-8b"))
+    config = load.load(next(path for path in CONFIGS if path.stem == "llama3-8b"))
     assert [backend.kind for backend in config.backends] == ["fp16", "int4", "nf4", "awq", "gptq"]
     throughput, mmlu = config.measure.throughput, config.measure.mmlu
     assert throughput is not None
@@ -164,7 +164,7 @@ def test_impossible_throughput_settings_are_refused(throughput: dict[str, object
 
 def test_shipped_shapes_are_the_published_ones() -> None:
     """Parameter counts as on the models' cards: 8.03 and 1.10 billion."""
-    counts = {name: parameters(path) for name, path in source.shapes().items()}
+    counts = {name: parameters(path) for name, path in find.shapes().items()}
     assert counts == {"llama-3-8b": 8_030_261_248, "tinyllama-1.1b": 1_100_048_384}
 
 
@@ -199,7 +199,7 @@ def test_resources_are_checked_and_named(tmp_path: Path) -> None:
     head = "name: r\nmodel: {demo: true}\nresources: {cpus: 2, custom: {h100: 1}}\n"
     path.write_text(f"{head}backends: [{{kind: fp16, resources: {{gpu: 1}}}}]\n")
     with pytest.raises(QbenchError, match=r"backends\[0\]\.resources\.gpu: unknown key; did you mean gpus\?"):
-        configfile.load(path)
+        load.load(path)
     path.write_text(f"{head}backends: [{{kind: fp16, resources: {{gpus: -1}}}}]\n")
     with pytest.raises(QbenchError, match=r"backends\[0\]\.resources\.gpus: .* not -1"):
-        configfile.load(path)
+        load.load(path)

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qbench import availability, configfile, environment, keys, schema, starter
-from qbench.config import FP16, RunConfig, backend_kinds, kind_names
+from qbench.config import FP16, RunConfig, backend_kinds, kind_names, load, schema
 from qbench.config.kinds import backend_class, plugins
-from qbench.environment import GPU
 from qbench.errors import QbenchError
-from qbench.job import config_of
-from qbench.predict import Prediction, Target
-from qbench.results import read_run
-from qbench.starter import choose
-from tests import tiny_llama as tiny
-from tests.plugin import EXAMPLE, install, install_example
+from qbench.machine import environment
+from qbench.machine.environment import GPU
+from qbench.plan import backends, starter
+from qbench.plan.memory import Prediction, Target
+from qbench.plan.starter import choose
+from qbench.records.run import read_run
+from qbench.run import fingerprint
+from qbench.run.job import config_of
+from tests.support import tiny_llama as tiny
+from tests.support.plugin import EXAMPLE, install, install_example
 from tests.test_predict import LLAMA
 
 MODULE = "qbench_int8_rows"
@@ -109,13 +111,13 @@ def test_shipped_kinds_look_for_no_others(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(metadata, "entry_points", fail)
     plugins.cache_clear()
-    configfile.check(values(*({"kind": kind, "label": f"a-{kind}"} for kind in backend_kinds())), "r.yaml")
+    load.check(values(*({"kind": kind, "label": f"a-{kind}"} for kind in backend_kinds())), "r.yaml")
     with pytest.raises(QbenchError, match=r"did you mean group_size"):
-        configfile.check(values({"kind": "int4", "group_siz": 1}), "r.yaml")
+        load.check(values({"kind": "int4", "group_siz": 1}), "r.yaml")
 
 
 def test_a_cell_keeps_its_options_through_json(example: Path) -> None:
-    config = configfile.check(values({"kind": "int8-rows", "clip": 0.5, "label": "half"}, {"kind": "fp16"}), "r.yaml")
+    config = load.check(values({"kind": "int8-rows", "clip": 0.5, "label": "half"}, {"kind": "fp16"}), "r.yaml")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text = config.model_dump_json()
@@ -143,7 +145,7 @@ def test_a_cell_keeps_its_options_through_json(example: Path) -> None:
 )
 def test_errors_are_those_of_shipped_kinds(example: Path, cell: dict[str, object], words: str) -> None:
     with pytest.raises(QbenchError) as caught:
-        configfile.check(values(cell), "r.yaml")
+        load.check(values(cell), "r.yaml")
     assert words in str(caught.value)
 
 
@@ -161,37 +163,37 @@ def test_it_is_available_where_its_libraries_are(example: Path) -> None:
     lacking = (example / f"{MODULE}.py").read_text().replace('"qbench-int8-rows")', '"no-such-library")')
     install(example, "lacking", {"lacking": "lacking"}, {"lacking": lacking.replace("int8-rows", "lacking")})
     plugins.cache_clear()
-    good, bad = availability.probe(["int8-rows", "lacking"])
+    good, bad = backends.probe(["int8-rows", "lacking"])
     assert good.reason is None
     assert "no-such-library" in str(bad.reason)
     assert bad.remedy == "pip install qbench-lacking"
 
 
 def test_its_source_decides_its_figures_alone(example: Path) -> None:
-    config = configfile.check(values({"kind": "int8-rows"}, {"kind": "int4"}), "r.yaml")
+    config = load.check(values({"kind": "int8-rows"}, {"kind": "int4"}), "r.yaml")
     machine = environment.detect()
 
     def units() -> list[dict[str, str]]:
-        return [keys.units(config, cell, machine, "f") for cell in config.backends]
+        return [fingerprint.units(config, cell, machine, "f") for cell in config.backends]
 
-    facts = keys.cell_facts(config, config.backends[0], machine, "f")
+    facts = fingerprint.cell_facts(config, config.backends[0], machine, "f")
     assert facts["versions.qbench-int8-rows"] == "1.0"
     (own, other), checkpoint = (
         units(),
-        keys.checkpoint_facts(config, config.backends[0], "f", device="cpu", dtype="bfloat16"),
+        fingerprint.checkpoint_facts(config, config.backends[0], "f", device="cpu", dtype="bfloat16"),
     )
     with (example / f"{MODULE}.py").open("a") as file:
         file.write("# edited\n")
     after_own, after_other = units()
     assert not set(own.values()) & set(after_own.values())
     assert other == after_other
-    edited = keys.checkpoint_facts(config, config.backends[0], "f", device="cpu", dtype="bfloat16")
+    edited = fingerprint.checkpoint_facts(config, config.backends[0], "f", device="cpu", dtype="bfloat16")
     assert {name for name in edited if edited[name] != checkpoint[name]} == {"code"}
 
 
 def test_another_interpreter_is_not_told_of_what_it_may_lack(example: Path) -> None:
     cells = [{"kind": "int8-rows"}, {"kind": "fp16"}, {"kind": "nf4", "python": "/p"}]
-    config = configfile.check(values(*cells), "r.yaml")
+    config = load.check(values(*cells), "r.yaml")
     assert [cell.kind for cell in config_of(config, config.backends[2]).backends] == ["fp16", "nf4"]
     assert config_of(config, config.backends[0]) is config
 
@@ -230,10 +232,10 @@ class CONFIG(Backend):
 def test_a_broken_plugin_is_named_with_its_distribution(registry: Path, text: str, words: str) -> None:
     install(registry, "some-dist", {"x": "broken"}, {"broken": text})
     with pytest.raises(QbenchError) as caught:
-        configfile.check(values({"kind": "x"}), "r.yaml")
+        load.check(values({"kind": "x"}), "r.yaml")
     assert words in str(caught.value)
     assert "some-dist 1.0" in str(caught.value)
-    (found,) = availability.probe(["x"])
+    (found,) = backends.probe(["x"])
     assert found.reason
     assert found.remedy == "mend or reinstall some-dist, which registers it"
 
@@ -242,14 +244,14 @@ def test_a_kind_belongs_to_one_distribution(registry: Path) -> None:
     install(registry, "one", {"x": "one"}, {"one": CLASS})
     install(registry, "two", {"x": "two"}, {"two": CLASS})
     with pytest.raises(QbenchError, match="backend x: both one and two register it; uninstall one of them"):
-        configfile.check(values({"kind": "x"}), "r.yaml")
+        load.check(values({"kind": "x"}), "r.yaml")
 
 
 def test_a_shipped_kind_cannot_be_registered(registry: Path) -> None:
     install(registry, "thief", {"int4": "thief"}, {"thief": CLASS})
     with pytest.raises(QbenchError, match="backend int4: thief registers a kind that qbench ships"):
-        configfile.check(values({"kind": "x"}), "r.yaml")
-    assert configfile.check(values({"kind": "int4"}), "r.yaml").backends[0].kind == "int4"
+        load.check(values({"kind": "x"}), "r.yaml")
+    assert load.check(values({"kind": "int4"}), "r.yaml").backends[0].kind == "int4"
 
 
 def test_init_names_an_option_that_it_cannot_guess(registry: Path) -> None:

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from qbench import configfile
-from qbench.config import GPTQ, MeasureConfig, MMLUConfig, RunConfig
+from qbench.config import GPTQ, MeasureConfig, MMLUConfig, RunConfig, load
 from qbench.config.base import NAME_PATTERN
 from qbench.errors import QbenchError
 
@@ -38,7 +37,7 @@ def write(folder: Path, text: str) -> Path:
 
 def message(path: Path, *overrides: str) -> str:
     with pytest.raises(QbenchError) as caught:
-        configfile.load(path, overrides)
+        load.load(path, overrides)
     return str(caught.value)
 
 
@@ -95,7 +94,7 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_every_kind_of_place_with_the_types_of_the_yaml(good: Path) -> None:
-    config = configfile.load(
+    config = load.load(
         good,
         [
             "measure.throughput.batch_sizes=[2, 4]",
@@ -118,7 +117,7 @@ def test_overrides_reach_every_kind_of_place_with_the_types_of_the_yaml(good: Pa
 
 
 def test_an_empty_measure_means_its_defaults_and_false_means_none(tmp_path: Path) -> None:
-    measure = configfile.load(write(tmp_path, GOOD + "  mmlu:\n"), ["measure.throughput=false"]).measure
+    measure = load.load(write(tmp_path, GOOD + "  mmlu:\n"), ["measure.throughput=false"]).measure
     assert measure.mmlu == MMLUConfig()
     assert measure.throughput is None
 
@@ -185,7 +184,7 @@ def test_whatever_stands_in_the_file_ends_in_a_configuration_or_in_a_message(tmp
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     told = ""
     try:
-        assert isinstance(configfile.load(path), RunConfig)
+        assert isinstance(load.load(path), RunConfig)
     except QbenchError as error:
         told = str(error)
     first, *more = told.split("\n")
@@ -199,7 +198,7 @@ def test_whatever_stands_in_the_file_ends_in_a_configuration_or_in_a_message(tmp
 def test_whatever_is_set_ends_in_a_configuration_or_in_a_message(key: str, value: str) -> None:
     shipped = Path(__file__).parents[1] / "configs" / "smoke.yaml"
     with suppress(QbenchError):
-        assert isinstance(configfile.load(shipped, [f"{key}={value}"]), RunConfig)
+        assert isinstance(load.load(shipped, [f"{key}={value}"]), RunConfig)
 
 
 counts = st.integers(1, 10**6)
@@ -263,7 +262,7 @@ def test_a_configuration_that_is_written_out_is_read_as_the_same(tmp_path: Path,
     with (tmp_path / "config.yaml").open("w", encoding="utf-8") as file:
         # In a file a measure without a value means its defaults.
         YAML(typ="safe").dump(config.model_dump(mode="json", exclude_none=True), file)
-    assert configfile.load(tmp_path / "config.yaml") == config
+    assert load.load(tmp_path / "config.yaml") == config
 
 
 NINES = ", ".join(["*a{0}"] * 9)

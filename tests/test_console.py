@@ -5,10 +5,20 @@ from io import StringIO
 
 from rich.console import Console
 
-from qbench.console import print_results
-from qbench.results import Run
-from tests.made_up_run import FIVE_ANSWERS, cell, five_cells, flipped, made_up_run, measured, noise, trial, window
-from tests.made_up_run import text as text_row
+from qbench.records.run import Run
+from qbench.show.console import print_results
+from tests.support.made_up_run import (
+    FIVE_ANSWERS,
+    cell,
+    five_cells,
+    flipped,
+    made_up_run,
+    measured,
+    noise,
+    trial,
+    window,
+)
+from tests.support.made_up_run import text as text_row
 
 
 def printed(run: Run) -> str:

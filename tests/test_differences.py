@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from qbench.differences import Answered, accuracy_difference, answered, newcombe_interval, speed_ratio, workload
-from qbench.paired import Flips
-from tests.made_up_run import answers, flipped, made_up_run, measured, subject, trial
+from qbench.analysis.effects import Answered, accuracy_difference, answered, newcombe_interval, speed_ratio, workload
+from qbench.analysis.paired import Flips
+from tests.support.made_up_run import answers, flipped, made_up_run, measured, subject, trial
 
 
 def test_newcombes_interval_is_that_of_his_paper() -> None:

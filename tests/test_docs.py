@@ -11,8 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from qbench import configfile
-from qbench.cli import app
+from qbench.cli.app import app
+from qbench.config import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -68,7 +68,7 @@ def test_a_command_has_the_options_that_are_shown(words: list[str]) -> None:
 @pytest.mark.parametrize("words", of("qbench", "configs/"))
 def test_a_shipped_configuration_is_valid_with_what_a_command_sets(words: list[str]) -> None:
     path = next(word for word in words if word.startswith("configs/"))
-    configfile.load(ROOT / path, [value for option, value in pairwise(words) if option == "--set"])
+    load.load(ROOT / path, [value for option, value in pairwise(words) if option == "--set"])
 
 
 @pytest.mark.parametrize("words", of("make"))

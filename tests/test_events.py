@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from qbench.events import EventLog, EventReader, ProgressEvent, UnitEvent, read_units
+from qbench.run.events import EventLog, EventReader, ProgressEvent, UnitEvent, read_units
 from tests.test_results import throughput
 
 

@@ -13,14 +13,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from qbench import runner
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
-from qbench.events import ProgressEvent, read_units
-from qbench.executor import Ending, LocalExecutor
-from qbench.job import Job
-from qbench.keys import CELL
-from qbench.results import read_run
+from qbench.records.run import read_run
+from qbench.run import runner
+from qbench.run.events import ProgressEvent, read_units
+from qbench.run.executor import Ending, LocalExecutor
+from qbench.run.fingerprint import CELL
+from qbench.run.job import Job
 from tests.test_runner import QUICK, Watcher, config, interpreter, run
 
 KILLS = 50
@@ -189,7 +189,9 @@ def test_a_native_crash_is_a_row(tiny_llama: Path, tmp_path: Path) -> None:
 def test_a_backend_whose_library_is_missing_is_unavailable_with_the_command_that_installs_it(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    hidden = "import sys; sys.modules['bitsandbytes'] = None; sys.argv = sys.argv[2:]; import qbench.worker as worker"
+    hidden = (
+        "import sys; sys.modules['bitsandbytes'] = None; sys.argv = sys.argv[2:]; import qbench.run.worker as worker"
+    )
     script = f'exec {sys.executable} -c "{hidden}; worker.main()" "$@"'
     backends = [{"kind": "nf4", "python": interpreter(tmp_path, script)}, {"kind": "fp16"}]
     _, ok, watcher = run(config(tiny_llama, backends), tmp_path / "results")

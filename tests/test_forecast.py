@@ -1,10 +1,13 @@
 import pytest
 from rich.console import Console
 
-from qbench import environment, forecast, forecast_table, plan
 from qbench.config import RunConfig
-from qbench.environment import GPU, Environment
 from qbench.errors import QbenchError
+from qbench.machine import environment
+from qbench.machine.environment import GPU, Environment
+from qbench.plan import cells as plan
+from qbench.plan import forecast
+from qbench.show import forecast as forecast_table
 from tests.test_config import run_config
 
 GIB = 2**30

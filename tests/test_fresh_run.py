@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from qbench.bandwidth import of_host
+from qbench.machine.bandwidth import of_host
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 SHORT = [

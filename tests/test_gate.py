@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qbench.comparison_text import gate_line
+from qbench.decide.gate import GateLimits, GateResult, gate
 from qbench.errors import QbenchError
-from qbench.gate import GateLimits, GateResult, gate
-from qbench.results import Run, read_run
-from qbench.rows import Row
-from tests.made_up_run import cell, flipped, made_up_run, measured, trial, trials
+from qbench.records.rows import Row
+from qbench.records.run import Run, read_run
+from qbench.show.compare import gate_line
+from tests.support.made_up_run import cell, flipped, made_up_run, measured, trial, trials
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 SPEED = GateLimits(slowdown=0.05)

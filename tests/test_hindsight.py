@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from qbench import hindsight
-from qbench.bandwidth import Bandwidth
-from qbench.results import read_run
+from qbench.machine.bandwidth import Bandwidth
+from qbench.plan import backtest
+from qbench.records.run import read_run
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "results" / "published").glob("*/run.json"))
 
@@ -18,7 +18,7 @@ OLDER_FORMAT = 4.1875
 def test_the_peaks_of_published_runs_are_predicted_within_a_tenth(record: Path) -> None:
     run = read_run(record.parent)
     older = set(run.cells.loc[run.cells["effective_bits_per_weight"] == OLDER_FORMAT, "label"])
-    found = hindsight.compare(run)
+    found = backtest.compare(run)
     ended = set(run.cells.loc[run.cells["status"] == "ok", "label"])
     assert set(found["label"]) == ended
     found = found[~found["label"].isin(older)]
@@ -29,11 +29,11 @@ def test_the_peaks_of_published_runs_are_predicted_within_a_tenth(record: Path) 
 
 def test_speeds_stand_beside_their_ceiling() -> None:
     run = read_run(next(path.parent for path in PUBLISHED if path.parent.name == "tinyllama-shape-xeon-2core"))
-    found = hindsight.compare(run, Bandwidth(100e9, "more than that machine has"))
+    found = backtest.compare(run, Bandwidth(100e9, "more than that machine has"))
     speeds = found[found["measure"] == "throughput"]
     assert set(speeds["batch_size"]) == {1, 8, 32}
     assert (speeds["predicted_tokens_per_s"] > speeds["measured_tokens_per_s"]).all()
-    assert hindsight.compare(run)["predicted_tokens_per_s"].isna().all()
+    assert backtest.compare(run)["predicted_tokens_per_s"].isna().all()
 
 
 def test_cells_that_measured_nothing_have_no_rows() -> None:
@@ -41,4 +41,4 @@ def test_cells_that_measured_nothing_have_no_rows() -> None:
     first = run.cells.iloc[:1].copy()
     first[["kernel", "peak_memory_bytes"]] = None
     failed = type(run)(run.folder, run.record, first, run.throughput, run.accuracy, run.perplexity, ())
-    assert not len(hindsight.compare(failed))
+    assert not len(backtest.compare(failed))

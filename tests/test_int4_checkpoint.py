@@ -17,19 +17,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from qbench import runner
-from qbench.backends import int4
 from qbench.backends.base import LoadedModel
+from qbench.backends.int4 import checkpoint
+from qbench.backends.int4 import load as int4
+from qbench.backends.int4.manifest import Manifest, read_manifest, settle
+from qbench.backends.int4.shards import INDEX, sha256
+from qbench.backends.int4.stream import quantizer
 from qbench.config import Int4
 from qbench.errors import QbenchError
-from qbench.int4 import QuantizedTensor, checkpoint, quantize
-from qbench.int4.shards import INDEX, sha256
-from qbench.int4.stream import quantizer
-from qbench.manifest import Manifest, read_manifest, settle
+from qbench.int4 import QuantizedTensor, quantize
+from qbench.run import runner
+from tests.support.tiny_llama import save_tiny_llama
+from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, qwen2, save
 from tests.test_int4_stream import options
 from tests.test_runner import Watcher, config
-from tests.tiny_llama import save_tiny_llama
-from tests.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, qwen2, save
 
 PLAIN = Int4(kind="int4", search="none", group_size=32)
 
@@ -325,9 +326,9 @@ import torch
 from qbench.backends import int4
 from qbench.config import Int4
 from qbench.int4 import checkpoint
-from qbench.int4.stream import quantizer
+from qbench.backends.int4.stream import quantizer
 from qbench.measure.memory import ResidentPeak
-from qbench.models import LoadOptions
+from qbench.model.load import LoadOptions
 
 def options(folder):
     return LoadOptions(folder=Path(folder), device=torch.device("cpu"), dtype=torch.bfloat16, work=Path(folder))

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qbench.int4 import QuantLinear, dequantize, fuse, native, quantize
+from qbench.backends.int4 import fuse
+from qbench.int4 import QuantLinear, dequantize, native, quantize
 from qbench.int4.kernels import KERNELS, WeightSpec, choose, kernel
 from qbench.int4.quantize import PER_ROW, PER_TENSOR, QuantizedTensor
 

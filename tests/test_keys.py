@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qbench import configfile, environment, keys
-from qbench.config import RunConfig
-from tests.made_up_run import environment as machine
+from qbench.config import RunConfig, load
+from qbench.machine import environment
+from qbench.run import fingerprint as keys
+from tests.support.made_up_run import environment as machine
 
 BASE: dict[str, Any] = {
     "name": "r",
@@ -34,7 +35,7 @@ def units(label: str, *overrides: str, fingerprint: str = "f") -> dict[str, str]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base.yaml"
         path.write_text(yaml.safe_dump(BASE))
-        config = configfile.load(path, overrides)
+        config = load.load(path, overrides)
     backend = next(backend for backend in config.backends if backend.label == label)
     return keys.units(config, backend, machine(), fingerprint)
 

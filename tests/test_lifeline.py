@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from qbench import lifeline
+from qbench.run import lifeline
 from tests.test_cli import YAML
 from tests.test_runner import interpreter
 
@@ -54,7 +54,7 @@ def test_a_worker_without_a_job_says_so() -> None:
 
 
 HANG = (
-    "import subprocess, sys, time, qbench.worker as worker; "
+    "import subprocess, sys, time, qbench.run.worker as worker; "
     "worker.Cell.run = lambda self: (subprocess.Popen(['sleep', '600']), time.sleep(600)); "
     "sys.argv = sys.argv[2:]; worker.main()"
 )

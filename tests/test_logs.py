@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qbench import logs
-from qbench.logs import BoundedLog, PipeReader
-from qbench.redact import Redactor
+from qbench.records.redact import Redactor
+from qbench.run import logs
+from qbench.run.logs import BoundedLog, PipeReader
 from tests.test_runner import config, interpreter, run
 
 NOTHING = Redactor(set(), set())

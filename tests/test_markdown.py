@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from markdown_it import MarkdownIt
 
-from qbench.markdown import code, fenced, inline, preformatted
+from qbench.show.markdown import code, fenced, inline, preformatted
 
 HOSTILE = [
     "<script>alert(1)</script>",

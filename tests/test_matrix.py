@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qbench import configfile, matrix
+from qbench.config import load, matrix
 from qbench.errors import QbenchError
 
 BASE = """
@@ -74,7 +74,7 @@ def test_measures_are_varied_as_they_are_written(tmp_path: Path) -> None:
 def test_without_a_matrix_there_is_one_run(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(BASE)
-    assert matrix.load(path) == [configfile.load(path)]
+    assert matrix.load(path) == [load.load(path)]
     assert matrix.load(write(tmp_path, "  dtype: [float16]"), ["matrix=null"]) == matrix.load(path, ["matrix=null"])
 
 
@@ -126,8 +126,8 @@ def test_an_axis_can_be_set_and_what_it_varies_cannot(tmp_path: Path) -> None:
 def test_commands_of_one_run_refuse_a_matrix(tmp_path: Path) -> None:
     path = write(tmp_path, "  dtype: [float16, bfloat16]")
     with pytest.raises(QbenchError, match="makes several runs, and this takes one; add --set matrix=null"):
-        configfile.load(path)
-    assert configfile.load(path, ["matrix=null"]).name == "r"
+        load.load(path)
+    assert load.load(path, ["matrix=null"]).name == "r"
 
 
 def test_a_misspelt_matrix_is_an_unknown_key(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from qbench.engine.torch.decode import EagerDecoder, GraphDecoder, generate, preallocated_cache, resolve_mode
 from qbench.errors import QbenchError
-from qbench.measure.decode import EagerDecoder, GraphDecoder, generate, preallocated_cache, resolve_mode
 
 NEW = 12
 

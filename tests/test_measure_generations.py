@@ -13,17 +13,18 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from qbench import configfile, demo, runner
+from qbench import demo
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16, GenerationsConfig, RunConfig
+from qbench.config import FP16, GenerationsConfig, RunConfig, load
 from qbench.errors import QbenchError
 from qbench.measure import generations
 from qbench.measure.base import Context
-from qbench.rows import GenerationRow, Row
-from qbench.run_folder import RunFolder
+from qbench.records.rows import GenerationRow, Row
+from qbench.run import runner
+from qbench.run.folder import RunFolder
+from tests.support.tiny_llama import options, save_tiny_llama
 from tests.test_runner import Watcher, config
-from tests.tiny_llama import options, save_tiny_llama
 
 IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
 PROMPTS = ("w4 w5 w6", "w7", "w8 nowhere w9")
@@ -90,7 +91,7 @@ TOKENIZER = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
 def test_defaults_are_five_prompts_and_smoke_has_five_of_its_own_world() -> None:
     assert len(set(GenerationsConfig().prompts)) == 5
     assert GenerationsConfig().new_tokens == 32
-    smoke = configfile.load(Path(__file__).parents[1] / "configs" / "smoke.yaml").measure.generations
+    smoke = load.load(Path(__file__).parents[1] / "configs" / "smoke.yaml").measure.generations
     assert smoke is not None
     assert len(set(smoke.prompts)) == 5
     known = demo.HELDOUT_TEXT.read_text() + demo.CALIBRATION_TEXT.read_text()

@@ -11,10 +11,10 @@ import torch
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
 from qbench.config import FP16
-from qbench.measure.journal import Journal
-from qbench.measure.prefix_groups import Query, Row
-from qbench.measure.prefix_lm import PrefixModel
-from tests.tiny_llama import options
+from qbench.measure.lm_eval.journal import Journal
+from qbench.measure.lm_eval.prefix_groups import Query, Row
+from qbench.measure.lm_eval.prefix_lm import PrefixModel
+from tests.support.tiny_llama import options
 
 BATCH = (Row((1, 2, 3), ((4,), (5,))), Row((1, 2), ((6, 7),)))
 ANSWERS = {

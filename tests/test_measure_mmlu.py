@@ -22,10 +22,11 @@ from qbench import demo
 from qbench.backends.base import LoadedModel
 from qbench.config import Engine, MMLUConfig
 from qbench.errors import QbenchError
-from qbench.measure import harness, mmlu
+from qbench.measure import mmlu
 from qbench.measure.base import Context
-from qbench.measure.mmlu_data import find_subjects, known_subjects, load_tasks, read_questions, task_manager
-from qbench.rows import AccuracyRow, Row
+from qbench.measure.lm_eval import harness
+from qbench.measure.lm_eval.mmlu_data import find_subjects, known_subjects, load_tasks, read_questions, task_manager
+from qbench.records.rows import AccuracyRow, Row
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
 

@@ -11,17 +11,18 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from qbench import configfile, demo, runner
+from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16, Int4, MeasureConfig, NoiseFloorConfig
+from qbench.config import FP16, Int4, MeasureConfig, NoiseFloorConfig, load
 from qbench.errors import QbenchError
 from qbench.measure import mmlu, noise_floor
 from qbench.measure.base import Context
-from qbench.results import read_run
-from qbench.rows import NoiseRow, Row
+from qbench.records.rows import NoiseRow, Row
+from qbench.records.run import read_run
+from qbench.run import runner
+from tests.support.tiny_llama import options
 from tests.test_config import run_config
 from tests.test_runner import Watcher
-from tests.tiny_llama import options
 
 SUBJECTS = ("invented_birds", "invented_rivers")
 MMLU = {"data": "demo", "subjects": SUBJECTS[:1], "limit": 3, "batch_size": 2}
@@ -126,7 +127,7 @@ def test_true_in_a_file_asks_for_the_defaults(tmp_path: Path) -> None:
     path.write_text(
         "name: c\nmodel: {demo: true}\nbackends: [{kind: fp16}]\nmeasure: {mmlu: true, noise_floor: true}\n"
     )
-    assert configfile.load(path).measure.noise_floor == NoiseFloorConfig()
+    assert load.load(path).measure.noise_floor == NoiseFloorConfig()
 
 
 def test_a_limited_run_leaves_a_noise_floor_and_never_enters_the_summary(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
 from qbench.measure import perplexity, windows
 from qbench.measure.base import Context, Reference
-from qbench.rows import PerplexityRow, Row
-from tests.tiny_llama import VOCAB, options, save_tiny_llama, word_ids
+from qbench.records.rows import PerplexityRow, Row
+from tests.support.tiny_llama import VOCAB, options, save_tiny_llama, word_ids
 
 WINDOW = 16
 

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qbench.measure import prefix_groups
-from qbench.measure.prefix_groups import (
-    Query,
-    TokenCount,
-    batches,
-    count,
-    count_unshared,
-    cut,
-    make_rows,
-    plan,
-)
+from qbench.measure.lm_eval import prefix_groups
+from qbench.measure.lm_eval.prefix_groups import Query, TokenCount, batches, count, count_unshared, cut, make_rows, plan
 
 
 def queries(context: str, *answers: str) -> list[Query]:

@@ -20,12 +20,12 @@ from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
 from qbench.config import FP16, MMLUConfig
 from qbench.errors import QbenchError
-from qbench.measure import harness, prefix_groups
-from qbench.measure.mmlu_data import load_tasks, task_manager
-from qbench.measure.prefix_groups import TokenCount
-from qbench.measure.prefix_lm import PrefixModel, can_share
-from qbench.measure.stock_lm import StockModel
-from tests.tiny_llama import options
+from qbench.measure.lm_eval import harness, prefix_groups
+from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
+from qbench.measure.lm_eval.prefix_groups import TokenCount
+from qbench.measure.lm_eval.prefix_lm import PrefixModel, can_share
+from qbench.measure.lm_eval.stock_lm import StockModel
+from tests.support.tiny_llama import options
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
 MAX_LENGTH = 128

@@ -13,18 +13,20 @@ from pydantic import ValidationError
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.cache_utils import Cache
 
-from qbench import demo, environment, plan
-from qbench.architecture import Architecture
+from qbench import demo
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel, storage_bytes
 from qbench.config import FP16, ThroughputConfig, backend_kinds
+from qbench.engine.torch import cache as module
+from qbench.engine.torch.cache import quantized_cache
+from qbench.engine.torch.decode import EagerDecoder, generate, resolve_mode
 from qbench.errors import QbenchError
-from qbench.kv_cache import QuantizedKeysAndValues, group_size
-from qbench.measure import quantized_cache as module
-from qbench.measure.decode import EagerDecoder, generate, resolve_mode
-from qbench.measure.quantized_cache import quantized_cache
-from qbench.predict import Prediction, Target
-from tests import tiny_llama as tiny
+from qbench.machine import environment
+from qbench.model.architecture import Architecture
+from qbench.model.kv_cache import QuantizedKeysAndValues, group_size
+from qbench.plan import cells
+from qbench.plan.memory import Prediction, Target
+from tests.support import tiny_llama as tiny
 from tests.test_config import run_config
 from tests.test_measure_throughput import measured
 from tests.test_predict import architecture
@@ -166,9 +168,9 @@ def test_hqq_is_asked_for_before_anything_runs(monkeypatch: pytest.MonkeyPatch, 
     bare = machine.model_copy(update={"versions": without})
     asked = {"throughput": {"kv_cache": "int8"}}
     with pytest.raises(QbenchError, match=r"measure.throughput.kv_cache: int8 needs hqq.*pip install 'qbench\[kv\]'"):
-        plan.preflight(run_config(measure=asked), bare)
-    plan.preflight(run_config(measure={"throughput": {}}), bare)
-    plan.preflight(run_config(measure=asked), bare.model_copy(update={"versions": {**without, "hqq": "0.2.8"}}))
+        cells.preflight(run_config(measure=asked), bare)
+    cells.preflight(run_config(measure={"throughput": {}}), bare)
+    cells.preflight(run_config(measure=asked), bare.model_copy(update={"versions": {**without, "hqq": "0.2.8"}}))
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(QbenchError, match="kv_cache: int8 needs hqq"):
         quantized_cache(trained.model, "int8")

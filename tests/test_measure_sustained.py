@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
 from qbench.config import FP16, SustainedConfig
+from qbench.engine.torch.decode import Generation
 from qbench.measure import sustained
 from qbench.measure.base import Context
-from qbench.measure.decode import Generation
-from qbench.results import read_run
-from qbench.rows import Row, SustainedRow
+from qbench.records.rows import Row, SustainedRow
+from qbench.records.run import read_run
+from tests.support.tiny_llama import options
 from tests.test_measure_throughput import Script
 from tests.test_runner import config, run
-from tests.tiny_llama import options
 
 IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
 SHORT = {"seq_len": 12, "new_tokens": 4}

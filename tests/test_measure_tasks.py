@@ -22,14 +22,14 @@ from lm_eval.tasks import TaskManager
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
 from qbench.config import FP16, Engine, RunConfig, TasksConfig
-from qbench.environment import detect
 from qbench.errors import QbenchError
+from qbench.machine.environment import detect
 from qbench.measure import tasks
 from qbench.measure.base import Context
-from qbench.measure.tasks_data import load_tasks
-from qbench.plan import preflight
-from qbench.rows import AccuracyRow, Row
-from tests.tiny_llama import options
+from qbench.measure.lm_eval.tasks_data import load_tasks
+from qbench.plan.cells import preflight
+from qbench.records.rows import AccuracyRow, Row
+from tests.support.tiny_llama import options
 
 SHIPPED = Path(lm_eval.tasks.__file__).parent
 FOLDERS = [

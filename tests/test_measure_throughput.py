@@ -13,11 +13,11 @@ import torch
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
 from qbench.config import FP16, ThroughputConfig
+from qbench.machine.conditions import Conditions
 from qbench.measure import throughput
 from qbench.measure.base import Context
-from qbench.rows import Row, ThroughputRow
-from qbench.validity import Conditions
-from tests.tiny_llama import options
+from qbench.records.rows import Row, ThroughputRow
+from tests.support.tiny_llama import options
 
 IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
 SHORT = {"batch_sizes": [2], "seq_len": 12, "new_tokens": 4, "warmup": 0}

@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qbench.backends import fp16, int4
+from qbench.backends import fp16
+from qbench.backends.int4 import load as int4
 from qbench.config import FP16, Int4
 from qbench.errors import QbenchError, describe_fault
-from qbench.models import LoadOptions, check_placed
-from tests.tiny_llama import logits, options
+from qbench.model.load import LoadOptions, check_placed
+from tests.support.tiny_llama import logits, options
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(False, {"": torch.device("cpu")}), (True, "auto")])

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from qbench import __version__, environment, source
+from qbench import __version__
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
-from qbench.job import Job
-from qbench.node import NodeCell, Parcel, check_version, facts
+from qbench.machine import environment
+from qbench.model import find
+from qbench.run.job import Job
+from qbench.run.ray.actor import NodeCell, Parcel, check_version, facts
 from tests.test_runner import interpreter
 
 
@@ -41,7 +43,7 @@ def parcel(model: Path, folder: Path, script: str) -> Parcel:
         folder=Path("/the/runner's/model"),
         answers=Path("/the/runner's/answers"),
         reference=Path("/the/runner's/reference/logprobs.safetensors"),
-        model_fingerprint=source.fingerprint(model),
+        model_fingerprint=find.fingerprint(model),
         units={"cell": "k"},
         missing=("cell",),
     )
@@ -72,7 +74,7 @@ def finish(cell: NodeCell) -> tuple[bytes, bytes]:
 def test_a_cell_is_told_in_pieces_and_leaves_its_files(
     cell: NodeCell, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qbench.node.PIECE", 7)
+    monkeypatch.setattr("qbench.run.ray.actor.PIECE", 7)
     script = 'echo "an event" >> $3/events.jsonl; echo hello from $PWD; echo kept > $3/notes; mkdir $3/huge; exit 3'
     assert cell.start(parcel(tiny_llama, tmp_path, script), None) is None
     events, log = finish(cell)

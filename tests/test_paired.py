@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, bootstrap
 
-from qbench.paired import Flips, count_flips, delta_interval, holm, mcnemar_p_value
+from qbench.analysis.paired import Flips, count_flips, delta_interval, holm, mcnemar_p_value
 
 counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000)).map(
     lambda c: Flips(c[0] + c[1] + c[2], c[0], c[1])
@@ -143,5 +143,8 @@ def test_holm_keeps_the_order_and_lowers_nothing(p_values: list[float]) -> None:
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:
-    code = "import sys, qbench.paired, qbench.verdict; sys.exit(bool({'scipy', 'torch'} & sys.modules.keys()))"
+    code = (
+        "import sys, qbench.analysis.paired, qbench.show.phrases; "
+        "sys.exit(bool({'scipy', 'torch'} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

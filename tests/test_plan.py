@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from qbench import environment, plan
 from qbench.config import PerplexityConfig
 from qbench.errors import QbenchError
+from qbench.machine import environment
+from qbench.plan import cells
 from tests.test_config import run_config
 
 TWO = [{"kind": "fp16"}, {"kind": "int4"}]
@@ -17,9 +18,9 @@ def laptop() -> environment.Environment:
 
 def test_cells_keep_the_order_of_the_configuration() -> None:
     config = run_config(backends=TWO)
-    assert [cell.label for cell in plan.select(config)] == ["fp16", "int4"]
-    assert [cell.label for cell in plan.select(config, ["int4", "fp16"])] == ["fp16", "int4"]
-    assert [cell.label for cell in plan.select(config, ["int4"])] == ["int4"]
+    assert [cell.label for cell in cells.select(config)] == ["fp16", "int4"]
+    assert [cell.label for cell in cells.select(config, ["int4", "fp16"])] == ["fp16", "int4"]
+    assert [cell.label for cell in cells.select(config, ["int4"])] == ["int4"]
 
 
 def test_the_reference_runs_first_where_cells_are_compared_with_it() -> None:
@@ -30,25 +31,25 @@ def test_the_reference_runs_first_where_cells_are_compared_with_it() -> None:
     for seed in range(50):
         for name, settings in (("compared", compared), ("alone", alone)):
             settings = settings.model_copy(update={"seed": seed})
-            firsts[name].add(plan.shuffle(settings, settings.backends)[0].label)
+            firsts[name].add(cells.shuffle(settings, settings.backends)[0].label)
     assert firsts == {"compared": {"fp16"}, "alone": {"int4", "fp16", "nf4", "again"}}
     without = [cell for cell in compared.backends if cell.label != "fp16"]
-    assert {cell.label for cell in plan.shuffle(compared, without)} == {"int4", "nf4", "again"}
+    assert {cell.label for cell in cells.shuffle(compared, without)} == {"int4", "nf4", "again"}
 
 
 def test_the_text_of_perplexity_is_settled_by_the_model() -> None:
     measure = {"perplexity": {"window": 64}}
-    settled = plan.settle(run_config(measure=measure)).measure.perplexity
+    settled = cells.settle(run_config(measure=measure)).measure.perplexity
     assert settled == PerplexityConfig(text="demo", window=64)
-    other = plan.settle(run_config(model={"id": "a/b"}, measure=measure)).measure.perplexity
+    other = cells.settle(run_config(model={"id": "a/b"}, measure=measure)).measure.perplexity
     assert other == PerplexityConfig(text="wikitext2", window=64)
     given = run_config(measure={"perplexity": {"text": "x.txt"}})
-    assert plan.settle(given) == given
+    assert cells.settle(given) == given
 
 
 def test_only_must_name_a_cell() -> None:
     with pytest.raises(QbenchError, match=r"--only int8: no such cell; did you mean int4\? \(there are: fp16, int4\)"):
-        plan.select(run_config(backends=TWO), ["int8"])
+        cells.select(run_config(backends=TWO), ["int8"])
 
 
 @pytest.mark.parametrize(
@@ -69,18 +70,18 @@ def test_what_cannot_work_is_refused_first(
     laptop: environment.Environment, changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(QbenchError, match=words.replace("?", r"\?")):
-        plan.preflight(run_config(**changes), laptop)
+        cells.preflight(run_config(**changes), laptop)
 
 
 def test_what_can_work_is_not_refused(laptop: environment.Environment, tmp_path: Path) -> None:
-    plan.preflight(run_config(measure={"mmlu": {"data": str(tmp_path)}}), laptop)
+    cells.preflight(run_config(measure={"mmlu": {"data": str(tmp_path)}}), laptop)
     gpu = environment.GPU(name="x", memory_bytes=1)
-    plan.preflight(run_config(device="cuda:0"), laptop.model_copy(update={"gpus": (gpu,)}))
+    cells.preflight(run_config(device="cuda:0"), laptop.model_copy(update={"gpus": (gpu,)}))
 
 
 def test_the_description_names_cells_and_measures_with_their_settings() -> None:
     config = run_config(backends=TWO, measure={"throughput": {"seq_len": 64, "new_tokens": 8}})
-    text = "\n".join(plan.describe(config, plan.select(config)))
+    text = "\n".join(cells.describe(config, cells.select(config)))
     assert "cell int4: int4 (bits 4, group_size 128, " in text
     assert "seq_len 64" in text
     assert "mmlu" not in text

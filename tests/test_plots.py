@@ -16,11 +16,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Path2D
 from matplotlib.text import Annotation, Text
 
-from qbench import plot_style
-from qbench.plots import FIGURES, draw, mmlu_figure, throughput_figure
-from qbench.results import Run
-from qbench.stats import summarize, wilson_interval
-from tests.made_up_run import (
+from qbench.analysis.stats import summarize, wilson_interval
+from qbench.records.run import Run
+from qbench.show.plots import style as plot_style
+from qbench.show.plots.charts import FIGURES, draw, mmlu_figure, throughput_figure
+from tests.support.made_up_run import (
     FIVE_ANSWERS,
     GIB,
     cell,
@@ -486,7 +486,10 @@ def test_drawing_ignores_and_keeps_the_users_settings(tmp_path: Path) -> None:
 
 
 def test_import_opens_no_display_and_loads_no_torch() -> None:
-    code = "import sys, qbench.plots; sys.exit(bool({'torch', 'matplotlib.pyplot', 'scipy'} & sys.modules.keys()))"
+    code = (
+        "import sys, qbench.show.plots.charts; "
+        "sys.exit(bool({'torch', 'matplotlib.pyplot', 'scipy'} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,14 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qbench import runner
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
-from qbench.events import read_units
-from qbench.executor import Executor, LocalExecutor
-from qbench.ray_executor import connect
-from qbench.results import read_run
-from qbench.rows import CellRow, Row
+from qbench.records.rows import CellRow, Row
+from qbench.records.run import read_run
+from qbench.run import runner
+from qbench.run.events import read_units
+from qbench.run.executor import Executor, LocalExecutor
+from qbench.run.ray.executor import connect
 from tests.test_runner import Watcher, interpreter
 
 # Before ray is imported: it would take any other address of this machine for 127.0.0.1.

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qbench.candidates import Candidate
-from qbench.differences import AccuracyDifference
+from qbench.analysis.effects import AccuracyDifference
+from qbench.decide.candidates import Candidate
+from qbench.decide.constraints import UNLIMITED, Limits, excess
+from qbench.decide.recommend import Objective, Recommendation, choose, recommend
 from qbench.errors import QbenchError
-from qbench.limits import UNLIMITED, Limits, excess
-from qbench.recommend import Objective, Recommendation, choose, recommend
-from qbench.recommend_text import cost_per_million_tokens, lines, to_dict
-from qbench.results import Run, read_run
-from qbench.rows import Row, ThroughputRow
-from tests.made_up_run import (
+from qbench.records.rows import Row, ThroughputRow
+from qbench.records.run import Run, read_run
+from qbench.show.recommend import cost_per_million_tokens, lines, to_dict
+from tests.support.made_up_run import (
     FIVE_ANSWERS,
     GIB,
     cell,
@@ -348,7 +348,7 @@ def candidate(index: int, gib: float, drop_high: float | None, speed: float) -> 
 def test_changes_hold_as_they_are_typed_and_nothing_nearer_changes_the_answer(
     figures: list[tuple[float, float | None, float]], gib: float, drop: float
 ) -> None:
-    from qbench import recommend as module
+    from qbench.decide import recommend as module
 
     all_of_them = [candidate(i, *figure) for i, figure in enumerate(figures)]
     limits = Limits(gib * GIB, drop)

@@ -6,7 +6,7 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qbench.redact import LINE_BYTES, MARGIN_BYTES, Redactor
+from qbench.records.redact import LINE_BYTES, MARGIN_BYTES, Redactor
 from tests.test_runner import config, interpreter, run
 
 TOKEN = "hf_" + "aB3" * 10
@@ -86,14 +86,14 @@ def test_a_line_without_end_is_never_cut_in_a_secret(before: int, secret: str) -
 
 
 LEAK = (
-    "import os, sys, qbench.worker as worker; "
+    "import os, sys, qbench.run.worker as worker; "
     "print('log:', os.environ['HF_TOKEN'], os.path.expanduser('~/model')); "
     "sys.argv = sys.argv[2:]; worker.main()"
 )
 """A worker that prints what it should not."""
 
 FAIL = (
-    "import os, sys, qbench.worker as worker; "
+    "import os, sys, qbench.run.worker as worker; "
     "raised = RuntimeError('401 for ' + os.environ['HF_TOKEN'] + ' in ' + os.path.expanduser('~/model')); "
     "worker.Cell._load = lambda self: (_ for _ in ()).throw(raised); "
     "sys.argv = sys.argv[2:]; worker.main()"

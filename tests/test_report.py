@@ -16,15 +16,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from qbench import report
-from qbench.cli import app
-from qbench.environment import GPU
+from qbench.cli.app import app
 from qbench.errors import QbenchError
-from qbench.report import data, figures, markdown, page, tables
-from qbench.report.charts import charts
-from qbench.report.shapes import BarChart, PlaneChart
-from qbench.results import Run, read_run
-from tests.made_up_run import (
+from qbench.machine.environment import GPU
+from qbench.records.run import Run, read_run
+from qbench.show import report
+from qbench.show.report import data, figures, markdown, page, tables
+from qbench.show.report.charts import charts
+from qbench.show.report.shapes import BarChart, PlaneChart
+from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,
     five_cells,
@@ -391,7 +391,7 @@ def test_what_the_user_can_mend_is_said(
 
 def test_a_report_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from qbench.cli import app; "
+        "import sys; from typer.testing import CliRunner; from qbench.cli.app import app; "
         f"r = CliRunner().invoke(app, {['report', str(SMOKE), '--out', str(tmp_path / 'r.html')]}); "
         "assert r.exit_code == 0, r.output; "
         "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qbench import report
-from qbench.results import read_run
-from tests.made_up_run import FIVE_ANSWERS, eight_cells, five_cells, made_up_run
+from qbench.records.run import read_run
+from qbench.show import report
+from tests.support.made_up_run import FIVE_ANSWERS, eight_cells, five_cells, made_up_run
 
 playwright = pytest.importorskip("playwright.sync_api")
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qbench import csvtext, environment
 from qbench.errors import QbenchError
-from qbench.files import write_atomically
-from qbench.results import RunRecord, find_runs, read_run, read_table, write_frame, write_table
-from qbench.rows import TABLES, AccuracyRow, CellRow, Row, ThroughputRow
+from qbench.machine import environment
+from qbench.records import csvtext
+from qbench.records.files import write_atomically
+from qbench.records.rows import TABLES, AccuracyRow, CellRow, Row, ThroughputRow
+from qbench.records.run import RunRecord, find_runs, read_run, read_table, write_frame, write_table
 
 IDENTITY = {"run": "r", "model": "m", "backend": "int4", "label": "int4"}
 

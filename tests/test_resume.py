@@ -15,13 +15,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from qbench import plan
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
-from qbench.events import EventLog, UnitEvent, read_units
-from qbench.keys import CELL
-from qbench.results import read_run
-from qbench.run_folder import locked
+from qbench.plan import cells
+from qbench.records.run import read_run
+from qbench.run.events import EventLog, UnitEvent, read_units
+from qbench.run.fingerprint import CELL
+from qbench.run.folder import locked
 from tests.test_runner import QUICK, config, in_order, interpreter, run
 
 INT4 = [{"kind": "int4"}]
@@ -131,7 +131,7 @@ def test_cells_run_in_a_random_order_that_the_seed_decides_and_the_record_tells(
 
     def order(seed: int) -> tuple[str, ...]:
         settings = config(tiny_llama, backends, seed=seed, measure={})
-        return tuple(cell.label for cell in plan.shuffle(settings, settings.backends))
+        return tuple(cell.label for cell in cells.shuffle(settings, settings.backends))
 
     assert order(in_order(3)) == ("fp16", "int4", "second")
     orders = {seed: order(seed) for seed in range(100)}
@@ -151,7 +151,7 @@ def test_a_worker_says_its_last_words_in_its_row(tiny_llama: Path, tmp_path: Pat
 
 def test_two_runs_in_one_folder_at_once_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from qbench.run_folder import locked\n"
+        "import sys, time; from pathlib import Path; from qbench.run.folder import locked\n"
         "with locked(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "r")], stdout=subprocess.PIPE)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qbench.comparison_text import print_comparison
+from qbench.analysis.paired import Flips
+from qbench.analysis.stats import speedup
+from qbench.decide.compare import MemoryChange, compare_runs
+from qbench.decide.provenance import check_same_model, differences
 from qbench.errors import QbenchError
-from qbench.paired import Flips
-from qbench.results import Run, read_run
-from qbench.rows import AccuracyRow
-from qbench.run_comparison import MemoryChange, compare_runs
-from qbench.run_differences import check_same_model, differences
-from qbench.stats import speedup
-from tests.made_up_run import GIB, cell, flipped, made_up_run, measured, subject, text, trial, trials
+from qbench.records.rows import AccuracyRow
+from qbench.records.run import Run, read_run
+from qbench.show.compare import print_comparison
+from tests.support.made_up_run import GIB, cell, flipped, made_up_run, measured, subject, text, trial, trials
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 

@@ -14,13 +14,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from qbench import folders, runner
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
-from qbench.events import ProgressEvent
 from qbench.int4 import native
-from qbench.results import read_run
-from qbench.rows import CellRow
+from qbench.records import folders
+from qbench.records.rows import CellRow
+from qbench.records.run import read_run
+from qbench.run import runner
+from qbench.run.events import ProgressEvent
 
 KERNEL = "cpu" if native.library() else "aten"
 QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}
@@ -213,10 +214,10 @@ def test_a_model_that_does_not_fit_is_oom(tiny_llama: Path, tmp_path: Path) -> N
     big.mkdir()
     shape = json.loads((tiny_llama / "config.json").read_text()) | {"vocab_size": 2**21, "tie_word_embeddings": True}
     (big / "config.json").write_text(json.dumps(shape))
-    from qbench import source
     from qbench.config import ModelConfig
+    from qbench.model import find
 
-    folder = source.resolve(ModelConfig(path=big, weights="random"), dtype="bfloat16", seed=0, say=print)
+    folder = find.resolve(ModelConfig(path=big, weights="random"), dtype="bfloat16", seed=0, say=print)
     script = f'exec {sys.executable} -c "{STARVE}" "$@"'
     settings = config(folder, [{"kind": "fp16", "python": interpreter(tmp_path, script)}], measure={})
     _, ok, watcher = run(settings, tmp_path / "results")
@@ -226,12 +227,13 @@ def test_a_model_that_does_not_fit_is_oom(tiny_llama: Path, tmp_path: Path) -> N
 
 STARVE = (
     "import resource, runpy, sys, torch, transformers, psutil; "
-    "from transformers import AutoModelForCausalLM, PreTrainedModel; import qbench.worker; "
+    "from transformers import AutoModelForCausalLM, PreTrainedModel; import qbench.run.worker; "
     "now = psutil.Process().memory_info().vms; "
     "resource.setrlimit(resource.RLIMIT_AS, (now + 2**29, now + 2**29)); "
-    "sys.argv = sys.argv[2:]; qbench.worker.main()"
+    "sys.argv = sys.argv[2:]; qbench.run.worker.main()"
 )
-"""Takes the worker's arguments after `-m qbench.worker`, and leaves it half a GiB beyond what its libraries hold."""
+"""Takes the worker's arguments after `-m qbench.run.worker`, and leaves it half a GiB beyond what its libraries hold.
+"""
 
 
 @pytest.mark.parametrize("names", [("notes.txt",), ("run.json",)])

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from qbench import schema
-from qbench.config import MeasureConfig, RunConfig, backend_kinds
+from qbench.config import MeasureConfig, RunConfig, backend_kinds, schema
 
 jsonschema = pytest.importorskip("jsonschema")
 

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from qbench import source
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
-from tests.tiny_llama import save_tiny_llama
+from qbench.model import find
+from tests.support.tiny_llama import save_tiny_llama
 
 
 def resolve(dtype: str = "bfloat16", seed: int = 0, **model: object) -> Path:
-    return source.resolve(ModelConfig.model_validate(model), dtype=dtype, seed=seed, say=lambda _: None)
+    return find.resolve(ModelConfig.model_validate(model), dtype=dtype, seed=seed, say=lambda _: None)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_a_model_whose_config_names_code_does_not_run_it(tiny_llama: Path, tmp_p
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(QbenchError, match="random weights could not be made"):
         resolve(path=tmp_path, weights="random")
-    command = [sys.executable, "-m", "qbench.random_weights", str(tmp_path), "bfloat16", "0"]
+    command = [sys.executable, "-m", "qbench.model.random_weights", str(tmp_path), "bfloat16", "0"]
     subprocess.run(command, input=b"y\n" * 4, capture_output=True, check=False)
     assert not (tmp_path / "ran").exists()
 
@@ -125,8 +125,8 @@ def test_random_weights_follow_their_seed(tiny_llama: Path) -> None:
 
 def test_a_shape_known_by_its_hub_id_needs_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ModelConfig(id="meta-llama/Meta-Llama-3-8B-Instruct", weights="random")
-    monkeypatch.setattr(source, "_random_weights", lambda shape, *_: shape)
-    assert source.resolve(asked, dtype="bfloat16", seed=0, say=print)["hidden_size"] == 4096  # type: ignore[index]
+    monkeypatch.setattr(find, "_random_weights", lambda shape, *_: shape)
+    assert find.resolve(asked, dtype="bfloat16", seed=0, say=print)["hidden_size"] == 4096  # type: ignore[index]
 
 
 def test_a_cache_that_cannot_be_written_is_said(
@@ -140,8 +140,8 @@ def test_a_cache_that_cannot_be_written_is_said(
 
 def test_the_fingerprint_follows_the_model(tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path / "m")
-    before = source.fingerprint(folder)
-    assert source.fingerprint(folder) == before
+    before = find.fingerprint(folder)
+    assert find.fingerprint(folder) == before
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}))
-    assert source.fingerprint(folder) != before
+    assert find.fingerprint(folder) != before

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from qbench import configfile, environment, starter
-from qbench.config import RunConfig
-from qbench.environment import GPU, Environment
+from qbench.config import RunConfig, load
 from qbench.errors import QbenchError
+from qbench.machine import environment
+from qbench.machine.environment import GPU, Environment
+from qbench.plan import starter
 
 GIB = 2**30
 
@@ -23,7 +24,7 @@ def server(laptop: Environment) -> Environment:
 
 def written(path: Path, model: str, machine: Environment, **options: int) -> RunConfig:
     starter.write(path, starter.choose(model, machine, **options))
-    return configfile.load(path)
+    return load.load(path)
 
 
 def kinds(config: RunConfig) -> list[str]:
@@ -99,7 +100,7 @@ def test_what_is_no_model_is_refused(laptop: Environment, model: str, words: str
 def test_backends_can_be_named(tmp_path: Path, laptop: Environment) -> None:
     choice = starter.choose("demo", laptop).with_backends(["int4"])
     starter.write(tmp_path / "x.yaml", choice)
-    config = configfile.load(tmp_path / "x.yaml")
+    config = load.load(tmp_path / "x.yaml")
     assert kinds(config) == ["int4"]
     assert "calibration" not in (tmp_path / "x.yaml").read_text()
     with pytest.raises(QbenchError, match="unknown backend 'int5'; did you mean int4"):
@@ -116,7 +117,7 @@ def test_a_file_is_replaced_only_by_force(tmp_path: Path, laptop: Environment) -
         starter.write(path, choice)
     assert path.read_text() == "mine"
     starter.write(path, choice, force=True)
-    assert configfile.load(path).name == "qbench-demo"
+    assert load.load(path).name == "qbench-demo"
     with pytest.raises(QbenchError, match="is there already"):
         starter.write(tmp_path, choice, force=True)
     with pytest.raises(QbenchError, match="cannot be written"):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from qbench.differences import SpeedRatio
-from qbench.results import Run
-from qbench.starts import learn, widened
-from tests.made_up_run import cell, made_up_run, trials
+from qbench.analysis.between_runs import learn, widened
+from qbench.analysis.effects import SpeedRatio
+from qbench.records.run import Run
+from tests.support.made_up_run import cell, made_up_run, trials
 
 
 def start(*speeds: float) -> Run:

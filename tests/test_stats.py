@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from qbench.stats import (
+from qbench.analysis.stats import (
     CHANCE_LEVEL,
     batch_sizes,
     decode_tokens_per_s,
@@ -25,7 +25,7 @@ from qbench.stats import (
     summarize,
     wilson_interval,
 )
-from tests.made_up_run import (
+from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,
     five_cells,
@@ -433,5 +433,5 @@ def test_summary_as_csv_leaves_missing_values_empty() -> None:
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:
-    code = "import sys, qbench.stats; sys.exit(bool({'scipy', 'torch', 'matplotlib'} & sys.modules.keys()))"
+    code = "import sys, qbench.analysis.stats; sys.exit(bool({'scipy', 'torch', 'matplotlib'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

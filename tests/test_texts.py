@@ -8,9 +8,10 @@ from typing import Any
 import datasets
 import pytest
 
-from qbench import demo, texts
+from qbench import demo
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
+from qbench.model import texts
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext2" / "wiki.test.raw"
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from qbench import trust
-from qbench.results import to_frame
-from qbench.rows import ThroughputRow
-from qbench.stats import summarize
-from tests.made_up_run import cell, made_up_run, trial, window
+from qbench.analysis import validity as trust
+from qbench.analysis.stats import summarize
+from qbench.records.rows import ThroughputRow
+from qbench.records.run import to_frame
+from tests.support.made_up_run import cell, made_up_run, trial, window
 
 
 def validity(*trials: tuple[float, str | None]) -> str | None:

@@ -17,9 +17,9 @@ import psutil
 import pynvml
 import pytest
 
-from qbench.gpu_state import GPUState, open_gpu
-from qbench.rows import SustainedRow, ThroughputRow
-from qbench.validity import FOREIGN_BOUND, Conditions, Sample, Sampler, compare
+from qbench.machine.conditions import FOREIGN_BOUND, Conditions, Sample, Sampler, compare
+from qbench.machine.gpu import GPUState, open_gpu
+from qbench.records.rows import SustainedRow, ThroughputRow
 
 IDLE = Sample(total_s=0, busy_s=0, steal_s=0, own_s=0, cpu_mhz=None, own_pids=frozenset({10, 11}))
 UUID = "GPU-8f2c"
@@ -93,7 +93,7 @@ def test_what_our_own_threads_use_is_ours() -> None:
 
 
 def test_the_process_that_started_the_worker_is_ours() -> None:
-    code = "from qbench.validity import Sampler; print(*Sampler().sample().own_pids)"
+    code = "from qbench.machine.conditions import Sampler; print(*Sampler().sample().own_pids)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert str(os.getpid()) in found
     assert len(found) == 2
@@ -331,5 +331,5 @@ def test_every_condition_is_a_column_of_the_rows_that_have_them() -> None:
 
 
 def test_import_leaves_torch_and_nvml_alone() -> None:
-    code = "import sys, qbench.validity; sys.exit(bool({'torch', 'pynvml', 'scipy'} & sys.modules.keys()))"
+    code = "import sys, qbench.machine.conditions; sys.exit(bool({'torch', 'pynvml', 'scipy'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from qbench.verdict import accuracy_words, speedup_words, verdict
+from qbench.show.phrases import accuracy_words, speedup_words, verdict
 
 
 def row(**changes: Any) -> dict[str, Any]:

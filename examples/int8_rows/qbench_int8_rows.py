@@ -8,7 +8,7 @@ from qbench.config import Backend
 
 if TYPE_CHECKING:
     from qbench.backends.base import LoadedModel
-    from qbench.models import LoadOptions
+    from qbench.model.load import LoadOptions
 
 
 class CONFIG(Backend):
@@ -29,7 +29,7 @@ def load(options: "LoadOptions", config: CONFIG, calibration: object) -> "Loaded
     import torch  # here, so that reading a configuration does not import it
 
     from qbench.backends.base import LoadedModel, block_linears, storage_bytes
-    from qbench.models import load_pretrained, load_tokenizer
+    from qbench.model.load import load_pretrained, load_tokenizer
 
     class RowsLinear(torch.nn.Module):
         def __init__(self, linear: torch.nn.Linear) -> None:

@@ -25,11 +25,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from qbench.backends.base import LoadedModel, block_linears, run_once, storage_bytes
-from qbench.calibration import Calibration
 from qbench.config import Calibrated
 from qbench.errors import QbenchError
-from qbench.models import LoadOptions, check_placed, load_tokenizer, skeleton
-from qbench.source import MODEL_FILES, check_weights
+from qbench.model.calibration import Calibration
+from qbench.model.find import MODEL_FILES, check_weights
+from qbench.model.load import LoadOptions, check_placed, load_tokenizer, skeleton
 
 # gptqmodel sets variables at import that would reach everything else in this process: the order of the GPUs, torch's
 # allocator, the hub's cache. They are given their usual values first. One CPU worker, its choice on two cores, it

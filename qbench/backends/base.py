@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qbench.calibration import Calibration
 from qbench.config import Backend
 from qbench.config.kinds import module_name
 from qbench.errors import QbenchError
-from qbench.models import LoadOptions
+from qbench.model.calibration import Calibration
+from qbench.model.load import LoadOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qbench.backends.base import LoadedModel, block_linears, storage_bytes
-from qbench.calibration import Calibration
 from qbench.config import FP16
-from qbench.models import LoadOptions, load_pretrained, load_tokenizer
+from qbench.model.calibration import Calibration
+from qbench.model.load import LoadOptions, load_pretrained, load_tokenizer
 
 
 def load(options: LoadOptions, config: FP16, calibration: Calibration | None) -> LoadedModel:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from qbench.backends._gptqmodel import BACKEND, Method, load_quantized, write_checkpoint
 from qbench.backends.base import LoadedModel
-from qbench.calibration import Calibration
 from qbench.config import GPTQ
-from qbench.models import LoadOptions
+from qbench.model.calibration import Calibration
+from qbench.model.load import LoadOptions
 
 
 def quantize(

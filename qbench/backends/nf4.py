@@ -13,9 +13,9 @@ from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig
 
 from qbench.backends.base import LoadedModel, block_linears, run_once, storage_bytes
-from qbench.calibration import Calibration
 from qbench.config import NF4
-from qbench.models import LoadOptions, load_pretrained, load_tokenizer, skeleton
+from qbench.model.calibration import Calibration
+from qbench.model.load import LoadOptions, load_pretrained, load_tokenizer, skeleton
 
 
 def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> LoadedModel:

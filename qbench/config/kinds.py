@@ -114,6 +114,8 @@ def backend_class(kind: str) -> type[Backend] | None:
 
 def module_name(kind: str) -> str:
     """The module that loads models of a kind."""
+    if kind == "int4":
+        return f"{GROUP}.int4.load"
     return f"{GROUP}.{kind}" if kind in backend_kinds() else plugins()[kind].module
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from qbench.backends.base import LoadedModel
 from qbench.config import MeasureConfig
-from qbench.rows import Identity, Row
-from qbench.validity import Sampler
+from qbench.machine.conditions import Sampler
+from qbench.records.rows import Identity, Row
 
 
 @dataclass(frozen=True, slots=True)

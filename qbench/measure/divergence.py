@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qbench import stats
+from qbench.analysis import stats
 from qbench.errors import QbenchError
 from qbench.measure.base import Reference
 

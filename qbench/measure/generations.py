@@ -8,10 +8,10 @@ import torch
 
 from qbench.backends.base import LoadedModel
 from qbench.config import GenerationsConfig
+from qbench.engine.torch.decode import generate, make_decoder
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
-from qbench.measure.decode import generate, make_decoder
-from qbench.rows import GenerationRow
+from qbench.records.rows import GenerationRow
 
 
 def measure(loaded: LoadedModel, config: GenerationsConfig, context: Context) -> None:

@@ -20,9 +20,9 @@ from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 
 from qbench.backends.base import LoadedModel
 from qbench.config import MemoryConfig
+from qbench.engine.torch.decode import make_decoder
 from qbench.measure.base import Context, random_prompt
-from qbench.measure.decode import make_decoder
-from qbench.rows import MemoryRow
+from qbench.records.rows import MemoryRow
 
 
 def measure(loaded: LoadedModel, config: MemoryConfig, context: Context) -> None:

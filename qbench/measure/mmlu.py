@@ -17,10 +17,10 @@ from qbench.backends.base import LoadedModel
 from qbench.config import MMLUConfig
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
-from qbench.measure.harness import Evaluation, evaluate, quiet_harness
-from qbench.measure.journal import Journal
-from qbench.measure.mmlu_data import LETTERS, PREFIX, load_tasks, subject_of, task_manager
-from qbench.rows import AccuracyRow
+from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
+from qbench.measure.lm_eval.journal import Journal
+from qbench.measure.lm_eval.mmlu_data import LETTERS, PREFIX, load_tasks, subject_of, task_manager
+from qbench.records.rows import AccuracyRow
 
 
 def measure(loaded: LoadedModel, config: MMLUConfig, context: Context) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qbench.answers import QUESTION
+from qbench.analysis.paired import count_flips
 from qbench.backends.base import LoadedModel
 from qbench.config import NOISE_SUFFIX, NoiseFloorConfig
 from qbench.errors import QbenchError
 from qbench.measure import mmlu
 from qbench.measure.base import Context
-from qbench.paired import count_flips
-from qbench.rows import NoiseRow
+from qbench.records.answers import QUESTION
+from qbench.records.rows import NoiseRow
 
 LOGPROBS = ["logprob_a", "logprob_b", "logprob_c", "logprob_d"]
 

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qbench import stats, texts
+from qbench.analysis import stats
 from qbench.backends.base import LoadedModel
 from qbench.config import PerplexityConfig
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.divergence import Observer, observer
 from qbench.measure.windows import cut, log_probabilities, window_length
-from qbench.rows import PerplexityRow
+from qbench.model import texts
+from qbench.records.rows import PerplexityRow
 
 
 def measure(loaded: LoadedModel, config: PerplexityConfig, context: Context) -> None:

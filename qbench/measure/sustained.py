@@ -1,7 +1,7 @@
 """Decode speed over minutes of generating without a pause; every window of some seconds is a row.
 
 A machine that is cool is faster than it stays: clocks fall when it is warm or its power budget is spent. What a user of
-hours gets is the speed at the end, see `qbench.stats.steady_state`.
+hours gets is the speed at the end, see `qbench.analysis.stats.steady_state`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from qbench import stats
+from qbench.analysis import stats
 from qbench.backends.base import LoadedModel
 from qbench.config import SustainedConfig
+from qbench.engine.torch.decode import generate, make_decoder, resolve_mode
+from qbench.machine.conditions import Sampler
 from qbench.measure.base import Context, make_sampler, random_prompt
-from qbench.measure.decode import generate, make_decoder, resolve_mode
-from qbench.rows import SustainedRow
-from qbench.validity import Sampler
+from qbench.records.rows import SustainedRow
 
 
 def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:

@@ -9,10 +9,10 @@ from qbench.backends.base import LoadedModel
 from qbench.config import TasksConfig
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
-from qbench.measure.harness import Evaluation, evaluate, quiet_harness
-from qbench.measure.journal import Journal
-from qbench.measure.tasks_data import load_tasks
-from qbench.rows import AccuracyRow
+from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
+from qbench.measure.lm_eval.journal import Journal
+from qbench.measure.lm_eval.tasks_data import load_tasks
+from qbench.records.rows import AccuracyRow
 
 
 def measure(loaded: LoadedModel, config: TasksConfig, context: Context) -> None:

@@ -9,15 +9,15 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from qbench import stats
+from qbench.analysis import stats
 from qbench.backends.base import LoadedModel
 from qbench.config import ThroughputConfig
+from qbench.engine.torch.decode import Decoder, Generation, generate, make_decoder, resolve_mode
 from qbench.errors import describe_fault
+from qbench.machine.conditions import Conditions, Sampler
 from qbench.measure.base import Context, make_sampler, random_prompt
-from qbench.measure.decode import Decoder, Generation, generate, make_decoder, resolve_mode
 from qbench.measure.memory import peak_bytes
-from qbench.rows import Status, ThroughputRow
-from qbench.validity import Conditions, Sampler
+from qbench.records.rows import Status, ThroughputRow
 
 
 def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler | None = None) -> None:

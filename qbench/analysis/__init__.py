@@ -1,0 +1,4 @@
+"""Statistics of a run's rows: medians, intervals, paired tests, and which figures can be trusted.
+
+Imports records, and neither torch nor words for people. Begin with `stats`; p-values are made in `paired`.
+"""

@@ -1,0 +1,64 @@
+"""How far speeds move from one start of a run to the next, learnt from several runs of the same thing.
+
+The trials of a cell share a process: where its memory lies, how warm the machine is and who its neighbours are is the
+same for all of them, so that their interval is too narrow for another start.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qbench.analysis.effects import SpeedRatio
+from qbench.analysis.stats import batch_sizes, decode_trials
+from qbench.records.run import Run
+
+Place = tuple[str, int]
+"""A cell, by label, and a batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Several runs of the same thing."""
+
+    means: dict[Place, tuple[float, ...]]
+    """Mean log tokens/s of each run that has trials there."""
+    deviation: float
+    """Standard deviation of such a mean, pooled over all places: √(Σ (mean − place's mean)² ÷ freedom)."""
+    freedom: int
+    """Σ (runs − 1) over all places; 0 if no place was measured twice."""
+
+
+def learn(runs: Sequence[Run]) -> Starts:
+    """From the ok trials of every cell and batch size."""
+    means: dict[Place, tuple[float, ...]] = {}
+    for run in runs:
+        for label in run.cells["label"].unique():
+            for size in batch_sizes(run):
+                if trials := decode_trials(run, label, size):
+                    place = (str(label), size)
+                    means[place] = (*means.get(place, ()), statistics.fmean(map(math.log, trials)))
+    freedom = sum(len(found) - 1 for found in means.values())
+    squares = sum((mean - statistics.fmean(found)) ** 2 for found in means.values() for mean in found)
+    return Starts(means, math.sqrt(squares / freedom) if freedom else 0.0, freedom)
+
+
+def widened(ratio: SpeedRatio, starts: Starts, place: Place, speeds: Sequence[float], confidence: float) -> SpeedRatio:
+    """The ratio of `speeds` to the mean of all starts, with the interval of one more start.
+
+    exp(d ± h), d = mean log speed − mean over the k starts, h = t s √(1 + 1/k) with t of `freedom` degrees of freedom;
+    at least as wide as `ratio`, the interval of the trials. `ratio` itself if no place was measured twice.
+    """
+    if not starts.freedom:
+        return ratio
+    # Costs a second to import.
+    from scipy.stats import t
+
+    means = starts.means[place]
+    low, high = ratio.bounds
+    half = float(t.ppf((1 + confidence) / 2, starts.freedom)) * starts.deviation * math.sqrt(1 + 1 / len(means))
+    half = max(half, math.log(high / low) / 2)
+    difference = statistics.fmean(map(math.log, speeds)) - statistics.fmean(means)
+    return SpeedRatio(*(math.exp(difference + shift) for shift in (0, -half, half)))

@@ -1,0 +1,233 @@
+"""A quantized model on disk: what `qbench quantize` writes and `checkpoint:` reads.
+
+A folder like a Hugging Face model's: config.json, tokenizer files, safetensors shards and their index. A linear `L`
+[out_features, in_features] of the blocks, with b bits in groups of g columns, is stored as
+
+    L.qweight  uint8 [out_features, ceil(in_features / n)]: n = 2 codes a byte of 4 bits, the first column in the low
+               half; n = 1 code of 8 bits
+    L.scales   float16 or bfloat16 [out_features, ceil(in_features / g)]; g = -1: one a row; g = 0: [1, 1]
+    L.zeros    as L.scales; none where weights are symmetric
+
+and stands for the weight scales (codes - 2^(b-1)) + zeros. This layout belongs to no kernel. All other tensors, the
+output embedding and biases among them, are as in the 16-bit model. `quantization_config` in config.json is a
+`qbench.backends.int4.manifest.Manifest`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qbench import __version__
+from qbench.backends.int4.manifest import Manifest, read_manifest
+from qbench.backends.int4.shards import INDEX, read_header, sha256
+from qbench.backends.int4.stream import Assembly, QuantizeOne, source_tensors
+from qbench.config import Int4
+from qbench.errors import QbenchError
+from qbench.int4.pack import PER_BYTE
+from qbench.int4.quantize import PER_TENSOR, QuantizedTensor, group_columns
+from qbench.model.find import MODEL_FILES, fingerprint
+from qbench.model.load import LoadOptions
+
+SHARD_BYTES = 1 << 30
+"""A shard is held in memory until it is written, and ends before the tensor that would make it larger."""
+
+PARTS = ("qweight", "scales", "zeros")
+
+AGAIN = "quantize the model again with `qbench quantize`, or copy the folder again"
+
+
+def write(
+    options: LoadOptions,
+    config: Int4,
+    quantize_one: QuantizeOne,
+    out: Path,
+    progress: Callable[[str, int, int], None],
+) -> float:
+    """Quantize the model of `options.folder` into the folder `out`, which appears whole or not at all.
+
+    What `out` held is replaced. Memory holds one shard and one 16-bit tensor, never the model.
+
+    Returns:
+        Bytes of codes, scales and zeros x 8 / weights of the linears.
+
+    Raises:
+        QbenchError: the folder cannot be written, or see `qbench.backends.int4.stream.stream`.
+    """
+    assembly = Assembly(options)
+    tensors = source_tensors(assembly, options)
+    linear_bytes = linear_weights = 0
+    with _appearing(out) as folder:
+        _copy_small_files(options.folder, folder)
+        shards = _ShardWriter(folder)
+        for done, (name, stored) in enumerate(tensors.items()):
+            progress("quantizing", done, len(tensors))
+            linear = name.removesuffix(".weight")
+            if linear in assembly.linears:
+                weight = quantize_one(name, assembly.read(name, stored))
+                linear_bytes, linear_weights = linear_bytes + weight.nbytes, linear_weights + weight.shape.numel()
+                for part, tensor in weight.tensors().items():
+                    shards.add(f"{linear}.{part}", tensor)
+            else:
+                shards.add(name, assembly.read(name, stored))
+        manifest = Manifest(
+            bits=config.bits,
+            group_size=config.group_size,
+            symmetric=config.symmetric,
+            search=config.search,
+            source_fingerprint=fingerprint(options.folder),
+            qbench_version=__version__,
+            shards=shards.close(),
+        )
+        _write_config(options.folder, folder, manifest)
+    progress("quantizing", len(tensors), len(tensors))
+    return linear_bytes * 8 / linear_weights
+
+
+def load(options: LoadOptions, folder: Path) -> tuple[PreTrainedModel, dict[str, QuantizedTensor]]:
+    """What `qbench.backends.int4.stream.stream` gives for the model in `options.folder`, from its checkpoint.
+
+    Raises:
+        QbenchError: the checkpoint is damaged, incomplete or of another model.
+    """
+    manifest = read_manifest(folder)
+    if manifest.source_fingerprint != fingerprint(options.folder):
+        raise QbenchError(
+            f"{folder} was made from another model than {options.folder}, or its files have changed since; "
+            "name the model it was made from, or quantize this one with `qbench quantize`"
+        )
+    _verify(folder, manifest)
+    assembly = Assembly(options)
+    shapes = assembly.shapes()
+    for name in assembly.linears:
+        parts = part_shapes(shapes.pop(f"{name}.weight"), manifest)
+        shapes.update({f"{name}.{part}": shape for part, shape in parts.items()})
+    parts_of: dict[str, dict[str, Tensor]] = {name: {} for name in assembly.linears}
+    held = {tensor.name: tensor for shard in sorted(manifest.shards) for tensor in read_header(folder / shard)}
+    for name, stored in assembly.match(held, shapes, folder).items():
+        linear, _, part = name.rpartition(".")
+        if linear in assembly.linears and part in PARTS:
+            parts_of[linear][part] = stored.read(options.device)
+        else:
+            assembly.put(name, assembly.read(name, stored))
+    weights = {
+        name: QuantizedTensor(
+            parts["qweight"],
+            parts["scales"],
+            parts.get("zeros"),
+            assembly.linears[name].weight.shape,
+            manifest.bits,
+            manifest.group_size,
+        )
+        for name, parts in parts_of.items()
+    }
+    return assembly.finish(), weights
+
+
+def part_shapes(shape: torch.Size, manifest: Manifest) -> dict[str, torch.Size]:
+    """The shapes in which a weight of `shape` is stored."""
+    rows, columns = shape
+    groups = -(-columns // group_columns(columns, manifest.group_size))
+    scales = torch.Size((1, 1) if manifest.group_size == PER_TENSOR else (rows, groups))
+    zeros = {} if manifest.symmetric else {"zeros": scales}
+    return {"qweight": torch.Size((rows, -(-columns // PER_BYTE[manifest.bits]))), "scales": scales, **zeros}
+
+
+class _ShardWriter:
+    """Safetensors files that are written as they fill."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pending: dict[str, Tensor] = {}
+        self._index: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
+        self._bytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor, if need be after writing those before it."""
+        if sum(pending.nbytes for pending in self._pending.values()) + tensor.nbytes > SHARD_BYTES:
+            self._flush()
+        self._pending[name] = tensor.cpu().contiguous()
+        self._bytes += tensor.nbytes
+
+    def close(self) -> dict[str, str]:
+        """Write the last shard and the index; the hash of every shard by its name."""
+        self._flush()
+        content = {"metadata": {"total_size": self._bytes}, "weight_map": self._index}
+        (self._folder / INDEX).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        for name in self._hashes:  # safetensors makes files that only their owner may read
+            shutil.copymode(self._folder / INDEX, self._folder / name)
+        return self._hashes
+
+    def _flush(self) -> None:
+        if self._pending:
+            name = f"model-{len(self._hashes) + 1:05d}.safetensors"
+            save_file(self._pending, self._folder / name, metadata={"format": "pt"})
+            self._index.update(dict.fromkeys(self._pending, name))
+            self._pending = {}
+            self._hashes[name] = sha256(self._folder / name)
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    for name, expected in manifest.shards.items():
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            raise QbenchError(f"{folder / name}: this shard cannot be read ({error.strerror}); {AGAIN}") from error
+        if found != expected:
+            raise QbenchError(f"{folder / name}: is damaged, its SHA-256 is not that in config.json; {AGAIN}")
+
+
+def _copy_small_files(source: Path, folder: Path) -> None:
+    """Tokenizer, chat template and generation settings."""
+    for pattern in MODEL_FILES:
+        for file in source.glob(pattern):
+            if file.suffix != ".safetensors" and file.name not in ("config.json", INDEX):
+                shutil.copyfile(file, folder / file.name)
+
+
+def _write_config(source: Path, folder: Path, manifest: Manifest) -> None:
+    content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    content["quantization_config"] = manifest.model_dump(mode="json")
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place at the end, and is gone if the end is not reached."""
+    partial, old = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        _sync(out.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise QbenchError(f"{out}: the checkpoint cannot be written ({reason}); choose another --out") from error
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""The project's own INT4 (see `qbench.int4`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from qbench.backends.base import LoadedModel, block_linears, storage_bytes
+from qbench.backends.int4 import checkpoint
+from qbench.backends.int4.fuse import join
+from qbench.backends.int4.manifest import settle
+from qbench.backends.int4.stream import place, place_head, quantizer, stream
+from qbench.config import Int4
+from qbench.errors import QbenchError
+from qbench.int4 import QuantizedTensor, QuantLinear
+from qbench.model.calibration import Calibration
+from qbench.model.load import LoadOptions, load_tokenizer
+
+
+def quantize(
+    options: LoadOptions,
+    config: Int4,
+    calibration: Calibration | None,
+    out: Path,
+    progress: Callable[[str, int, int], None],
+) -> float:
+    """Write what `qbench quantize` writes into the folder `out`; return the seconds spent quantizing.
+
+    Raises:
+        QbenchError: see `qbench.backends.int4.checkpoint.write`.
+    """
+    quantize_one = Stopwatch(config)
+    checkpoint.write(options, config, quantize_one, out, progress)
+    return quantize_one.seconds
+
+
+def load(options: LoadOptions, config: Int4, calibration: Calibration | None) -> LoadedModel:
+    """Quantize the linears of attention and MLP as they are read, or read them quantized from `config.checkpoint`.
+
+    Raises:
+        QbenchError: `options` would spread the model, a weight holds NaN or infinity, the kernel does not serve, or the
+            files are not right: see `qbench.backends.int4.stream.stream` and `qbench.backends.int4.checkpoint.load`.
+    """
+    if options.spread:
+        raise QbenchError(f"backends.{config.label}: int4 loads onto one device; use device_map: none")
+    config = settle(config)
+    quantize_one = Stopwatch(config)
+    if config.checkpoint is None:
+        model, weights = stream(options, quantize_one)
+    else:
+        model, weights = checkpoint.load(options, config.checkpoint.expanduser())
+    expected, quantized = tuple(block_linears(model)), tuple(weights)
+    try:
+        join(model, weights, kernel=config.kernel)
+        place(model, weights, kernel=config.kernel)
+    except ValueError as error:
+        raise QbenchError(f"backends.{config.label}: {error}; use `kernel: auto`, or other settings") from error
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    if config.lm_head == "int8":
+        place_head(model)
+    return LoadedModel(
+        model=model,
+        tokenizer=load_tokenizer(options),
+        device=options.device,
+        dtype=options.dtype,
+        kernel="+".join(sorted({layer.kernel_name for layer in layers})),
+        quantized=quantized,
+        expected=expected,
+        linear_bytes=storage_bytes(t for layer in layers for t in layer.packed().values()),
+        linear_weights=sum(layer.out_features * layer.in_features for layer in layers),
+        lm_head_bits=8 if config.lm_head == "int8" else 16,
+        quantize_s=quantize_one.seconds if config.checkpoint is None else None,
+    )
+
+
+class Stopwatch:
+    """A quantizer that counts its time."""
+
+    def __init__(self, config: Int4) -> None:
+        self._quantize_one = quantizer(config)
+        self.seconds = 0.0
+
+    def __call__(self, name: str, weight: Tensor) -> QuantizedTensor:
+        started = time.perf_counter()
+        quantized = self._quantize_one(name, weight)
+        self.seconds += time.perf_counter() - started
+        return quantized

@@ -1,0 +1,259 @@
+"""Loading a model tensor by tensor: each is read, quantized if it is a weight of a block's linear, and let go.
+
+Never more than one 16-bit weight of the linears is in memory. Between `stream`, which collects the quantized weights
+in the plain layout, and `place`, which puts them into the model, siblings may be joined.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from qbench.backends.base import block_linears
+from qbench.backends.int4.shards import StoredTensor, find_shards, read_header
+from qbench.config import Int4
+from qbench.errors import QbenchError
+from qbench.int4.linear import QuantLinear
+from qbench.int4.native import give_back
+from qbench.int4.quantize import PER_ROW, QuantizedTensor, quantize
+from qbench.model.load import LoadOptions, skeleton
+
+QuantizeOne = Callable[[str, Tensor], QuantizedTensor]
+"""From the name and the value of a 16-bit weight to the quantized one."""
+
+LEFTOVERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+"""Tensors of old checkpoints that models compute today."""
+
+
+class Assembly:
+    """A model that is filled tensor by tensor; its parameters begin on the meta device."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        self.model: PreTrainedModel = skeleton(options)
+        self.linears = block_linears(self.model)
+        self._device = options.device
+        self._loaded: set[str] = set()
+        real = (name for name, tensor in self.model.state_dict().items() if not tensor.is_meta)
+        self._optional = {name for name in real if self._ignored(name, "missing")}
+        self._tied = _tied(self.model)
+        kept = self.model._get_dtype_plan(options.dtype)
+        self._kept = [(re.compile(pattern.replace("*", ".*")), dtype) for pattern, dtype in kept.items()]
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every tensor that a 16-bit checkpoint holds, a tied one under each of its names."""
+        return {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+
+    def named(self, stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+        """The tensors of a 16-bit checkpoint by their names in the model: transformers renames some as it loads them.
+
+        Raises:
+            QbenchError: one is only a part of what the model holds in one tensor.
+        """
+        shapes, transforms = self.shapes(), get_model_conversion_mapping(self.model)
+        renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+        mergers = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+        found = {}
+        for tensor in stored:
+            name, part_of = rename_source_key(tensor.name, renamings, mergers, self.model.base_model_prefix, shapes)
+            if part_of is not None:
+                raise QbenchError(
+                    f"{tensor.file}: {tensor.name} is a part of {name}, which {type(self.model).__name__} holds in one "
+                    "tensor; the int4 backend reads tensors one by one, use another"
+                )
+            found[tensor.name if name not in shapes and tensor.name in shapes else name] = tensor
+        return found
+
+    def match(
+        self, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, torch.Size], folder: Path
+    ) -> dict[str, StoredTensor]:
+        """The tensors of a folder that the model needs, by their names in the model, in the order given.
+
+        Raises:
+            QbenchError: one is missing, unexpected or of another shape.
+        """
+        found = {name: tensor for name, tensor in tensors.items() if name in shapes}
+        unexpected = [tensors[n] for n in tensors if n not in found and not self._ignored(n, "unexpected", LEFTOVERS)]
+        missing = [name for name in shapes if name not in found and self._needed(name, found)]
+        self._refuse(missing, unexpected, folder)
+        for name, tensor in found.items():
+            if tensor.shape != shapes[name]:
+                raise QbenchError(
+                    f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, where config.json asks for "
+                    f"{list(shapes[name])}; the files are of two models, copy or download the folder again"
+                )
+        return found
+
+    def read(self, name: str, stored: StoredTensor) -> Tensor:
+        """A tensor on the device, in the dtype that the model holds it in."""
+        give_back()
+        kept = next((dtype for pattern, dtype in self._kept if pattern.search(name)), None)
+        return stored.read(self._device, kept or _get(self.model, name).dtype)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Make a tensor the model's; a tied one takes all of its names, unless the file holds another under one."""
+        twins = self._tied.get(name, ())
+        loaded = [_get(self.model, twin) for twin in twins if twin in self._loaded]
+        same = next((twin for twin in loaded if torch.equal(twin, tensor)), None)
+        # Trainable, as transformers leaves it: torch copies the output embedding at every prefill if it is not
+        # (`should_fold` in aten/src/ATen/native/LinearAlgebra.cpp).
+        parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) if same is None else same
+        self._loaded.add(name)
+        for each in (name, *(twin for twin in twins if twin not in self._loaded)):
+            _set(self.model, each, parameter)
+
+    def finish(self) -> PreTrainedModel:
+        """The model with its computed buffers on the device."""
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self._device)
+        return self.model
+
+    def _needed(self, name: str, found: Mapping[str, StoredTensor]) -> bool:
+        """Whether a missing tensor is neither tied to one that is there nor a buffer that may keep its first value."""
+        if any(twin in found for twin in self._tied.get(name, ())):
+            return False
+        return name not in self._optional
+
+    def _ignored(self, name: str, how: str, more: Iterable[str] = ()) -> bool:
+        patterns = getattr(self.model, f"_keys_to_ignore_on_load_{how}") or ()
+        return any(re.search(pattern, name) for pattern in (*patterns, *more))
+
+    def _refuse(self, missing: list[str], unexpected: list[StoredTensor], folder: Path) -> None:
+        kind = type(self.model).__name__
+        remedy = "copy or download the folder again, or use a backend that loads through transformers, such as fp16"
+        if missing:
+            raise QbenchError(
+                f"{folder}: no shard holds {_some(missing)}, which config.json ({kind}) asks for; {remedy}"
+            )
+        if unexpected:
+            raise QbenchError(
+                f"{unexpected[0].file}: {_some([tensor.name for tensor in unexpected])} is no weight of the model in "
+                f"config.json ({kind}); {remedy}"
+            )
+
+
+def stream(options: LoadOptions, quantize_one: QuantizeOne) -> tuple[PreTrainedModel, dict[str, QuantizedTensor]]:
+    """Read a 16- or 32-bit model.
+
+    Returns:
+        The model with the linears of its blocks still without weights (their biases are there), and those weights,
+        quantized, by the name of the linear.
+
+    Raises:
+        QbenchError: a shard is missing, truncated or damaged, its tensors are not the model's, or the model is
+            quantized already.
+    """
+    assembly = Assembly(options)
+    weights = {}
+    for name, stored in source_tensors(assembly, options).items():
+        linear = name.removesuffix(".weight")
+        if linear in assembly.linears:
+            weights[linear] = quantize_one(name, assembly.read(name, stored))
+        else:
+            assembly.put(name, assembly.read(name, stored))
+    return assembly.finish(), {name: weights[name] for name in assembly.linears}
+
+
+def source_tensors(assembly: Assembly, options: LoadOptions) -> dict[str, StoredTensor]:
+    """What `options.folder` holds of the model, by the names in it, in the order of the files.
+
+    Raises:
+        QbenchError: see `stream`.
+    """
+    scheme = getattr(assembly.model.config, "quantization_config", None)
+    if scheme is not None:
+        raise QbenchError(
+            f"{options.folder / 'config.json'}: these weights are quantized already ({scheme.get('quant_method')}); "
+            "give the 16-bit model, and what `qbench quantize` made of it as `checkpoint:`"
+        )
+    stored = [tensor for shard in find_shards(options.folder) for tensor in read_header(shard)]
+    return assembly.match(assembly.named(stored), assembly.shapes(), options.folder)
+
+
+def place(model: PreTrainedModel, weights: dict[str, QuantizedTensor], *, kernel: str = "auto") -> None:
+    """Put quantized weights in the place of the model's linears, with the biases these have. Empties `weights`.
+
+    Raises:
+        ValueError: the kernel cannot serve one of them.
+    """
+    for name in list(weights):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        # Popped within the call: the plain layout is gone before the next weight is repacked.
+        model.set_submodule(name, QuantLinear(weights.pop(name), _bias(linear), kernel=kernel))
+        give_back()
+
+
+def place_head(model: PreTrainedModel) -> None:
+    """Put the output embedding into 8 bits, a scale a row, for the fastest kernel; a tied input embedding stays.
+
+    Raises:
+        QbenchError: the model has no such linear, or its weight holds NaN or infinity.
+    """
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), None)
+    if name is None or not isinstance(head, nn.Linear):
+        raise QbenchError(f"lm_head: {type(model).__name__} has no linear output embedding; use lm_head: 16bit")
+    quantize_one = quantizer(Int4(bits=8, group_size=PER_ROW, symmetric=True))
+    weight, bias = quantize_one(f"{name}.weight", head.weight.detach()), _bias(head)
+    del head.weight  # the 16-bit one is not needed while the kernel repacks this one
+    model.set_submodule(name, QuantLinear(weight, bias))
+    del weight
+    give_back()
+
+
+def quantizer(config: Int4) -> QuantizeOne:
+    """`quantize` with the options of a cell; what it refuses becomes a QbenchError."""
+
+    def quantize_one(name: str, weight: Tensor) -> QuantizedTensor:
+        try:
+            return quantize(
+                weight,
+                bits=config.bits,
+                group_size=config.group_size,
+                symmetric=config.symmetric,
+                search=config.search,
+                name=name,
+            )
+        except ValueError as error:
+            raise QbenchError(f"{error}; the checkpoint is damaged, or its weights need `dtype: bfloat16`") from error
+
+    return quantize_one
+
+
+def _bias(linear: nn.Linear) -> Tensor | None:
+    return None if linear.bias is None else linear.bias.detach()
+
+
+def _tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For each parameter that has several names, its other names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(n for n in group if n != name) for group in names.values() for name in group if len(group) > 1}
+
+
+def _get(model: nn.Module, name: str) -> Tensor:
+    module, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(model.get_submodule(module), leaf)
+    return tensor
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        module._buffers[leaf] = tensor.detach()
+    else:
+        setattr(module, leaf, tensor)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"

@@ -1,0 +1,252 @@
+"""The command line: parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from qbench import __version__
+from qbench.cli import decide, plan, report
+from qbench.cli.options import Config, Only, Set, complete_label
+from qbench.cli.options import errors as _errors
+from qbench.errors import QbenchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which LLM quantization backend to use on your hardware: memory, tokens/s and accuracy of the same loaded "
+    "checkpoint, side by side.\n\nStart with `qbench run configs/smoke.yaml`.",
+    epilog="Exit status: 0 all cells ok, 1 some cell did not end ok, 2 usage or configuration, 130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command(epilog="Example: `qbench run configs/smoke.yaml --only fp16 --only int4 --set measure.mmlu.limit=20`")
+def run(
+    config: Config,
+    results: Annotated[Path, typer.Option(help="Folder for runs; this one goes to a folder of its name.")] = Path(
+        "results"
+    ),
+    only: Only = None,
+    overrides: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what this run has measured.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where cells run: on this machine, or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster: auto (the one of this machine), local (this machine alone), HOST:PORT or "
+            "ray://HOST:PORT.",
+            show_default="auto",
+        ),
+    ] = None,
+) -> None:
+    """Measure every backend of a configuration. A rerun measures only what is missing or failed."""
+    from qbench.config import matrix
+    from qbench.run import sweep
+    from qbench.run.executor import chosen
+    from qbench.show import terminal
+
+    out = terminal.make_console()
+    all_ok = True
+    with _errors(), chosen(executor, address) as where:
+        runs = matrix.load(config, overrides or ())
+        plans = [sweep.plan_run(one, where, only or ()) for one in runs]
+        if dry_run:
+            for line in sweep.describe(plans):
+                out.print(escape(line))
+            return
+        from qbench.records.run import read_run
+        from qbench.show import console
+
+        if fresh and not yes:
+            _confirm_deletion([results / one.name for one in runs])
+        _leave_on_sigterm()
+        command = shlex.join(["qbench", *sys.argv[1:]])
+        options = sweep.Options(results, command, tuple(only or ()), fresh)
+        for folder, ok in sweep.run(runs, where, lambda: console.reporting(out), options):
+            console.print_results(out, read_run(folder))
+            out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
+            all_ok = all_ok and ok
+    raise typer.Exit(0 if all_ok else 1)
+
+
+@app.command(
+    epilog="Example: `qbench quantize configs/llama3-8b.yaml --out llama3-8b-int4`, then "
+    "`qbench run configs/llama3-8b.yaml --set backends.int4.checkpoint=llama3-8b-int4`"
+)
+def quantize(
+    config: Config,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.", show_default=False)],
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="The int4 cell, where there are several.",
+            show_default=False,
+            autocompletion=complete_label,
+        ),
+    ] = None,
+    overrides: Set = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Quantize a configuration's int4 cell once, into a folder that runs load without quantizing."""
+    from qbench.config import load
+    from qbench.run import quantize as export
+    from qbench.show import console
+    from qbench.show.terminal import human_bytes, make_console
+
+    terminal = make_console()
+    with _errors("nothing was written"):
+        chosen = load.load(config, overrides or ())
+        _leave_on_sigterm()
+        with console.reporting(terminal) as reporter:
+            written = export.quantize(chosen, out, reporter, label=cell, force=force)
+    size = human_bytes(written.bytes)
+    terminal.print(escape(f"{written.folder}: {size}, {written.bits_per_weight:.2f} bits a weight"))
+    terminal.print(escape(f"use it: qbench run {config} --set backends.{written.label}.checkpoint={written.folder}"))
+
+
+@app.command(epilog="Example: `qbench plot results/smoke` or, for all runs, `qbench plot results/`")
+def plot(
+    results: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for plots; each run's go to a folder of its name.")] = Path("plots"),
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Draw limited evaluations, too, marked as such.")
+    ] = False,
+) -> None:
+    """Draw memory, tokens/s, accuracy and accuracy against memory, as PNG and SVG."""
+    from qbench.records.run import find_runs, read_run
+
+    with _errors():
+        found = find_runs(results)
+        from qbench.show.plots import charts
+
+        for folder in found:
+            run_data = read_run(folder)
+            for warning in run_data.warnings:
+                typer.secho(f"warning: {warning}", err=True, fg="yellow")
+            accuracy = run_data.accuracy
+            if not allow_partial and accuracy.loc[accuracy["task"] == "mmlu", "partial"].any():
+                typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
+            for path in charts.draw(run_data, out / folder.resolve().name, allow_partial=allow_partial):
+                typer.echo(path)
+
+
+@app.command(epilog="Example: `qbench backends`")
+def backends() -> None:
+    """Say of every backend kind whether it works here and, if not, why and what mends it."""
+    from qbench.plan import backends as availability
+    from qbench.show import terminal
+
+    out = terminal.make_console()
+    with out.status("importing every backend in a process of its own"):
+        table = availability.table(availability.probe())
+    out.print(table)
+
+
+@app.command(epilog="Example: `qbench validate configs/llama3-8b.yaml --set measure.mmlu.limit=20`")
+def validate(config: Config, overrides: Set = None) -> None:
+    """Check a configuration without running it."""
+    from qbench.config import matrix
+
+    with _errors():
+        runs = matrix.load(config, overrides or ())
+    for run in runs:
+        labels = ", ".join(backend.label for backend in run.backends)
+        typer.echo(f"{config} is valid: {run.name}, {run.model.name}, cells {labels}")
+
+
+app.add_typer(plan.app)
+app.add_typer(report.app)
+app.add_typer(decide.app)
+
+cache_app = typer.Typer(no_args_is_help=True, help="Quantized checkpoints that runs have made and will use again.")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls", epilog="Example: `qbench cache ls`")
+def cache_ls() -> None:
+    """List the cached checkpoints with their keys and sizes."""
+    from qbench.run import checkpoints
+    from qbench.show import terminal
+
+    terminal.make_console().print(terminal.cache_table(checkpoints.entries(), checkpoints.folder()))
+
+
+@cache_app.command("rm", epilog="Example: `qbench cache rm 3f2a`, or `qbench cache rm --all`")
+def cache_rm(
+    chosen: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY", help="The beginning of a key.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every checkpoint.")] = False,
+) -> None:
+    """Delete cached checkpoints; the next run that needs one makes it again."""
+    from qbench.run import checkpoints
+    from qbench.show.terminal import human_bytes
+
+    with _errors("what was deleted is gone, the rest is there"):
+        if bool(chosen) == everything:
+            raise QbenchError("cache rm: name keys, or --all; `qbench cache ls` shows them")
+        found = checkpoints.entries() if everything else [checkpoints.find(key) for key in chosen or ()]
+        for entry in found:
+            size = human_bytes(entry.bytes)
+            checkpoints.remove(entry)
+            typer.echo(f"{entry.manifest.key}: deleted, {size}")
+
+
+@cache_app.command("verify", epilog="Example: `qbench cache verify`")
+def cache_verify() -> None:
+    """Compare every file of every cached checkpoint with its hash. Exit status 1 if one is damaged."""
+    from qbench.run import checkpoints
+
+    damaged = {entry.manifest.key: entry.damaged() for entry in checkpoints.entries()}
+    for key, files in damaged.items():
+        state = f"damaged: {', '.join(files)}; the next run that needs it makes it again" if files else "ok"
+        typer.echo(f"{key}: {state}")
+    raise typer.Exit(1 if any(damaged.values()) else 0)
+
+
+def _confirm_deletion(folders: list[Path]) -> None:
+    """Ask before runs are deleted; where nobody can answer, `--yes` has to.
+
+    Raises:
+        QbenchError: nobody can answer.
+    """
+    from qbench.show import terminal
+
+    found = ", ".join(str(folder) for folder in folders if (folder / "run.json").exists())
+    if not found:
+        return
+    if not terminal.is_attended():
+        raise QbenchError(f"--fresh deletes the run in {found}; say --yes, too, where nobody can be asked")
+    typer.confirm(f"Delete the run in {found} and measure all of it again?", abort=True)
+
+
+def _leave_on_sigterm() -> None:
+    """As after Ctrl-C: end the worker, write the tables and remove what is half done before going."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

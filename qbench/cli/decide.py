@@ -1,0 +1,246 @@
+"""The commands that turn the figures of runs into a decision: each parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qbench.cli.options import errors
+from qbench.errors import QbenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from qbench.records.run import Run
+
+app = typer.Typer()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: bytes, tokens/s, fractions.")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Use limited evaluations, too.")]
+
+
+class Objective(StrEnum):
+    """What is best among those that fit."""
+
+    SPEED = "speed"
+    MEMORY = "memory"
+    ACCURACY = "accuracy"
+
+
+@app.command(
+    epilog="Example: `qbench recommend results/llama3-8b --max-memory 12GiB --max-drop 1.0 --batch 1`. "
+    "Exit status: 0 one is named, 1 nothing fits, 2 usage."
+)
+def recommend(
+    results: Annotated[list[Path], typer.Argument(help="Runs' folders, or folders of runs.", show_default=False)],
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Peak memory, e.g. 12GiB.", show_default=False)
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="POINTS", help="Loss of accuracy against the 16-bit cell.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size that will be served.")] = 1,
+    objective: Annotated[Objective, typer.Option(help="What is best among those that fit.")] = Objective.SPEED,
+    cost: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE", help="Of the machine, e.g. 2.50/h: adds cost for a million tokens.", show_default=False
+        ),
+    ] = None,
+    allow_partial: AllowPartial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name one backend, the runner-up, why, and what would change the answer."""
+    from qbench.decide import recommend as recommending
+    from qbench.decide.constraints import UNLIMITED, Limits
+    from qbench.show import recommend as recommend_text
+
+    with errors("nothing was changed"):
+        limits = Limits(
+            UNLIMITED if max_memory is None else _bytes(max_memory), UNLIMITED if max_drop is None else max_drop
+        )
+        rate = None if cost is None else _rate(cost)
+        found = recommending.recommend(_read_all(results), batch, objective.value, limits, allow_partial=allow_partial)
+    if as_json:
+        _print_json(recommend_text.to_dict(found, rate))
+    else:
+        _print_lines(recommend_text.lines(found, rate))
+    raise typer.Exit(0 if found.pick else 1)
+
+
+@app.command(epilog="Example: `qbench compare results/before results/after`. Exit status: 0 compared, 2 usage.")
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    run_b: Annotated[Path, typer.Argument(help="Another of the same model.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Compare different models, too.")] = False,
+    allow_partial: AllowPartial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what changed between two runs, with intervals; other hardware, versions and settings first."""
+    from dataclasses import asdict
+
+    from qbench.decide import compare as run_comparison
+    from qbench.decide.provenance import check_same_model
+
+    with errors("nothing was changed"):
+        first, second = _read(run_a), _read(run_b)
+        if not force:
+            check_same_model(first.record, second.record, "--force compares them all the same")
+        compared = run_comparison.compare_runs(first, second, allow_partial=allow_partial)
+    if as_json:
+        _print_json(asdict(compared))
+    else:
+        from qbench.show import compare as comparison_text
+        from qbench.show import terminal
+
+        comparison_text.print_comparison(terminal.make_console(), compared)
+
+
+@app.command(
+    epilog="Example: `qbench gate results/new --baseline results/main --max-slowdown 5% --max-drop 0.5`. "
+    "Exit status: 0 passed, 1 worse, 2 usage."
+)
+def gate(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    baseline: Annotated[
+        list[Path],
+        typer.Option(
+            help="The run that it must not be worse than; more runs of the same thing teach what a new start changes.",
+            show_default=False,
+        ),
+    ],
+    max_slowdown: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="Of decode speed, e.g. 5%.", show_default=False)
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, metavar="POINTS", help="Of accuracy, e.g. 0.5.", show_default=False)
+    ] = None,
+    max_memory_growth: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="Of peak memory, e.g. 2%.", show_default=False)
+    ] = None,
+    allow_partial: AllowPartial = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fail if a run is worse than its baseline by more than the limits, and by more than chance."""
+    from dataclasses import asdict
+
+    from qbench.decide import gate as gating
+
+    with errors("nothing was changed"):
+        limits = gating.GateLimits(
+            slowdown=_share("--max-slowdown", max_slowdown),
+            drop_points=max_drop,
+            memory_growth=_share("--max-memory-growth", max_memory_growth),
+        )
+        result = gating.gate(_read(run), [_read(one) for one in baseline], limits, allow_partial=allow_partial)
+    if as_json:
+        _print_json({"ok": result.ok, **asdict(result)})
+    else:
+        from qbench.show import compare as comparison_text
+        from qbench.show import terminal
+
+        comparison_text.print_gate(terminal.make_console(), result)
+    raise typer.Exit(0 if result.ok else 1)
+
+
+@app.command(epilog="Example: `qbench card results/llama3-8b --backend int4 --out MODEL_CARD.md`")
+def card(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    backend: Annotated[str, typer.Option(metavar="LABEL", help="The cell.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("MODEL_CARD.md"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    allow_partial: AllowPartial = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print front matter and body as JSON, write nothing.")
+    ] = False,
+) -> None:
+    """Write the model card of a quantized checkpoint, in the hub's format, from what was measured."""
+    from qbench.decide.card import make_card, read_generations
+    from qbench.records.files import write_atomically
+
+    with errors("nothing was written"):
+        made = make_card(_read(run), backend, read_generations(run), allow_partial=allow_partial)
+        if as_json:
+            _print_json({"metadata": made.metadata, "body": made.body})
+            return
+        if out.exists() and not force:
+            raise QbenchError(f"--out {out}: is there already; --force replaces it")
+        try:
+            write_atomically(out, made.text)
+        except OSError as error:
+            raise QbenchError(f"--out {out}: cannot be written ({error.strerror}); choose another file") from error
+    typer.echo(out)
+
+
+def _read_all(folders: Iterable[Path]) -> list[Run]:
+    """Every run once, however often it is named."""
+    from qbench.records.run import find_runs
+
+    found = {folder.resolve(): folder for given in folders for folder in find_runs(given)}
+    return [_read(folder) for folder in found.values()]
+
+
+def _read(folder: Path) -> Run:
+    from qbench.records.run import read_run
+
+    run = read_run(folder)
+    for warning in run.warnings:
+        typer.secho(f"warning: {warning}", err=True, fg="yellow")
+    return run
+
+
+def _bytes(text: str) -> int:
+    """`12GiB`, `800 MB` as bytes.
+
+    Raises:
+        QbenchError: it is no size with a unit.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        if not re.search(r"[A-Za-z]", text):
+            raise ValueError
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except (ValueError, ValidationError, OverflowError) as error:
+        raise QbenchError(f"--max-memory {text}: give a size with its unit, e.g. 12GiB or 800MiB") from error
+
+
+def _rate(text: str) -> float:
+    """`2.50/h` as a number an hour.
+
+    Raises:
+        QbenchError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)/h", text.strip())
+    if not found:
+        raise QbenchError(f"--cost {text}: give a rate by the hour, e.g. 2.50/h")
+    return float(found[1])
+
+
+def _share(option: str, text: str | None) -> float | None:
+    """`5%` as 0.05.
+
+    Raises:
+        QbenchError: it is no percentage from 0 on.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text.strip())
+    if not found:
+        raise QbenchError(f"{option} {text}: give percent, e.g. 5%")
+    return float(found[1]) / 100
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_lines(found: Iterable[str]) -> None:
+    for line in found:
+        typer.echo(line)

@@ -1,0 +1,211 @@
+"""Which backend to take: the best cell within constraints, and what would change the answer. Pure functions.
+
+Constraints come first, then the objective; among those that chance does not separate from the best, the smaller memory
+wins, then fewer bits, then speed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from qbench.analysis.compare import SIGNIFICANCE, is_below
+from qbench.analysis.effects import AccuracyDifference, accuracy_difference, speed_ratio
+from qbench.analysis.paired import holm
+from qbench.analysis.stats import batch_sizes
+from qbench.decide.candidates import Candidate, gather, notes
+from qbench.decide.constraints import UNLIMITED, Limits, excess, least, nearby, need_memory
+from qbench.errors import QbenchError
+from qbench.records.run import Run
+
+Objective = Literal["speed", "memory", "accuracy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The best of some candidates."""
+
+    named: Candidate
+    leader: Candidate
+    """Best by the objective alone."""
+    tied: tuple[Candidate, ...]
+    """Those that chance does not separate from the leader, and the leader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Constraints under which the answer is another."""
+
+    limits: Limits
+    named: Candidate | None
+    """None: nothing fits then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The answer, and what it depends on."""
+
+    objective: Objective
+    batch_size: int
+    limits: Limits
+    fitting: int
+    """How many there were to choose among."""
+    pick: Pick | None
+    runner_up: Candidate | None
+    binding: tuple[Change, ...]
+    """Each constraint without which another would be named."""
+    changes: tuple[Change, ...]
+    """The nearest constraints at which another would be named; where nothing fits, those at which something would."""
+    excluded: tuple[tuple[Candidate, str], ...]
+    notes: tuple[str, ...]
+
+
+def recommend(
+    runs: Sequence[Run], batch_size: int, objective: Objective, limits: Limits, *, allow_partial: bool = False
+) -> Recommendation:
+    """Name a cell of `runs`.
+
+    Raises:
+        QbenchError: no run has measured the batch size, or runs that answered different questions are to be compared by
+            accuracy.
+    """
+    candidates = gather(runs, batch_size, allow_partial=allow_partial)
+    _check(runs, candidates, batch_size, objective)
+    # A first forward is no generation at this batch size: its peak is not held against one.
+    timed = any(one.speeds for one in candidates) and (objective == "memory" or limits.memory_bytes != UNLIMITED)
+    obstacles = [(one, _obstacle(one, batch_size, objective, timed=timed)) for one in candidates]
+    usable = [one for one, why in obstacles if not why]
+    pick = choose(usable, objective, limits)
+    second = choose([one for one in usable if pick and one is not pick.named], objective, limits)
+    excluded = [(one, why or excess(one, limits)) for one, why in obstacles]
+    return Recommendation(
+        objective=objective,
+        batch_size=batch_size,
+        limits=limits,
+        fitting=sum(not excess(one, limits) for one in usable),
+        pick=pick,
+        runner_up=second.named if second else None,
+        binding=tuple(_binding(usable, pick, objective, limits)) if pick else (),
+        changes=tuple(_changes(usable, pick, objective, limits) if pick else _relaxations(usable, objective, limits)),
+        excluded=tuple((one, why) for one, why in excluded if why),
+        notes=tuple(notes(runs, batch_size)),
+    )
+
+
+def choose(candidates: Iterable[Candidate], objective: Objective, limits: Limits) -> Pick | None:
+    """The best of those that fit; None if none does."""
+    fitting = [one for one in candidates if not excess(one, limits)]
+    if not fitting:
+        return None
+    leader, tied = _BEST[objective](fitting)
+    return Pick(min(tied, key=tie_break), leader, tuple(tied))
+
+
+def _check(runs: Sequence[Run], candidates: Sequence[Candidate], batch_size: int, objective: Objective) -> None:
+    sizes = sorted({size for run in runs for size in batch_sizes(run)})
+    if batch_size not in sizes and (sizes or objective == "speed"):
+        there = f"there are {', '.join(map(str, sizes))}" if sizes else "choose by --objective memory or accuracy"
+        raise QbenchError(f"--batch {batch_size}: was not measured; {there}")
+    questions = sorted({one.answered.questions for one in candidates if one.answered})
+    if objective == "accuracy" and len(questions) > 1:
+        raise QbenchError(
+            f"--objective accuracy: the runs answered {' and '.join(questions)}; give runs of one of them"
+        )
+
+
+def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, timed: bool) -> str:
+    """Why a candidate cannot be named under any constraint; empty if it can."""
+    if candidate.failure:
+        return candidate.failure
+    if objective == "speed" and not candidate.speeds:
+        return f"its speed at batch {batch_size} was not measured"
+    if timed and not candidate.speeds:
+        return f"its memory at batch {batch_size} was not measured"
+    if objective == "memory" and candidate.memory_bytes is None:
+        return "its memory was not measured"
+    if objective == "accuracy" and candidate.answered is None:
+        return "its accuracy was not measured, or over part of the questions only"
+    return ""
+
+
+def tie_break(candidate: Candidate) -> tuple[float, float, float, str]:
+    """The least of these wins among those that are tied."""
+    return need_memory(candidate), candidate.bits, -(candidate.speed or 0), candidate.name
+
+
+def _by_speed(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
+    """Tied are those whose speed against the fastest has an interval with 1 in it; see `SpeedRatio.bounds`."""
+    fastest = max(candidates, key=lambda one: math.fsum(map(math.log, one.speeds)) / len(one.speeds))
+    tied = [one for one in candidates if one is fastest or not speed_ratio(fastest.speeds, one.speeds).differs]
+    return fastest, tied
+
+
+def _by_memory(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
+    """Tied are those with the same number of bytes: memory has no noise."""
+    smallest = min(candidates, key=tie_break)
+    return smallest, [one for one in candidates if one.memory_bytes == smallest.memory_bytes]
+
+
+def _by_accuracy(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
+    """Tied are those that McNemar's test, after Holm's correction, or the noise floor does not tell from the best."""
+    best = max(candidates, key=lambda one: one.answered.accuracy if one.answered else 0.0)
+    others = [one for one in candidates if one is not best]
+    found = [difference_of(best, one) for one in others]
+    p_values = holm([difference.p_value if difference else 1.0 for difference in found])
+    noise = [
+        one
+        for one, difference, p_value in zip(others, found, p_values, strict=True)
+        if p_value >= SIGNIFICANCE or _in_the_noise(one, difference)
+    ]
+    return best, [best, *noise]
+
+
+def difference_of(first: Candidate, second: Candidate) -> AccuracyDifference | None:
+    """The second's accuracy less the first's; None if it cannot be said."""
+    return accuracy_difference(first.answered, second.answered) if first.answered and second.answered else None
+
+
+def _in_the_noise(candidate: Candidate, difference: AccuracyDifference | None) -> bool:
+    return bool(difference and difference.flips and candidate.floor and is_below(difference.flips, candidate.floor))
+
+
+_BEST: dict[Objective, Callable[[Sequence[Candidate]], tuple[Candidate, list[Candidate]]]] = {
+    "speed": _by_speed,
+    "memory": _by_memory,
+    "accuracy": _by_accuracy,
+}
+"""The best of some candidates by an objective, and those that are tied with it."""
+
+
+def _binding(usable: Sequence[Candidate], pick: Pick, objective: Objective, limits: Limits) -> Iterator[Change]:
+    for without in (Limits(drop_points=limits.drop_points), Limits(memory_bytes=limits.memory_bytes)):
+        change = _change(usable, objective, without)
+        if change.named is not pick.named:
+            yield change
+
+
+def _changes(usable: Sequence[Candidate], pick: Pick, objective: Objective, limits: Limits) -> Iterator[Change]:
+    for looser in (False, True):
+        for values in nearby(usable, limits, looser=looser):
+            changes = (_change(usable, objective, at) for at in values)
+            yield from _first(change for change in changes if change.named is not pick.named)
+
+
+def _relaxations(usable: Sequence[Candidate], objective: Objective, limits: Limits) -> list[Change]:
+    """One constraint alone where that is enough, else both."""
+    alone: list[Change] = []
+    for values in nearby(usable, limits, looser=True):
+        alone += _first(change for at in values if (change := _change(usable, objective, at)).named)
+    return alone or [_change(usable, objective, at) for at in least(usable)]
+
+
+def _change(usable: Sequence[Candidate], objective: Objective, at: Limits) -> Change:
+    pick = choose(usable, objective, at)
+    return Change(at, pick.named if pick else None)
+
+
+def _first(changes: Iterator[Change]) -> list[Change]:
+    return list(islice(changes, 1))

@@ -1,0 +1,4 @@
+"""What runs a model, behind one contract.
+
+Begin with `torch`.
+"""

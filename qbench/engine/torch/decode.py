@@ -1,0 +1,256 @@
+"""The one generation loop: prefill a prompt, then decode token by token over a preallocated cache.
+
+Every backend and every cell runs through here, greedily, for a fixed number of tokens; an end-of-sequence token stops
+nothing. Two ways to decode exist, and a run uses the same one for all of its cells:
+
+- `eager`: each step is an ordinary forward. The cache is one buffer a layer, attention sees the filled part of it, so
+  nothing is copied or masked as the sequence grows. A quantized cache (`kv_cache`) is always eager.
+- `graph`: the step is captured once as a CUDA graph over transformers' `StaticCache` and then replayed, which takes
+  Python and kernel launches out of the measurement.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from qbench.config import KVCache
+from qbench.engine.torch.cache import quantized_cache
+from qbench.errors import QbenchError
+
+DecodeMode = Literal["eager", "graph"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Raw samples of one generation."""
+
+    tokens: Tensor
+    """int64 [batch_size, new_tokens]."""
+    ttft_s: float
+    """From the call until the first token is there."""
+    step_s: tuple[float, ...]
+    """Time between tokens: one for every token but the first."""
+
+
+class Decoder(Protocol):
+    """A model with a cache for a fixed batch size and length."""
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        """Forget everything, read prompt [batch_size, prompt_tokens], return the next token [batch_size, 1]."""
+
+    def step(self, token: Tensor) -> Tensor:
+        """Append token [batch_size, 1] and return the next one, valid until the following call."""
+
+
+def resolve_mode(
+    mode: Literal["auto", "eager", "graph"],
+    device: torch.device,
+    *,
+    spread: bool = False,
+    kv_cache: KVCache = "16bit",
+) -> DecodeMode:
+    """The decode mode that `auto` stands for on this device.
+
+    Eager for a model that is `spread` over several, and for a quantized cache, which grows: a graph has one length.
+
+    Raises:
+        QbenchError: a CUDA graph asked for without CUDA.
+    """
+    if mode == "graph" and device.type != "cuda":
+        raise QbenchError("decode: graph needs a CUDA device; use auto or eager")
+    if mode == "auto":
+        return "graph" if device.type == "cuda" and not spread and kv_cache == "16bit" else "eager"
+    return mode
+
+
+def make_decoder(
+    model: PreTrainedModel, mode: DecodeMode, batch_size: int, seq_len: int, kv_cache: KVCache = "16bit"
+) -> Decoder:
+    """A decoder for sequences of at most `seq_len` tokens.
+
+    Raises:
+        QbenchError: the model's cache cannot be quantized, see `qbench.engine.torch.cache`.
+    """
+    if mode == "graph":
+        return GraphDecoder(model, batch_size, seq_len)
+    return EagerDecoder(model, seq_len, kv_cache)
+
+
+@torch.inference_mode()
+def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Generation:
+    """Greedily generate `new_tokens` tokens after prompt [batch_size, prompt_tokens], timing each of them."""
+    tokens = torch.empty(prompt.shape[0], new_tokens, dtype=torch.int64, device=prompt.device)
+    clock = _clock(prompt.device)
+    clock.mark()
+    token = decoder.prefill(prompt)
+    clock.mark()
+    tokens[:, :1] = token
+    for i in range(1, new_tokens):
+        token = decoder.step(token)
+        tokens[:, i : i + 1] = token
+        clock.mark()
+    ttft_s, *step_s = clock.intervals()
+    return Generation(tokens, ttft_s, tuple(step_s))
+
+
+class EagerDecoder:
+    """Ordinary forwards over a preallocated cache, or over a quantized one, which grows."""
+
+    def __init__(self, model: PreTrainedModel, seq_len: int, kv_cache: KVCache = "16bit") -> None:
+        self._model = model
+        self._make = (
+            partial(preallocated_cache, model, seq_len)
+            if kv_cache == "16bit"
+            else partial(quantized_cache, model, kv_cache)
+        )
+        self._cache = self._make()
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        if all(isinstance(layer, PreallocatedLayer) for layer in self._cache.layers):
+            self._cache.reset()
+        else:  # Not every version of transformers forgets all of a sequence when it resets.
+            self._cache = self._make()
+        return self.step(prompt)
+
+    def step(self, token: Tensor) -> Tensor:
+        return _next_token(self._model, token, self._cache)
+
+
+class GraphDecoder:
+    """The decode step as a CUDA graph over a static cache.
+
+    The position lives on the device (`StaticCache` counts it there), so one captured step serves every position.
+    """
+
+    def __init__(self, model: PreTrainedModel, batch_size: int, seq_len: int) -> None:
+        self._model = model
+        self._cache = StaticCache(config=model.config, max_cache_len=seq_len)
+        self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=model.device)
+        self._next = torch.zeros_like(self._token)
+        self._replay: Callable[[], None] | None = None
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        self._cache.reset()
+        token = _next_token(self._model, prompt, self._cache)
+        if self._replay is None:
+            # Capturing runs the step and moves the cache's position on: do it once, then read the prompt again.
+            self._replay = self._capture()
+            return self.prefill(prompt)
+        return token
+
+    def step(self, token: Tensor) -> Tensor:
+        assert self._replay is not None, "prefill comes first"
+        self._token.copy_(token)
+        self._replay()
+        return self._next
+
+    def _forward(self) -> None:
+        self._next.copy_(_next_token(self._model, self._token, self._cache))
+
+    def _capture(self) -> Callable[[], None]:
+        if self._token.device.type != "cuda":
+            return self._forward
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._forward()  # lets libraries allocate workspaces, which a capture must not
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._forward()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """A layer of the cache in one buffer [batch_size, kv_heads, seq_len, head_dim], filled from the left."""
+
+    def __init__(self, seq_len: int) -> None:
+        super().__init__()
+        self._seq_len = seq_len
+        self._length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._keys = self._buffer(key_states)
+        self._values = self._buffer(value_states)
+        self.keys, self.values = self._keys[:, :, :0], self._values[:, :, :0]
+        self.is_initialized = True
+
+    def _buffer(self, states: Tensor) -> Tensor:
+        batch_size, heads, _, head_dim = states.shape
+        return states.new_empty(batch_size, heads, self._seq_len, head_dim)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the states [batch_size, kv_heads, n, head_dim] and return the filled part of the buffers."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self._length, self._length + key_states.shape[-2]
+        self._keys[:, :, start:end] = key_states
+        self._values[:, :, start:end] = value_states
+        self._length = end
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        """Forget the sequence, keep the memory."""
+        self._length = 0
+        if self.is_initialized:
+            self.keys, self.values = self._keys[:, :, :0], self._values[:, :, :0]
+
+
+def preallocated_cache(model: PreTrainedModel, seq_len: int) -> Cache:
+    """A cache with room for `seq_len` tokens; models with sliding or linear attention get transformers' own."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        return DynamicCache(config=model.config)
+    return Cache(layers=[PreallocatedLayer(seq_len) for _ in range(config.num_hidden_layers)])
+
+
+def _next_token(model: PreTrainedModel, input_ids: Tensor, cache: Cache) -> Tensor:
+    logits: Tensor = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return logits[:, -1].argmax(-1, keepdim=True)
+
+
+class _HostClock:
+    """For devices that finish a call before it returns."""
+
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
+    def mark(self) -> None:
+        self._marks.append(time.perf_counter())
+
+    def intervals(self) -> list[float]:
+        return [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
+
+
+class _CudaClock:
+    """Device events; the host waits once, at the end."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        self._marks: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self._marks.append(event)
+
+    def intervals(self) -> list[float]:
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1000 for a, b in zip(self._marks, self._marks[1:], strict=False)]
+
+
+def _clock(device: torch.device) -> _HostClock | _CudaClock:
+    return _CudaClock() if device.type == "cuda" else _HostClock()

@@ -1,0 +1,168 @@
+"""The machine and the software a run was measured with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+PACKAGES = (
+    "qbench", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "gptqmodel",
+    "hqq", "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
+)  # fmt: skip
+"""Distributions whose versions decide a figure."""
+
+
+CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
+"""Instructions that kernels for CPUs look for, as Linux names them."""
+
+
+class GPU(BaseModel):
+    """One NVIDIA device as its driver reports it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    memory_bytes: int
+
+
+class Environment(BaseModel):
+    """Everything about the machine that a reader of a figure needs; nothing that names its owner."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cpu: str
+    cpu_features: tuple[str, ...] = ()
+    """Those of `CPU_FEATURES` that it has."""
+    cores: int
+    """Cores this process may use."""
+    memory_bytes: int
+    gpus: tuple[GPU, ...]
+    driver: str | None
+    os: str
+    python: str
+    versions: dict[str, str]
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+def detect() -> Environment:
+    """Read the environment; what cannot be read is None or empty, never a guess."""
+    gpus, driver = _nvidia()
+    commit, dirty = _git(Path(__file__).parents[1])
+    return Environment(
+        cpu=_cpuinfo("model name") or _cpu_brand(),
+        cpu_features=tuple(f for f in CPU_FEATURES if f in (_cpuinfo("flags") or _cpuinfo("Features")).split()),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1,
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=gpus,
+        driver=driver,
+        os=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions(),
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def code_sha256() -> str:
+    """A hash over the names and contents of this package's Python files: nodes of a cluster must agree on it."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def hardware_label(environment: Environment, device: str = "auto") -> str:
+    """One phrase for captions: the GPU where there is one and `device` is not cpu, else the CPU with its cores."""
+    if environment.gpus and device != "cpu":
+        return " + ".join(gpu.name for gpu in environment.gpus)
+    return f"{environment.cpu}, {environment.cores} cores"
+
+
+def versions_of(interpreter: Path, packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of packages in another interpreter's virtual environment; empty where it has none of its own.
+
+    Read from its folders, so that nothing of it is run.
+    """
+    folders = interpreter.expanduser().absolute().parent.parent.glob("lib/python3.*/site-packages")
+    wanted = {name.replace("_", "-"): name for name in packages}
+    found = {}
+    for distribution in metadata.distributions(path=[str(folder) for folder in folders]):
+        name = wanted.get(distribution.name.lower().replace("_", "-"))
+        if name:
+            found[name] = distribution.version
+    return found
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Those of distributions that are installed here, by name."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor under a key; empty elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
+
+
+def _cpu_brand() -> str:
+    if sys.platform == "darwin":
+        return _output(["sysctl", "-n", "machdep.cpu.brand_string"]) or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def _nvidia() -> tuple[tuple[GPU, ...], str | None]:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return (), None
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        gpus = tuple(
+            GPU(name=pynvml.nvmlDeviceGetName(h), memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(h).total) for h in handles
+        )
+        return gpus, pynvml.nvmlSystemGetDriverVersion()
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _git(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of the code that runs, if it runs from a checkout of its own."""
+    top = _output(["git", "-C", str(folder), "rev-parse", "--show-toplevel"])
+    if top is None or Path(top).resolve() != folder.parent.resolve():
+        return None, None
+    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    changed = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
+    return commit, None if changed is None else bool(changed)
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

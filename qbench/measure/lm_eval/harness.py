@@ -1,0 +1,168 @@
+"""Evaluating tasks of lm-evaluation-harness: its tasks, prompts, few-shot examples and metrics on the loaded model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lm_eval
+from lm_eval.api.model import CacheHook
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+
+from qbench.backends.base import LoadedModel
+from qbench.config import Engine
+from qbench.errors import QbenchError
+from qbench.measure.lm_eval.journal import Journal
+from qbench.measure.lm_eval.prefix_groups import TokenCount
+from qbench.measure.lm_eval.prefix_lm import PrefixModel
+from qbench.measure.lm_eval.stock_lm import HarnessModel, StockModel
+
+log = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 0.5
+
+ENGINES: dict[Engine, type[HarnessModel]] = {"prefix": PrefixModel, "stock": StockModel}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What lm-evaluation-harness found, and how many tokens the model read for it."""
+
+    results: dict[str, Any]
+    """`lm_eval.simple_evaluate`'s own."""
+    forward_tokens: TokenCount
+    stock_tokens: TokenCount
+    """What its own model code would have read."""
+
+    def scores(self, task: str) -> list[float]:
+        """lm-evaluation-harness's `acc` of every question: 1 or 0, in some tasks something between."""
+        return [float(sample["acc"]) for sample in self.results["samples"][task] if sample["filter"] == "none"]
+
+    def columns(self, task: str) -> dict[str, Any]:
+        """What an `AccuracyRow` says of a task's answers and tokens.
+
+        stderr = s ÷ √n, with s the scores' sample deviation (`lm_eval.api.metrics.mean_stderr`); None for one question.
+        """
+        scores = self.scores(task)
+        return {
+            "n": len(scores),
+            "correct": int(sum(scores)) if all(score in (0, 1) for score in scores) else None,
+            "accuracy": self.results["results"][task]["acc,none"],
+            "stderr": statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None,
+            "forward_tokens": self.forward_tokens.read,
+            "stock_tokens": self.stock_tokens.read,
+        }
+
+
+def evaluate(
+    loaded: LoadedModel,
+    tasks: Sequence[ConfigurableTask],
+    *,
+    what: str,
+    engine: Engine,
+    batch_size: int,
+    num_fewshot: int | None,
+    limit: int | None,
+    manager: TaskManager,
+    progress: Callable[[str, int, int], None],
+    journal: Journal | None = None,
+) -> Evaluation:
+    """Put the questions of `tasks` to the model.
+
+    Args:
+        what: the name under which progress and errors speak of the tasks.
+        num_fewshot: examples before a question; what each task asks for if None.
+        limit: questions a task; all if None.
+        manager: has to know nothing of the tasks, which are loaded.
+        journal: where answered batches are kept until the evaluation is done.
+
+    Raises:
+        QbenchError: the model's logits are NaN, or a continuation cannot be scored.
+    """
+    # A copy, because the wrapper gives a tokenizer without a padding token one.
+    lm = ENGINES[engine](loaded, copy.deepcopy(loaded.tokenizer), batch_size)
+    lm.journal = journal or lm.journal
+    lm.set_cache_hook(Watch(what, tasks, limit, progress))
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=list(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        # No standard errors: those of metrics that are no means take a thousand evaluations each.
+        bootstrap_iters=0,
+        log_samples=True,
+        task_manager=manager,
+    )
+    read, stock = lm.forward_tokens, lm.stock_tokens
+    log.info("%s: %d tokens read (%d with padding) instead of %d (%d)", what, *_pair(read), *_pair(stock))
+    return Evaluation(results, read, stock)
+
+
+class Watch(CacheHook):  # type: ignore[misc]  # lm_eval has no types
+    """Sees every answered request, where lm-evaluation-harness would cache it: reports progress, refuses NaN."""
+
+    def __init__(
+        self,
+        what: str,
+        tasks: Sequence[ConfigurableTask],
+        limit: int | None,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        super().__init__(None)
+        self._what = what
+        self._tasks = tasks
+        self._progress = progress
+        sizes = [len(task.eval_docs) for task in tasks]
+        self._questions = sum(min(size, limit or size) for size in sizes)
+        self._requests = 0
+        self._answered = 0
+        self._reported = 0
+        self._reported_at = time.monotonic()
+        progress(what, 0, self._questions)
+
+    def add_partial(self, attr: str, req: Iterable[Any], res: tuple[float, bool]) -> None:
+        """One request is answered.
+
+        Raises:
+            QbenchError: its log-probability is NaN.
+        """
+        if math.isnan(res[0]):
+            raise QbenchError(
+                f"{self._what}: the model's logits are NaN, first seen in {self._task_of(req)}: an answer would mean "
+                "nothing. Try another dtype (float16 overflows in some models), or check the quantized weights."
+            )
+        # Requests are made after the watch begins; questions may differ in their number of choices.
+        self._requests = self._requests or sum(i.repeats for task in self._tasks for i in task.instances)
+        self._answered += 1
+        done = self._answered * self._questions // self._requests
+        now = time.monotonic()
+        if done > self._reported and (done == self._questions or now - self._reported_at >= REPORT_EVERY_S):
+            self._reported, self._reported_at = done, now
+            self._progress(self._what, done, self._questions)
+
+    def _task_of(self, request: Iterable[Any]) -> str:
+        return next(str(task.task_name) for task in self._tasks if any(i.args == request for i in task.instances))
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """lm-evaluation-harness logs each task's every setting; let through only what is wrong."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _pair(count: TokenCount) -> tuple[int, int]:
+    return count.read, count.padded

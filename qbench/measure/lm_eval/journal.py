@@ -1,0 +1,66 @@
+"""Answers of the batches that are done, so that an evaluation of hours goes on where its worker was ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from qbench.measure.lm_eval.prefix_groups import Query, Row
+from qbench.run.events import end_last_line
+
+Answer = tuple[float, bool]
+"""Log-probability of all tokens of an answer, and whether each of them is the most probable."""
+
+
+class Journal:
+    """A line of JSON for each batch, found again by the tokens of the batch.
+
+    The same batches in the same order give the same figures, bit for bit: what is read back is what would be computed.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._started = time.perf_counter()
+        self._known: dict[str, list[Answer]] = {}
+        self._before_s = 0.0
+        self._file = None
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            end_last_line(path)
+            self._read(path)
+            self._file = path.open("a", encoding="utf-8")
+
+    def _read(self, path: Path) -> None:
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(ValueError, KeyError):  # a line that its writer was cut off in
+                kept = json.loads(line)
+                self._known[kept["batch"]] = [(logprob, greedy) for logprob, greedy in kept["answers"]]
+                self._before_s = kept["elapsed_s"]
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time since this was made, and that of the workers before until their last batch."""
+        return self._before_s + time.perf_counter() - self._started
+
+    def get(self, rows: Iterable[Row]) -> dict[Query, Answer] | None:
+        """The answers of a batch, if they are known."""
+        found = self._known.get(_key(rows))
+        return dict(zip(_queries(rows), found, strict=True)) if found else None
+
+    def put(self, rows: Iterable[Row], answers: dict[Query, Answer]) -> None:
+        """Keep the answers of a batch; one that was kept survives the end of this process."""
+        if self._file:
+            values = [answers[query] for query in _queries(rows)]
+            self._file.write(json.dumps({"batch": _key(rows), "answers": values, "elapsed_s": self.elapsed_s}) + "\n")
+            self._file.flush()
+
+
+def _queries(rows: Iterable[Row]) -> list[Query]:
+    return [Query(row.stem, answer) for row in rows for answer in row.answers]
+
+
+def _key(rows: Iterable[Row]) -> str:
+    return hashlib.sha256(repr([(row.stem, row.answers) for row in rows]).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""Tasks of lm-evaluation-harness by name, their questions from the hub or from local files.
+
+Local files change where a task's rows come from and nothing else: prompts, few-shot examples and metrics are those of
+its task file. Rows need the columns of the data set that the task file names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from qbench.config import TasksConfig
+from qbench.config.load import suggestion
+from qbench.errors import QbenchError
+
+OUTPUT_TYPES = ("loglikelihood", "multiple_choice")
+"""Of a task that is scored by log-likelihoods of its answers alone."""
+
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""What reads a file, as `datasets.load_dataset` names it."""
+
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+"""Keys of a task file that name a split of its data set."""
+
+
+def load_tasks(manager: TaskManager, config: TasksConfig) -> dict[str, list[Task]]:
+    """The tasks of every name in `config`, sorted by their own: one, or those of a tag or group.
+
+    Raises:
+        QbenchError: a name is unknown, a task is not scored by log-likelihoods or has no accuracy, its questions
+            cannot be read, or there are fewer examples than asked for.
+    """
+    for name in config.names:
+        if name not in manager.all_tasks:
+            hint = suggestion(name, manager.all_tasks)
+            raise QbenchError(f"measure.tasks.names: lm-evaluation-harness has no task {name!r}{hint}")
+        if name in config.data and name not in manager.all_subtasks:
+            raise QbenchError(f"measure.tasks.data: {name} is a group of tasks; name those that have data")
+        for own, file in _task_files(manager, name):
+            _check_output_type(own, file.get("output_type"))
+            _check_metrics(own, file)
+    return {name: _load(manager, name, config) for name in config.names}
+
+
+def _task_files(manager: TaskManager, member: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The task files behind a task, a tag, a group or a list of such, by their own names.
+
+    What lm-evaluation-harness does not know it passes over, too.
+    """
+    if isinstance(member, list):
+        for one in member:
+            yield from _task_files(manager, one)
+    elif isinstance(member, dict):
+        yield from _task_files(manager, member.get("task"))
+    elif entry := manager.task_index.get(member):
+        held = sorted(entry.tags) if entry.cfg is None else entry.cfg.get("task")
+        if isinstance(held, str):
+            yield member, entry.cfg
+        else:
+            yield from _task_files(manager, held)
+
+
+def _check_metrics(name: str, file: dict[str, Any]) -> None:
+    """Refuse a metric that is a program on the hub: it would be fetched and run."""
+    remote = [metric["metric"] for metric in file.get("metric_list") or [] if metric.get("hf_evaluate") is True]
+    if remote:
+        raise QbenchError(
+            f"measure.tasks.names: {name} is scored by {remote[0]} of the hub's `evaluate`, code that would be fetched "
+            "and run here. Leave it out"
+        )
+
+
+def _load(manager: TaskManager, name: str, config: TasksConfig) -> list[Task]:
+    path = config.data.get(name)
+    own = manager.task_index[name].cfg or {}
+    # Only as a member of a group a task file can be loaded with changes.
+    spec: Any = name if path is None else {"group": "local", "task": [_local(name, own, path.expanduser(), config)]}
+    try:
+        tasks = sorted(manager.load([spec])["tasks"].values(), key=lambda task: str(task.task_name))
+    except ImportError as error:
+        raise QbenchError(
+            f"measure.tasks.names: {name} needs a library that is not installed here ({error})"
+        ) from error
+    except Exception as error:  # whatever datasets, templates and the tasks' own code raise for rows they cannot use
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if path is not None:
+            raise QbenchError(f"measure.tasks.data: {path} does not fit {name} ({reason})") from error
+        raise QbenchError(
+            f"{name}: its questions cannot be read ({reason}). Offline, give their files: measure.tasks.data"
+        ) from error
+    for task in tasks:
+        _check_output_type(str(task.task_name), task.OUTPUT_TYPE)
+        _check(task, config)
+    return tasks
+
+
+def _check_output_type(name: str, output_type: str | None) -> None:
+    if output_type is not None and output_type not in OUTPUT_TYPES:
+        raise QbenchError(
+            f"measure.tasks.names: {name} is a task of type {output_type}; only {' and '.join(OUTPUT_TYPES)} can be "
+            "measured. Leave it out"
+        )
+
+
+def _check(task: Task, config: TasksConfig) -> None:
+    name = str(task.task_name)
+    if "acc" not in task.aggregation():
+        raise QbenchError(f"measure.tasks.names: {name} has no metric acc; leave it out")
+    shots = task.config.num_fewshot if config.num_fewshot is None else config.num_fewshot
+    # A task file that sets 0 is obeyed, whatever is asked for; a question is never an example of its own.
+    drawn = (shots or 0) + (task.fewshot_cfg.split == task.config.test_split)
+    if shots and task.config.num_fewshot != 0 and len(task.sampler.df) < drawn:
+        raise QbenchError(
+            f"{name}: {len(task.sampler.df)} rows to choose examples from, but {shots}-shot takes {drawn}; "
+            "lower measure.tasks.num_fewshot"
+        )
+
+
+def _local(name: str, own: dict[str, Any], path: Path, config: TasksConfig) -> dict[str, Any]:
+    """What changes in the task file `own`: the data set, and splits that there are no rows of."""
+    asked = own.get("test_split") or own.get("validation_split")
+    files = _files(path) if path.is_dir() else {str(asked): [path]}
+    loaders = {LOADERS.get(file.suffix) for found in files.values() for file in found}
+    loader = loaders.pop() if len(loaders) == 1 else None
+    if loader is None:
+        raise QbenchError(f"measure.tasks.data: {path}: give files of one format, of {', '.join(LOADERS)}")
+    if asked not in files:
+        raise QbenchError(
+            f"measure.tasks.data: {path} holds no {asked}, where {name} has its questions (it holds: {_list(files)})"
+        )
+    shots = own.get("num_fewshot") if config.num_fewshot is None else config.num_fewshot
+    source = next((own[key] for key in ("fewshot_split", "training_split") if own.get(key)), None)
+    if shots and source and source not in files:
+        raise QbenchError(
+            f"measure.tasks.data: {path} holds no {source}, where {name} has its examples (it holds: {_list(files)}); "
+            "add it, or set measure.tasks.num_fewshot to 0"
+        )
+    return {
+        "task": name,
+        "dataset_path": loader,
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: [str(file) for file in found] for split, found in files.items()}},
+        **{key: None for key in SPLITS if own.get(key) and own[key] not in files},
+    }
+
+
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """The data files of a folder by split: `test.jsonl`, or `test-00000-of-00001.parquet` as the hub names them."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in LOADERS:
+            files.setdefault(path.name.partition(".")[0].partition("-")[0], []).append(path)
+    return files
+
+
+def _list(files: dict[str, list[Path]]) -> str:
+    return ", ".join(files) or "no data file"

@@ -1,0 +1,227 @@
+"""Finding a model's files before anything is measured: hub download, folder check, random weights, fingerprint.
+
+Runs in the parent process, without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qbench import demo
+from qbench.config import ModelConfig
+from qbench.config.load import suggestion
+from qbench.errors import QbenchError
+
+SHAPES = Path(__file__).parent / "shapes"
+"""A shape is a config.json without weights: `<name>.json`."""
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja")
+"""What is fetched from the hub; never pickles, and Python only where it may run."""
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+"""Formats that can run code when they are read. None of them is."""
+
+
+def shapes() -> dict[str, Path]:
+    """The shipped shapes by name."""
+    return {path.stem: path for path in sorted(SHAPES.glob("*.json"))}
+
+
+def cache_folder() -> Path:
+    """Where models with random weights are kept: QBENCH_CACHE, else XDG_CACHE_HOME/qbench, else ~/.cache/qbench."""
+    if "QBENCH_CACHE" in os.environ:
+        return Path(os.environ["QBENCH_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qbench"
+
+
+def resolve(config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], None]) -> Path:
+    """The local folder with everything the model needs; fetches or makes what is missing.
+
+    Args:
+        dtype: of random weights: float16, bfloat16 or float32.
+        say: told in one line what takes long.
+
+    Raises:
+        QbenchError: there is no such model, or it cannot be fetched.
+    """
+    if config.weights == "random":
+        return _random_weights(_shape_config(config), dtype, seed, say)
+    if config.demo:
+        return demo.MODEL_DIR
+    if config.id:
+        say(f"fetching {config.id} from the hub (or its local cache)")
+        code = ("*.py",) if config.trust_remote_code else ()
+        folder = _fetch(config.id, config.revision, (*MODEL_FILES, *code))
+    else:
+        assert config.path is not None
+        folder = config.path.expanduser().resolve()
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is no model that can be loaded.
+
+    Raises:
+        QbenchError: no folder, no config.json, or no safetensors in it.
+    """
+    if not folder.is_dir():
+        raise QbenchError(f"model.path: {folder} is not a folder")
+    if not (folder / "config.json").is_file():
+        raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
+    check_weights(folder, "model.path", "for memory and speed only, add `weights: random`")
+
+
+def check_weights(folder: Path, key: str, remedy: str) -> None:
+    """Refuse a folder without weights in safetensors; `key` names it in the configuration.
+
+    Raises:
+        QbenchError: there are pickles only, or no weights at all, for which `remedy` is told.
+    """
+    # An adapter is no model, and transformers would take the pickle beside it.
+    if any(not path.name.startswith("adapter") for path in folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    why = (
+        f"only {pickled[0]}, a pickle, which could run code when it is read; convert it to safetensors (load it in a "
+        "place that you can lose, with transformers' from_pretrained, and save_pretrained it)"
+        if pickled
+        else f"its weights are missing; {remedy}"
+    )
+    raise QbenchError(f"{key}: {folder} holds no safetensors: {why}")
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a model's small files, and of its shards' names, sizes and samples of their content.
+
+    Shards are not read whole: after a training step nearly all of their bytes are others.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors":
+            digest.update(f"{path.name} {path.stat().st_size} {_sample(path)}\n".encode())
+        elif path.suffix in {".json", ".model", ".txt"} and path.is_file():
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _sample(path: Path, blocks: int = 256, block_bytes: int = 4096) -> str:
+    """SHA-256 of blocks spread evenly over a file, its beginning and its end among them."""
+    digest = hashlib.sha256()
+    last = max(path.stat().st_size - block_bytes, 0)
+    with path.open("rb") as file:
+        for i in range(blocks):
+            file.seek(last * i // (blocks - 1))
+            digest.update(file.read(block_bytes))
+    return digest.hexdigest()
+
+
+def known_config(config: ModelConfig) -> dict[str, Any] | None:
+    """config.json of a model as far as it is on this machine; None for a hub id of which nothing is here.
+
+    That is the demo model's, a shipped shape's, a folder's, or what the hub's client has kept of a download.
+
+    Raises:
+        QbenchError: no such shape, or a config.json that cannot be read.
+    """
+    if config.demo:
+        return _read_json(demo.MODEL_DIR / "config.json")
+    found = _local_config(config)
+    return found if found or not config.id else _kept_by_hub(config.id, config.revision)
+
+
+def _local_config(config: ModelConfig) -> dict[str, Any] | None:
+    """config.json of a shipped shape, of a folder, or of a hub id (shipped shapes know theirs); None for another id."""
+    known = shapes()
+    if config.shape:
+        if config.shape not in known:
+            hint = suggestion(config.shape, known)
+            raise QbenchError(f"model.shape: unknown shape {config.shape!r}{hint} (valid: {', '.join(known)})")
+        return _read_json(known[config.shape])
+    if config.path:
+        return _read_json(config.path.expanduser() / "config.json")
+    contents = (_read_json(path) for path in known.values())
+    return next((content for content in contents if content.get("_name_or_path") == config.id), None)
+
+
+def _kept_by_hub(repo: str, revision: str | None) -> dict[str, Any] | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        kept = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise QbenchError(f"model.id: {repo} is no name of a repository, which is owner/name") from error
+    return _read_json(Path(kept)) if isinstance(kept, str) else None
+
+
+def _shape_config(config: ModelConfig) -> dict[str, Any]:
+    """config.json for random weights, from the hub if need be."""
+    found = _local_config(config)
+    if found is None:
+        assert config.id is not None
+        found = _read_json(_fetch(config.id, config.revision, ("config.json",)) / "config.json")
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QbenchError(f"{path}: not a readable config.json ({type(error).__name__})") from error
+    return data
+
+
+def _random_weights(shape: dict[str, Any], dtype: str, seed: int, say: Callable[[str], None]) -> Path:
+    """A folder of random weights for a shape, made once and kept by content."""
+    text = json.dumps(shape, indent=2, sort_keys=True)
+    key = hashlib.sha256(f"{text} {dtype} {seed}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "random" / key
+    if folder.is_dir():
+        return folder
+    say(f"making random weights once, in {folder}")
+    partial = folder.with_name(f"{key}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        (partial / "config.json").write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "qbench.model.random_weights", str(partial), dtype, str(seed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise QbenchError(f"random weights could not be made in {folder.parent}: {last}")
+        partial.rename(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise QbenchError(f"{folder.parent}: {reason}; set QBENCH_CACHE to a writable folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _fetch(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise QbenchError(
+            f"model.id: {repo} is gated; accept its licence on its page and log in with `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise QbenchError(f"model.id: the hub has no {repo}, or it is private; check the name, or log in") from error
+    except RevisionNotFoundError as error:
+        raise QbenchError(f"model.revision: {repo} has no revision {revision!r}") from error
+    except Exception as error:
+        raise QbenchError(
+            f"model.id: {repo} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
+            "check the connection, or give a downloaded folder as model.path"
+        ) from error

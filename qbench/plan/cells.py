@@ -1,0 +1,101 @@
+"""What a configuration will run: its cells, in order, and what can be refused before anything is loaded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from qbench.backends.int4.manifest import settle as settle_cell
+from qbench.config import Backend, Int4, RunConfig
+from qbench.config.load import suggestion
+from qbench.errors import QbenchError
+from qbench.machine.environment import Environment
+from qbench.model import kv_cache, texts
+from qbench.model.find import shapes
+
+
+def select(config: RunConfig, only: Sequence[str] = (), *, option: str = "--only") -> list[Backend]:
+    """The cells of a run in the order of the configuration, or those of them that are named by label with `option`.
+
+    Raises:
+        QbenchError: a name that is no label of this configuration.
+    """
+    labels = [backend.label for backend in config.backends]
+    for name in only:
+        if name not in labels:
+            hint = suggestion(name, labels)
+            raise QbenchError(f"{option} {name}: no such cell{hint} (there are: {', '.join(labels)})")
+    return [backend for backend in config.backends if not only or backend.label in only]
+
+
+def shuffle(config: RunConfig, cells: Sequence[Backend]) -> list[Backend]:
+    """The cells in the order in which they run: random by the run's seed, the reference of a divergence first.
+
+    Machines warm up and drift; in the order of the YAML that would fall on the same backends in every run.
+    """
+    drawn = random.Random(config.seed).sample(list(cells), len(cells))
+    return sorted(drawn, key=lambda backend: backend is not config.reference)
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """The configuration with what it leaves to others: the settings of its cells' checkpoints, and perplexity's text.
+
+    Rows then say how a weight really was quantized, and `run.json` what was read.
+
+    Raises:
+        QbenchError: a checkpoint is not there or damaged, or the configuration asks for other settings than its own.
+    """
+    cells = [settle_cell(backend) if isinstance(backend, Int4) else backend for backend in config.backends]
+    measures = config.measure
+    if measures.perplexity and measures.perplexity.text is None:
+        named = measures.perplexity.model_copy(update={"text": texts.natural(config.model)})
+        measures = measures.model_copy(update={"perplexity": named})
+    return config.model_copy(update={"backends": tuple(cells), "measure": measures})
+
+
+def preflight(config: RunConfig, environment: Environment) -> None:
+    """Refuse what cannot work on this machine, before hours are spent on the cells that could.
+
+    Raises:
+        QbenchError: a file or folder that is not there, or CUDA on a machine without it.
+    """
+    if config.device.startswith("cuda") and not environment.gpus:
+        raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
+    mmlu = config.measure.mmlu
+    if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
+        raise QbenchError(
+            f"measure.mmlu.data: no folder {mmlu.data}; give one with test/ and dev/ in MMLU's CSV layout, or `demo`"
+        )
+    for task, path in config.measure.tasks.data.items() if config.measure.tasks else ():
+        if not path.expanduser().exists():
+            raise QbenchError(f"measure.tasks.data: no file or folder {path} for {task}")
+    here = any(cell.python is None for cell in config.backends)  # other interpreters have packages of their own
+    timed = {"throughput": config.measure.throughput, "sustained": config.measure.sustained}
+    for name, one in timed.items():
+        if one and one.kv_cache != "16bit" and "hqq" not in environment.versions and here:
+            raise QbenchError(f"measure.{name}.kv_cache: {one.kv_cache} needs hqq; {kv_cache.INSTALL}")
+    if config.calibration.text:
+        texts.check(config.calibration.text, "calibration.text")
+    if config.measure.perplexity and config.measure.perplexity.text:
+        texts.check(config.measure.perplexity.text, "measure.perplexity.text")
+    for backend in config.backends:
+        if backend.python and not backend.python.expanduser().is_file():
+            raise QbenchError(f"backends.{backend.label}.python: no interpreter {backend.python}")
+    if config.model.shape and config.model.shape not in shapes():
+        hint = suggestion(config.model.shape, shapes())
+        raise QbenchError(f"model.shape: unknown shape {config.model.shape!r}{hint} (valid: {', '.join(shapes())})")
+
+
+def describe(config: RunConfig, cells: Sequence[Backend]) -> list[str]:
+    """The plan in lines: the model, the cells with what they differ in, the measures with their settings."""
+    lines = [f"{config.name}: {config.model.name}, device {config.device}, dtype {config.dtype}"]
+    for backend in cells:
+        options = backend.model_dump(mode="json", exclude={"kind", "label", "python", "resources"}, exclude_none=True)
+        shown = ", ".join(f"{key} {value}" for key, value in options.items())
+        lines.append(f"  cell {backend.label}: {backend.kind}{f' ({shown})' if shown else ''}")
+    for name, settings in config.measure:
+        if settings is not None:
+            values = settings.model_dump(mode="json", exclude_none=True)
+            lines.append(f"  measure {name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    return lines

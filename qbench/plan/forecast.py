@@ -1,0 +1,261 @@
+"""What a run will do and need, before anything is loaded: its cells in order, predicted memory and decode speed.
+
+The answer of `qbench plan`. Everything comes from the configuration, the model's config.json and what is known of the
+device; see `qbench.plan.memory` for the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from qbench.config import RunConfig, TimedGeneration
+from qbench.errors import QbenchError
+from qbench.machine import bandwidth
+from qbench.machine.bandwidth import Bandwidth
+from qbench.machine.environment import Environment
+from qbench.model.architecture import of_model
+from qbench.plan import cells as plan
+from qbench.plan.memory import Prediction, Target
+
+MARGIN = 0.10
+"""Of a predicted peak: as far as a prediction may be off."""
+
+RESERVE_BYTES = 512 << 20
+"""What the interpreter and its libraries, or CUDA's context, take beside what torch allocates."""
+
+Fit = Literal["yes", "tight", "no"]
+"""tight: the predicted peak fits, but not with `MARGIN` and `RESERVE_BYTES`."""
+
+
+class Frozen(BaseModel):
+    """A part of a forecast."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class BatchForecast(Frozen):
+    """Generations at one batch size."""
+
+    measure: str
+    """throughput or sustained."""
+    batch_size: int
+    cache_bytes: int
+    peak_memory_bytes: int
+    decode_tokens_per_s: float | None
+    """The ceiling that reading weights and cache sets; None where the bandwidth is not known."""
+    decode_s: float | None
+    """At least so long do all of its decode steps take, warm-up included; prefill comes on top."""
+    fits: Fit | None
+
+
+class CellForecast(Frozen):
+    """One cell."""
+
+    label: str
+    backend: str
+    units: int
+    """What is measured and kept by itself, besides loading."""
+    weight_bytes: int
+    bits_per_weight: float
+    load_bytes: int | None
+    """About what loading takes of the host; None on CUDA, where it is not predicted."""
+    load_fits: Fit | None
+    peak_memory_bytes: int
+    """Of `measure.memory`'s forward."""
+    fits: Fit | None
+    perplexity_bytes: int | None
+    perplexity_fits: Fit | None
+    batches: tuple[BatchForecast, ...]
+
+
+class Forecast(Frozen):
+    """A run, predicted."""
+
+    run: str
+    model: str
+    parameters: int
+    device: str
+    dtype: str
+    memory_bytes: int | None
+    memory_source: str
+    bandwidth_bytes_per_s: float | None
+    bandwidth_source: str
+    measures: dict[str, str]
+    """By name, their settings in words."""
+    cells: tuple[CellForecast, ...]
+    """In the order in which they run."""
+    problems: tuple[str, ...]
+    """Why the run would be refused on this machine."""
+
+
+def make(
+    config: RunConfig,
+    machine: Environment,
+    *,
+    only: Sequence[str] = (),
+    memory_bytes: int | None = None,
+    rate: float | None = None,
+) -> Forecast:
+    """Predict a run on this machine, or on one of so much memory and so many bytes a second.
+
+    Raises:
+        QbenchError: `only` names no cell, a checkpoint is not there, or the model is not known here (see
+            `qbench.model.architecture.of_model`).
+    """
+    chosen = plan.select(config, only)
+    config = plan.settle(config)
+    model = of_model(config.model)
+    target = target_of(config, machine)
+    memory, memory_source = _memory(target, machine, memory_bytes)
+    speed = _bandwidth(target, machine, rate)
+    cells = [cell for cell in config.backends if cell.label in {backend.label for backend in chosen}]
+    return Forecast(
+        run=config.name,
+        model=config.model.name,
+        parameters=model.parameters,
+        device=target.device,
+        dtype=dtype_of(config, target.device),
+        memory_bytes=memory,
+        memory_source=memory_source,
+        bandwidth_bytes_per_s=speed.bytes_per_s if speed else None,
+        bandwidth_source=speed.source if speed else "not known of this device; give --bandwidth",
+        measures=_settings(config),
+        cells=tuple(
+            _cell(config, Prediction(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)
+        ),
+        problems=_problems(config, machine),
+    )
+
+
+def to_json(forecasts: Sequence[Forecast]) -> str:
+    """A JSON array."""
+    return TypeAdapter(list[Forecast]).dump_json(list(forecasts), indent=2).decode()
+
+
+def target_of(config: RunConfig, machine: Environment) -> Target:
+    """Where and in what a run computes on a machine."""
+    device: Literal["cpu", "cuda"] = (
+        "cuda" if config.device.startswith("cuda") or (config.device == "auto" and machine.gpus) else "cpu"
+    )
+    return Target(
+        device,
+        4 if dtype_of(config, device) == "float32" else 2,
+        machine.cpu_features,
+        spread=config.device_map == "auto" and device == "cuda",
+    )
+
+
+def dtype_of(config: RunConfig, device: str) -> str:
+    """The dtype that `auto` stands for, see `qbench.model.load.resolve_dtype`."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float16" if device == "cuda" else "bfloat16"
+
+
+def fit(peak_bytes: int, memory_bytes: int | None) -> Fit | None:
+    """Whether a predicted peak fits; None where the memory is not known."""
+    if memory_bytes is None:
+        return None
+    if peak_bytes * (1 + MARGIN) + RESERVE_BYTES <= memory_bytes:
+        return "yes"
+    return "tight" if peak_bytes <= memory_bytes else "no"
+
+
+def _memory(target: Target, machine: Environment, given: int | None) -> tuple[int | None, str]:
+    if given is not None:
+        return given, "given"
+    if target.device == "cpu":
+        return machine.memory_bytes, "this machine's"
+    if machine.gpus:
+        used = machine.gpus if target.spread else machine.gpus[:1]
+        return sum(gpu.memory_bytes for gpu in used), " + ".join(gpu.name for gpu in used)
+    return None, "no GPU is visible here; give --memory"
+
+
+def _bandwidth(target: Target, machine: Environment, given: float | None) -> Bandwidth | None:
+    if given is not None:
+        return Bandwidth(given, "given")
+    if target.device == "cpu":
+        return bandwidth.of_host()
+    return bandwidth.of_gpu(machine.gpus[0].name) if machine.gpus else None
+
+
+def _problems(config: RunConfig, machine: Environment) -> tuple[str, ...]:
+    try:
+        plan.preflight(config, machine)
+    except QbenchError as error:
+        return (str(error),)
+    return ()
+
+
+def _settings(config: RunConfig) -> dict[str, str]:
+    dumps = {name: one.model_dump(mode="json", exclude_none=True) for name, one in config.measure if one is not None}
+    return {name: ", ".join(f"{key} {value}" for key, value in values.items()) for name, values in dumps.items()}
+
+
+def _cell(config: RunConfig, predicted: Prediction, memory: int | None, speed: Bandwidth | None) -> CellForecast:
+    measured, weights = config.measure.memory, predicted.weights()
+    peak = predicted.generation_bytes(measured.batch_size, measured.seq_len, measured.seq_len)
+    load = predicted.load_bytes() if predicted.target.device == "cpu" else None
+    perplexity = None
+    if config.measure.perplexity:
+        window = config.measure.perplexity.window or min(2048, predicted.model.max_position_embeddings or 2048)
+        perplexity = predicted.perplexity_bytes(window)
+    measures = config.measure.of(predicted.backend)
+    return CellForecast(
+        label=predicted.backend.label,
+        backend=predicted.backend.kind,
+        units=sum(len(one.units()) for name, one in measures.items() if name != "memory"),
+        weight_bytes=weights.total,
+        bits_per_weight=weights.bits_per_weight,
+        load_bytes=load,
+        load_fits=None if load is None else fit(load, memory),
+        peak_memory_bytes=peak,
+        fits=fit(peak, memory),
+        perplexity_bytes=perplexity,
+        perplexity_fits=None if perplexity is None else fit(perplexity, memory),
+        batches=tuple(_batches(config, predicted, memory, speed)),
+    )
+
+
+def _batches(
+    config: RunConfig, predicted: Prediction, memory: int | None, speed: Bandwidth | None
+) -> Iterator[BatchForecast]:
+    throughput, sustained = config.measure.throughput, config.measure.sustained
+    timed: list[tuple[str, TimedGeneration, int, int]] = []
+    if throughput:
+        repeats = throughput.warmup + throughput.trials
+        timed += [("throughput", throughput, size, repeats) for size in throughput.batch_sizes]
+    if sustained:  # a clock ends it
+        timed.append(("sustained", sustained, sustained.batch_size, 0))
+    for name, settings, size, repeats in timed:
+        peak = predicted.generation_bytes(size, settings.prompt_tokens, settings.seq_len, settings.kv_cache)
+        rate = None if speed is None else ceiling(predicted, settings, size, speed)
+        yield BatchForecast(
+            measure=name,
+            batch_size=size,
+            cache_bytes=predicted.generation_cache_bytes(
+                size, settings.prompt_tokens, settings.seq_len, settings.kv_cache
+            ),
+            peak_memory_bytes=peak,
+            decode_tokens_per_s=rate,
+            decode_s=repeats * size * (settings.new_tokens - 1) / rate if rate and repeats else None,
+            fits=fit(peak, memory),
+        )
+
+
+def ceiling(predicted: Prediction, timed: TimedGeneration, batch_size: int, speed: Bandwidth) -> float:
+    """Decode tokens/s that a device of this bandwidth cannot exceed.
+
+    A step reads the keys and values of the filled part of the cache, half of the new tokens on average; in a CUDA
+    graph, whose cache has one length, all of it. GPUs that share a model's layers compute one after another.
+    """
+    target = predicted.target
+    auto = target.device == "cuda" and not target.spread and timed.kv_cache == "16bit"
+    graph = timed.decode == "graph" or (timed.decode == "auto" and auto)
+    cached = timed.seq_len if graph else timed.prompt_tokens + timed.new_tokens / 2
+    flops = speed.flops if target.value_bytes == 2 else None
+    return predicted.decode_tokens_per_s(batch_size, cached, speed.bytes_per_s, flops, timed.kv_cache)

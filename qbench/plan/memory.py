@@ -1,0 +1,304 @@
+"""Bytes and decode speed of a cell before it has run, from the model's dimensions and the backend's settings alone.
+
+    peak = bytes of the weights + cache of all tokens + what lives at once in the widest moment of the prefill
+
+The last is counted by hand from transformers' own block code: while the gated MLP of the last layer multiplies, the
+embeddings, the layer's input, the residual and the normed input are still held, 4 × hidden_size a token, and 3 to 4 ×
+intermediate_size of the MLP. On a CPU this is what torch's allocator reports, to some bytes; on CUDA workspaces and
+rounding come on top. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4, KVCache
+from qbench.model.architecture import Architecture, Linear
+from qbench.model.kv_cache import RESIDUAL, QuantizedKeysAndValues
+
+CODE_BOOK_BYTES = 64
+"""NF4's sixteen float32 values, which every linear holds."""
+
+CUDA_WORKSPACE_BYTES = 32 << 20
+"""Of cuBLAS on Hopper, which torch's allocator counts; 8 MiB on older devices."""
+
+LOG_PROBABILITIES = 1 << 25
+"""float32 values that `qbench.measure.windows` makes at once of a window's logits."""
+
+AMX_BLOCK, AMX_FROM = 1 << 24, 1536
+OTHER_BLOCK, OTHER_FROM = 1 << 21, 64
+"""Bytes of the block of weights that the CPU's INT4 kernel dequantizes for a product of so many rows or more, see
+`qbench.int4.kernels.cpu`."""
+
+TRITON_DEQUANTIZES_FROM = 65
+"""Rows from which the Triton kernel dequantizes the whole weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and in what a cell computes."""
+
+    device: Literal["cpu", "cuda"]
+    value_bytes: int
+    """Of a number of the compute dtype: 2, or 4 for float32."""
+    cpu_features: tuple[str, ...] = ()
+    """As `qbench.machine.environment` names them."""
+    spread: bool = False
+    """Whether the layers are laid over several GPUs, where nothing is a CUDA graph."""
+
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether the CPU's INT4 kernel takes 16-bit activations as they are."""
+        return self.value_bytes == 2 and "avx512_vnni" in self.cpu_features
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a loaded model."""
+
+    linear_bytes: int
+    """Codes, scales, zeros and code books of attention's and MLP's linears."""
+    linear_weights: int
+    embedding_bytes: int
+    """Of the input embedding."""
+    head_bytes: int
+    """Of the output embedding; 0 where it is the input embedding."""
+    other_bytes: int
+    """Of norms, biases and the rotary embedding's frequencies."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.linear_bytes + self.embedding_bytes + self.head_bytes + self.other_bytes
+
+    @property
+    def read_a_step(self) -> int:
+        """What one decode step reads: everything but an input embedding that is not the output embedding, too."""
+        return self.linear_bytes + (self.head_bytes or self.embedding_bytes) + self.other_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """linear_bytes × 8 / linear_weights."""
+        return self.linear_bytes * 8 / self.linear_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A model as a backend holds it on a target."""
+
+    model: Architecture
+    backend: Backend
+    target: Target
+    kernel: str | None = None
+    """The one that ran, where that is known."""
+
+    def weights(self) -> Weights:
+        """Bytes of the loaded model."""
+        model, values = self.model, self.target.value_bytes
+        embedding = model.embedding_weights * values
+        head = 0 if model.tied else embedding
+        if isinstance(self.backend, Int4) and self.backend.lm_head == "int8":
+            head = model.embedding_weights + 2 * model.vocab_size  # a code each, and a 16-bit scale a row
+        frequencies = 2 * 4 * (model.head_dim // 2)  # inv_freq and original_inv_freq, float32
+        return Weights(
+            linear_bytes=model.num_hidden_layers * sum(self._linear_bytes(linear) for linear in model.linears),
+            linear_weights=model.linear_weights,
+            embedding_bytes=embedding,
+            head_bytes=head,
+            other_bytes=model.other_weights * values + frequencies,
+        )
+
+    def cache_bytes(self, batch_size: int, tokens: int, kv_cache: KVCache = "16bit", residual: int = 0) -> int:
+        """Keys and values of every layer: 2 × layers × kv_heads × head_dim × bytes × tokens × batch_size.
+
+        Of a quantized cache, `residual` tokens stand in the compute dtype, see `qbench.model.kv_cache`.
+        """
+        model = self.model
+        if kv_cache != "16bit":
+            return batch_size * self._quantized(kv_cache).held(tokens, residual)
+        return 2 * model.num_hidden_layers * model.key_value_size * self.target.value_bytes * tokens * batch_size
+
+    def generation_cache_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
+        """The cache at the end of a generation; a quantized one grows, and the last token is never appended to it."""
+        if kv_cache == "16bit":
+            return self.cache_bytes(batch_size, seq_len)
+        return self.cache_bytes(batch_size, seq_len - 1, kv_cache, (seq_len - prompt - 1) % RESIDUAL)
+
+    def generation_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
+        """Peak of a generation: a prompt of `prompt` tokens a sequence over a cache of `seq_len`."""
+        held = self.weights().total + self._workspace_bytes
+        prefill = self.prefill_bytes(batch_size, prompt)
+        if kv_cache == "16bit":
+            return held + self.cache_bytes(batch_size, seq_len) + prefill
+        return held + self._quantized_generation_bytes(batch_size, prompt, seq_len, kv_cache, prefill)
+
+    def _quantized_generation_bytes(
+        self, batch_size: int, prompt: int, seq_len: int, kv_cache: Literal["int8", "int4"], prefill: int
+    ) -> int:
+        """What a generation over a quantized cache holds at most, beside the weights.
+
+        Either the prefill with the prompt's cache, while an MLP multiplies or the last layer's keys are quantized; or
+        the last step, or the last one that quantizes everything again.
+        """
+        model, device, values = self.model, self.target.device, self.target.value_bytes
+        cache, steps = self._quantized(kv_cache), seq_len - prompt - 1
+        quantizing = prompt * (3 * model.hidden_size + model.query_size + 2 * model.key_value_size) * values
+        moments = [
+            cache.held(prompt) + max(prefill // batch_size, quantizing + cache.quantizing(prompt, device)),
+            cache.held(seq_len - 1, steps % RESIDUAL) + cache.step(seq_len - 1, device, again=False),
+        ]
+        if steps >= RESIDUAL:
+            full = prompt + steps // RESIDUAL * RESIDUAL
+            moments.append(cache.held(full, RESIDUAL) + cache.step(full, device, again=True))
+        return batch_size * max(moments)
+
+    def prefill_bytes(self, batch_size: int, prompt: int) -> int:
+        """The most bytes that live at once in a forward of `prompt` tokens a sequence, without weights and cache."""
+        model, values, tokens = self.model, self.target.value_bytes, batch_size * prompt
+        hidden, inner, query = model.hidden_size, model.intermediate_size, model.query_size
+        mlp = (4 * hidden + (4 if self._joins else 3) * inner) * tokens * values
+        # While query or key is rotated. Key and value are not counted: the last layer's cache, which is as large and
+        # counted elsewhere, is not there yet.
+        attention = (3 * hidden + query + max(3 * query, query + 3 * model.key_value_size)) * tokens * values
+        head = (hidden * tokens + model.vocab_size * batch_size) * values
+        product = 4 * hidden * tokens * values + self._product_bytes(tokens)
+        rotary = prompt * (2 * model.head_dim * values + 8)  # cosines, sines and positions, the same for all sequences
+        return max(mlp, attention, head, product) + rotary
+
+    def perplexity_bytes(self, window: int) -> int:
+        """Peak of `measure.perplexity`: a whole window's logits, and three pieces of log-probabilities in float32."""
+        model, values = self.model, self.target.value_bytes
+        pieces = 3 * 4 * min(window * model.vocab_size, max(LOG_PROBABILITIES, model.vocab_size))
+        logits = window * (model.vocab_size + model.hidden_size) * values + pieces
+        return self.weights().total + max(logits, self.prefill_bytes(1, window)) + self._workspace_bytes
+
+    def load_bytes(self) -> int:
+        """About what loading and quantizing takes of the host's memory on a CPU.
+
+        What gptqmodel and bitsandbytes quantize stands there in 16 bit, twice in part; `int4` needs two tensors beside
+        what it has made.
+        """
+        final = self.weights().total
+        if isinstance(self.backend, NF4) or self.backend.calibrates:
+            return max(final, 2 * 2 * self.model.parameters)
+        if isinstance(self.backend, Int4) and self.backend.checkpoint is None:
+            return final + 2 * 2 * max(linear.weights for linear in self.model.linears)
+        return final
+
+    def decode_tokens_per_s(
+        self,
+        batch_size: int,
+        cached: float,
+        bytes_per_s: float,
+        flops: float | None = None,
+        kv_cache: KVCache = "16bit",
+    ) -> float:
+        """The roofline: batch_size ÷ the longer of reading and computing a step (Williams et al. 2009, CACM 52(4)).
+
+            reading   = (weights read + cache of `cached` tokens a sequence) ÷ bytes_per_s
+            computing = 2 × (weights + attention's products) × batch_size ÷ flops, where flops is known
+
+        No kernel reaches all of it, so this is a ceiling.
+        """
+        model = self.model
+        step_s = (self.weights().read_a_step + cached * self.cache_bytes(batch_size, 1, kv_cache)) / bytes_per_s
+        if flops:
+            attention = 2 * model.num_hidden_layers * model.query_size * cached
+            products = model.linear_weights + model.embedding_weights + attention
+            step_s = max(step_s, 2 * products * batch_size / flops)
+        return batch_size / step_s
+
+    def _quantized(self, kv_cache: Literal["int8", "int4"]) -> QuantizedKeysAndValues:
+        return QuantizedKeysAndValues(self.model, kv_cache, self.target.value_bytes)
+
+    @property
+    def _workspace_bytes(self) -> int:
+        return CUDA_WORKSPACE_BYTES if self.target.device == "cuda" else 0
+
+    @property
+    def _joins(self) -> bool:
+        """Whether gate and up are one product, whose output lives until both are used (`qbench.backends.int4.fuse`)."""
+        return self.model.family.fused or (isinstance(self.backend, Int4) and self.backend.group_size != 0)
+
+    def _product_bytes(self, tokens: int) -> int:
+        """What gate's and up's products hold where their weights are dequantized for them, outputs included."""
+        model, values = self.model, self.target.value_bytes
+        output = 2 * model.intermediate_size * tokens * values
+        weight = model.intermediate_size * model.hidden_size * values
+        if not isinstance(self.backend, Int4):
+            # On a CPU their products read the codes; on CUDA bitsandbytes and most of gptqmodel's kernels dequantize.
+            dequantizes = self.backend.weight_bits < 16 and self.target.device == "cuda"
+            return output + weight if dequantizes else 0
+        match self.kernel or int4_kernel(self.backend, self.target):
+            case "cpu":
+                return _cpu_product_bytes(model, self.target, tokens)
+            case "reference":
+                return output + 2 * 2 * weight  # gate and up, as integers and as numbers
+            case "triton" if tokens >= TRITON_DEQUANTIZES_FROM:
+                return output + 2 * weight
+            case _:
+                return 0
+
+    def _linear_bytes(self, linear: Linear) -> int:
+        """Bytes of one linear, without its bias."""
+        on_cpu = self.target.device == "cpu"
+        match self.backend:
+            case Int4() as backend:
+                # The fast kernels hold an offset beside each scale, also where it is zero.
+                plain = (self.kernel or int4_kernel(backend, self.target)) == "reference"
+                values = 1 if backend.symmetric and plain else 2
+                scales = linear.out_features * _groups(linear, backend.group_size) * values
+                return linear.weights * backend.bits // 8 + 2 * scales
+            case NF4() as backend:
+                return linear.weights // 2 + CODE_BOOK_BYTES + _nf4_scale_bytes(linear, backend, self.target)
+            case AWQ() | GPTQ() as backend:
+                # A scale and a zero in 16 bits, on a CPU once more for its kernel; on CUDA zeros have 4 bits.
+                scales = linear.out_features * _groups(linear, backend.group_size) * (16 if on_cpu else 5) // 2
+                # The order of columns, and on a CPU its inverse; and the shifts that unpack eight codes.
+                order = (8 if on_cpu else 4) * linear.in_features + 32 if isinstance(backend, GPTQ) else 0
+                return linear.weights // 2 + scales + order
+            case FP16():
+                return linear.weights * self.target.value_bytes
+            case _:  # a registered kind, of which only the bits of a code are known
+                return linear.weights * self.backend.weight_bits // 8
+
+
+def int4_kernel(backend: Int4, target: Target) -> str:
+    """The kernel that `auto` takes, where one was compiled."""
+    if backend.kernel != "auto":
+        return backend.kernel
+    if backend.bits == 8:
+        return "reference"
+    return "triton" if target.device == "cuda" else "cpu"
+
+
+def _cpu_product_bytes(model: Architecture, target: Target, tokens: int) -> int:
+    """`qbench.int4.kernels.cpu`: a block of rows dequantized, its product, and the output it is copied to."""
+    values = target.value_bytes if target.multiplies_bfloat16 else 4
+    amx = target.multiplies_bfloat16 and "amx_int8" in target.cpu_features
+    block, start = (AMX_BLOCK, AMX_FROM) if amx else (OTHER_BLOCK, OTHER_FROM)
+    rows = 2 * model.intermediate_size
+    held = rows * tokens * values
+    if tokens >= start:
+        at_once = max(1, block // (model.hidden_size * values * 16)) * 16
+        held += min(rows, at_once) * tokens * values + block
+    if values == target.value_bytes:
+        return held
+    # Activations are made float32 and, once the blocks are gone, the output 16 bit again.
+    return model.hidden_size * tokens * values + max(held, rows * tokens * (values + target.value_bytes))
+
+
+def _groups(linear: Linear, group_size: int) -> int:
+    """Of a row; -1 and 0 are one."""
+    return 1 if group_size < 1 else -(-linear.in_features // group_size)
+
+
+def _nf4_scale_bytes(linear: Linear, backend: NF4, target: Target) -> int:
+    """Of blocks of 64: see `qbench.backends.nf4`."""
+    blocks = -(-linear.weights // 64)
+    if target.device == "cpu" and target.value_bytes == 2 and "avx512_bf16" in target.cpu_features:
+        return 2 * blocks  # repacked with bfloat16 scales
+    if backend.double_quant:
+        return blocks + 4 * -(-blocks // 256) + 1024 + 4  # an 8-bit scale each, and theirs with a code book
+    return 4 * blocks

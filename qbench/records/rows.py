@@ -1,0 +1,234 @@
+"""The rows that a worker writes: one class a table, one field a column, in order."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict
+
+Status = Literal["ok", "oom", "error", "crashed", "timeout", "unavailable"]
+
+
+class Identity(TypedDict):
+    """The columns that say whose row it is."""
+
+    run: str
+    model: str
+    backend: str
+    label: str
+    host: str
+
+
+class Row(BaseModel):
+    """One observation of one cell. The field order is the column order. Seconds and bytes; a missing value is None."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: str
+    model: str
+    backend: str
+    """Kind of the backend: fp16, int4, …"""
+    label: str
+    """The cell, unique in its run."""
+    host: str | None = None
+    """Name of the machine that measured it."""
+
+
+class CellRow(Row):
+    """One (model, backend) pair, and what loading it cost."""
+
+    bits: int
+    group_size: int | None = None
+    status: Status
+    error: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    kernel: str | None = None
+    decode_mode: str | None = None
+    threads: int | None = None
+    quantized_layers: int | None = None
+    expected_layers: int | None = None
+    lm_head_bits: int | None = None
+    load_s: float | None = None
+    quantize_s: float | None = None
+    weight_bytes: int | None = None
+    effective_bits_per_weight: float | None = None
+    load_peak_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    peak_memory_per_device: str | None = None
+    """On CUDA, bytes of each GPU that holds weights, `;` between them; `peak_memory_bytes` is their sum."""
+    peak_rss_bytes: int | None = None
+    calibration_sha256: str | None = None
+    cached: bool | None = None
+    """Whether the quantized weights came from the cache: quantize_s is of the time they were made. None without it."""
+    read_bytes_per_s: float | None = None
+    """On a CPU, how fast the machine read its memory just before loading: see `qbench.machine.bandwidth.of_host`."""
+
+
+class MemoryRow(Row):
+    """Peak memory of the first forward after loading; joined into `cells.csv`."""
+
+    batch_size: int
+    seq_len: int
+    peak_memory_bytes: int
+    peak_memory_per_device: str | None = None
+
+
+class ThroughputRow(Row):
+    """One timed generation."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_mode: str
+    trial: int
+    status: Status
+    error: str | None = None
+    ttft_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    itl_p50_s: float | None = None
+    itl_p95_s: float | None = None
+    peak_memory_bytes: int | None = None
+    # What the trial ran under, see `qbench.machine.conditions.Conditions`.
+    validity: str | None = None
+    foreign_cpu: float | None = None
+    steal: float | None = None
+    cpu_mhz: float | None = None
+    gpu_sm_mhz: int | None = None
+    gpu_mem_mhz: int | None = None
+    gpu_temperature_c: int | None = None
+    gpu_power_w: float | None = None
+    throttle_reasons: str | None = None
+    foreign_gpu_pids: int | None = None
+    attempts: int | None = None
+    """Times that the trial was made; the row is that of the last."""
+    kv_cache: str | None = None
+    """16bit, int8 or int4."""
+
+
+class SustainedRow(Row):
+    """A window of generations that follow each other without a pause, and what it ran under, as in `ThroughputRow`."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_mode: str
+    t_s: float
+    """End of the window, since the first began."""
+    generations: int
+    """Whole generations in the window."""
+    tokens_per_s: float
+    """Decode speed: batch_size × tokens after the first of each generation ÷ their time."""
+    validity: str | None = None
+    foreign_cpu: float | None = None
+    steal: float | None = None
+    cpu_mhz: float | None = None
+    gpu_sm_mhz: int | None = None
+    gpu_mem_mhz: int | None = None
+    gpu_temperature_c: int | None = None
+    gpu_power_w: float | None = None
+    throttle_reasons: str | None = None
+    foreign_gpu_pids: int | None = None
+    kv_cache: str | None = None
+
+
+class AccuracyRow(Row):
+    """One subject of one task."""
+
+    task: str
+    subject: str = ""
+    """Empty for a task without subjects."""
+    num_fewshot: int
+    n: int
+    correct: int | None = None
+    """None where a question is not simply right or wrong, as in truthfulqa_mc2."""
+    accuracy: float
+    stderr: float | None = None
+    partial: bool
+    wall_s: float | None = None
+    """Wall time of the whole task, the same in each of its rows."""
+    forward_tokens: int | None = None
+    """Tokens that the model read for the whole task, padding left out; the same in each of its rows."""
+    stock_tokens: int | None = None
+    """What lm-evaluation-harness's own model code reads for it."""
+
+
+class NoiseRow(Row):
+    """The cell's MMLU evaluated again at another batch size: what numerics alone move."""
+
+    batch_size: int
+    repeat_batch_size: int
+    n: int
+    changed_answers: int
+    """Questions with another prediction, right or wrong."""
+    right_to_wrong: int
+    wrong_to_right: int
+    accuracy_delta: float
+    """Second evaluation − first, a fraction."""
+    logprob_delta_max: float
+    """Largest |difference| of a choice's log-probability, in nats."""
+    partial: bool
+    wall_s: float
+
+
+class PerplexityRow(Row):
+    """A text of a cell. Standard errors are over windows, see `qbench.analysis.stats.mean_of_windows`.
+
+    The divergence columns compare with the 16-bit cell, token by token, in nats (see `qbench.measure.divergence`). They
+    are empty in the 16-bit cell's own row, where there is nothing to compare.
+    """
+
+    dataset: str
+    window: int
+    """Tokens."""
+    n_tokens: int
+    """Tokens predicted: all but the first of each window."""
+    perplexity: float
+    """exp(nll_mean)."""
+    nll_mean: float
+    """Mean of -log p(token), in nats."""
+    nll_stderr: float | None = None
+    kl_mean: float | None = None
+    """Mean of KL(16-bit || this cell)."""
+    kl_stderr: float | None = None
+    kl_p99: float | None = None
+    """99th percentile over tokens."""
+    top1_agreement: float | None = None
+    """Share of the tokens after which the 16-bit cell's most probable token is this cell's, too."""
+    top1_stderr: float | None = None
+    delta_logprob_mean: float | None = None
+    """Mean of log p(token) less the 16-bit cell's: the perplexities' ratio is exp(-delta_logprob_mean)."""
+    delta_logprob_stderr: float | None = None
+    top_k: int | None = None
+    """Tokens of the 16-bit cell's predictions that KL looks at one by one."""
+    partial: bool
+    wall_s: float
+
+
+class GenerationRow(Row):
+    """How a cell goes on with a prompt, greedily."""
+
+    prompt: str
+    text: str
+    """The continuation alone."""
+    token_ids: tuple[int, ...]
+    """Its tokens."""
+
+
+TABLES: dict[str, type[Row]] = {
+    "cells": CellRow,
+    "throughput": ThroughputRow,
+    "sustained": SustainedRow,
+    "accuracy": AccuracyRow,
+    "noise": NoiseRow,
+    "perplexity": PerplexityRow,
+}
+"""The CSV files of a run, by stem."""
+
+LINES: dict[str, type[Row]] = {"generations": GenerationRow}
+"""The files of a run with a JSON object a line, by stem: rows with text."""
+
+_ROW_TYPES: tuple[type[Row], ...] = (MemoryRow, *TABLES.values(), *LINES.values())
+ROW_TYPES = {row_type.__name__: row_type for row_type in _ROW_TYPES}
+"""Every row that a worker may write, by name."""

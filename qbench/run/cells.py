@@ -1,0 +1,115 @@
+"""Runs the cells of a run, one after another or, on a cluster, side by side, and keeps the tables complete."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from qbench.config import RunConfig
+from qbench.model import find
+from qbench.records import folders
+from qbench.records.rows import CellRow
+from qbench.run import parallel
+from qbench.run.events import EventLog, ProgressEvent
+from qbench.run.executor import Ending, Executor
+from qbench.run.fingerprint import CELL
+from qbench.run.folder import RunFolder
+from qbench.run.job import Job, cell_row, config_of
+
+
+class Reporter(Protocol):
+    """Whoever watches the run."""
+
+    def say(self, text: str) -> None: ...
+    def cell_started(self, label: str, number: int, total: int) -> None: ...
+    def progress(self, event: ProgressEvent) -> None: ...
+    def cell_finished(self, row: CellRow) -> None: ...
+
+
+@dataclass
+class CellRunner:
+    """The cells of one run: what they are made of, and where they run."""
+
+    config: RunConfig
+    folder: RunFolder
+    model: Path
+    executor: Executor
+    reporter: Reporter
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, order: Sequence[str]) -> list[CellRow]:
+        """Measure what is missing of the cells, in this order or side by side; their rows."""
+        if self.executor.side_by_side:
+            first = self.config.reference.label if self.config.reference else None
+            return parallel.run(order, first, self._measure_beside_others, self.executor.stop)
+        rows = []
+        for number, label in enumerate(order, start=1):
+            row = self._kept(label)
+            if row is None:
+                self.reporter.cell_started(label, number, len(order))
+                row = self._finish(self._measure(label, self.reporter.progress))
+            rows.append(row)
+        return rows
+
+    def _measure_beside_others(self, label: str) -> CellRow:
+        return self._kept(label) or self._finish(self._measure(label, parallel.Lines(label, self.reporter.say)))
+
+    def _kept(self, label: str) -> CellRow | None:
+        """The cell's row if nothing of it is missing; says what a rerun finds."""
+        missing, parts = self.folder.missing(label), len(self.folder.units[label])
+        if not missing:
+            self.reporter.say(f"{label}: already measured, kept (--fresh measures again)")
+            return self.folder.cell_row(label)
+        if len(missing) < parts:
+            self.reporter.say(f"{label}: goes on; kept are {parts - len(missing)} of its parts")
+        return None
+
+    def _finish(self, row: CellRow) -> CellRow:
+        with self._one_at_a_time:
+            self.reporter.cell_finished(row)
+            self.folder.write_tables()
+        return row
+
+    def _measure(self, label: str, progress: Callable[[ProgressEvent], None]) -> CellRow:
+        """Run what is missing of a cell to its end, whatever that is."""
+        out, log = self.folder.cell(label), self.folder.path / "logs" / f"{label}.log"
+        _clear_attempt(out)
+        job = Job(
+            config=config_of(self.config, next(cell for cell in self.config.backends if cell.label == label)),
+            label=label,
+            folder=self.model,
+            answers=self.folder.answers.resolve(),
+            reference=self.folder.reference.resolve(),
+            model_fingerprint=find.fingerprint(self.model),
+            units=dict(self.folder.units[label]),
+            missing=tuple(self.folder.missing(label)),
+        )
+        # Until the worker says how it ended, this cell has no row.
+        EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], (), complete=False)
+        ending = self.executor.run(job, out, log, progress)
+        row = self.folder.cell_row(label)
+        if row is None:
+            ending = ending or Ending("crashed", "the worker ended without a result")
+            reason = ending.reason + _last_words(log)
+            row = cell_row(self.config, job.backend, status=ending.status, error=reason, host=ending.host)
+            EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], [row])
+        return row
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a worker's log, to be put behind the reason for its end; empty if it said nothing."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return f"; its last words: {lines[-1].strip()[:300]}" if lines else ""
+
+
+def _clear_attempt(out: Path) -> None:
+    """Remove what an earlier worker of the cell left, except what it finished."""
+    if out.is_symlink():
+        out.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():
+        if path.is_symlink() or path.name not in ("events.jsonl", "journal"):
+            folders.remove(path)

@@ -1,0 +1,217 @@
+"""What runs on a node of a cluster: one cell, in a folder that is removed afterwards, told of piece by piece.
+
+Nothing here imports Ray: `qbench.run.ray.executor` makes an actor of `NodeCell`. The cell itself runs as it does on one
+machine, by `LocalExecutor`: a process of its own, with its time limit, that ends with whoever started it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qbench import __version__
+from qbench.errors import QbenchError, describe_fault
+from qbench.machine import environment
+from qbench.machine.environment import Environment
+from qbench.model import find
+from qbench.run import runner
+from qbench.run.executor import GRACE_S, Ending, LocalExecutor
+from qbench.run.job import Job
+
+PIECE = 2**23
+"""Bytes of events or log that are sent at once."""
+
+INHERITED = ("OMP_NUM_THREADS",)
+"""Environment variables that a cell has as its runner has them: Ray sets this one to the CPUs that are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """Who a node is, and what it would run."""
+
+    host: str
+    version: str
+    code: str
+    """See `qbench.machine.environment.code_sha256`."""
+    environment: Environment
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """All that a cell needs from its runner, beside the model and the files that the configuration names."""
+
+    job: str
+    """JSON of the `Job`."""
+    version: str
+    code: str
+    """See `qbench.machine.environment.code_sha256`."""
+    machine: Environment
+    """The runner's: with it, random weights come out of the same dtype everywhere."""
+    cwd: str
+    """The runner's working folder, where relative paths of the configuration begin."""
+    variables: dict[str, str | None]
+    """Environment variables that the cell's worker has; None: it has none of that name."""
+    files: dict[str, bytes]
+    """What is in the cell's folder already."""
+    answers: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a cell has written since the last look."""
+
+    events: bytes
+    log: bytes
+    over: bool
+    """The worker has ended, and nothing will be added."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a cell leaves behind, beside its events and its log."""
+
+    ending: Ending | None
+    files: dict[str, bytes]
+    answers: dict[str, bytes]
+    reference: bytes | None
+    """Given by the cell whose log-probabilities the others are compared with."""
+
+
+def facts() -> NodeFacts:
+    """Those of the machine that this is called on."""
+    return NodeFacts(platform.node(), __version__, environment.code_sha256(), environment.detect())
+
+
+class NodeCell:
+    """One cell. Its methods are called one after another: `start`, `news` until it is over, `results`, `close`."""
+
+    def __init__(self) -> None:
+        self._executor = LocalExecutor()
+        self._thread: threading.Thread | None = None
+        self._ending: Ending | None = None
+        self._job: Job
+        self._folder: Path | None = None
+        self._out: Path
+        self._log: Path
+
+    def start(self, parcel: Parcel, reference: bytes | None) -> str | None:
+        """Begin, unless the node would measure something else: then the reason."""
+        try:
+            self._job = self._settle(parcel, reference)
+        except QbenchError as error:
+            return str(error)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return None
+
+    def news(self, events_from: int, log_from: int) -> News:
+        """What is new behind these positions, in bytes, at most `PIECE` of each."""
+        ended = self._thread is None or not self._thread.is_alive()
+        events, log = _read(self._out / "events.jsonl", events_from), _read(self._log, log_from)
+        return News(events, log, over=ended and len(events) < PIECE and len(log) < PIECE)
+
+    def results(self) -> Results:
+        """Everything to keep. A checkpoint that a backend made in a folder below its cell's is not."""
+        job = self._job
+        reference = job.config.reference
+        own = reference is not None and reference.label == job.label and job.reference.is_file()
+        return Results(
+            ending=self._ending,
+            files=contents(self._out, {"events.jsonl"}),
+            answers=contents(job.answers),
+            reference=job.reference.read_bytes() if own else None,
+        )
+
+    def close(self) -> None:
+        """End the worker if it runs, and remove the folder."""
+        self._executor.stop()
+        if self._thread:
+            self._thread.join(3 * GRACE_S)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _settle(self, parcel: Parcel, reference: bytes | None) -> Job:
+        """The job with this node's paths.
+
+        Raises:
+            QbenchError: the node has another version, or another model.
+        """
+        check_version(parcel.version, parcel.code, facts())
+        set_variables(parcel.variables)
+        if os.path.isdir(parcel.cwd):
+            os.chdir(parcel.cwd)
+        job = Job.model_validate_json(parcel.job)
+        model = runner.find_model(job.config, parcel.machine, print)
+        if find.fingerprint(model) != job.model_fingerprint:
+            raise QbenchError(f"{model} on {platform.node()} is not the model that the runner has; copy it again")
+        self._folder = Path(tempfile.mkdtemp(prefix="qbench-cell-"))
+        self._out, self._log = self._folder / "cell", self._folder / "log"
+        own = {
+            "folder": model,
+            "answers": self._folder / "answers",
+            "reference": self._folder / "reference" / job.reference.name,
+        }
+        for folder, files in ((self._out, parcel.files), (own["answers"], parcel.answers)):
+            unpack(folder, files)
+        if reference is not None:
+            unpack(own["reference"].parent, {own["reference"].name: reference})
+        return job.model_copy(update=own)
+
+    def _run(self) -> None:
+        try:
+            self._ending = self._executor.run(self._job, self._out, self._log, lambda event: None)
+        except Exception as error:
+            self._ending = Ending(*describe_fault(error))
+
+
+def check_version(version: str, code: str, node: NodeFacts) -> None:
+    """Refuse a node that would run other code than the runner's.
+
+    Raises:
+        QbenchError: its version or its code differs.
+    """
+    if (node.version, node.code) != (version, code):
+        what = f"qbench {node.version}" if node.version != version else f"other code of qbench {version}"
+        raise QbenchError(
+            f"{node.host} has {what} (code {node.code[:12]}), the runner has {version} (code {code[:12]}); "
+            "install the same on every node"
+        )
+
+
+def set_variables(variables: Mapping[str, str | None]) -> None:
+    """Set environment variables; None removes one."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def contents(folder: Path, without: set[str] | frozenset[str] = frozenset()) -> dict[str, bytes]:
+    """The files directly in a folder, by name; of a missing folder, none."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name not in without}
+
+
+def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
+
+
+def _read(path: Path, offset: int) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(PIECE)

@@ -1,0 +1,129 @@
+"""A forecast as people read it."""
+
+from __future__ import annotations
+
+import textwrap
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qbench.plan.forecast import MARGIN, RESERVE_BYTES, CellForecast, Fit, Forecast
+from qbench.show.terminal import MISSING, human_bytes
+
+SETTINGS_WIDTH = 200
+"""Characters of a measure's settings; prompts can be long."""
+
+FIT_STYLES: dict[Fit | None, str] = {"yes": "green", "tight": "yellow", "no": "red"}
+
+
+def show(console: Console, forecast: Forecast) -> None:
+    """What runs, on what; the predicted tables; what will not fit; how to read all that."""
+    for line in _facts(forecast):
+        console.print(escape(line))
+    console.print(memory_table(forecast))
+    speeds = speed_table(forecast)
+    if speeds.rows:
+        console.print(speeds)
+    for line in remarks(forecast):
+        console.print(escape(line))
+
+
+def _facts(forecast: Forecast) -> list[str]:
+    memory, rate = forecast.memory_bytes, forecast.bandwidth_bytes_per_s
+    held = f"{human_bytes(memory)} ({forecast.memory_source})" if memory else forecast.memory_source
+    read = f"{rate / 1e9:,.0f} GB/s ({forecast.bandwidth_source})" if rate else forecast.bandwidth_source
+    lines = [
+        f"{forecast.run}: {forecast.model}, {forecast.parameters / 1e9:.3g} billion parameters, {forecast.dtype} on "
+        f"{forecast.device}",
+        f"memory: {held}",
+        f"bandwidth: {read}",
+        f"order: {', '.join(cell.label for cell in forecast.cells)}",
+    ]
+    for name, settings in forecast.measures.items():
+        lines.append(f"measure {name}: {textwrap.shorten(settings, SETTINGS_WIDTH, placeholder=' …')}".rstrip(": "))
+    return lines
+
+
+def memory_table(forecast: Forecast) -> Table:
+    """Predicted bytes of every cell."""
+    table = Table(title="predicted memory", title_justify="left")
+    table.add_column("backend")
+    headings = ["units", "bits/weight", "weights", "loading", "first forward"]
+    perplexity = any(cell.perplexity_bytes for cell in forecast.cells)
+    batches = [batch.batch_size for batch in forecast.cells[0].batches if batch.measure == "throughput"]
+    headings += [f"batch {size}" for size in batches] + (["perplexity"] if perplexity else [])
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for cell in forecast.cells:
+        peaks = [
+            _marked(batch.peak_memory_bytes, batch.fits) for batch in cell.batches if batch.measure == "throughput"
+        ]
+        table.add_row(
+            escape(cell.label),
+            str(cell.units),
+            f"{cell.bits_per_weight:.2f}",
+            human_bytes(cell.weight_bytes),
+            _marked(cell.load_bytes, cell.load_fits),
+            _marked(cell.peak_memory_bytes, cell.fits),
+            *peaks,
+            *([_marked(cell.perplexity_bytes, cell.perplexity_fits)] if perplexity else []),
+        )
+    return table
+
+
+def speed_table(forecast: Forecast) -> Table:
+    """Ceilings of the decode speed of every cell; without rows where the bandwidth is not known."""
+    table = Table(title="decode tokens/s, at most", title_justify="left")
+    table.add_column("backend")
+    first = forecast.cells[0].batches
+    for batch in first:
+        table.add_column(
+            f"batch {batch.batch_size}" + (", sustained" if batch.measure == "sustained" else ""), justify="right"
+        )
+    if not first or forecast.bandwidth_bytes_per_s is None:
+        return table
+    for cell in forecast.cells:
+        table.add_row(escape(cell.label), *(f"{batch.decode_tokens_per_s or 0:,.1f}" for batch in cell.batches))
+    return table
+
+
+def remarks(forecast: Forecast) -> list[str]:
+    """What will not fit or run here, and how sure all of it is."""
+    lines = [f"will not run here: {problem}" for problem in forecast.problems]
+    for cell in forecast.cells:
+        lines += _misfits(cell)
+    if forecast.memory_bytes:
+        lines.append(
+            f"fits: with {100 * MARGIN:.0f} % of the peak and {human_bytes(RESERVE_BYTES)} for libraries to spare; "
+            "tight: without that"
+        )
+    decode_s = sum(batch.decode_s or 0 for cell in forecast.cells for batch in cell.batches)
+    if decode_s:
+        lines.append(
+            f"time: decoding alone takes at least {decode_s:,.0f} s; prefill, loading and accuracy come on top and "
+            "depend on kernels, so they are not predicted"
+        )
+    unknown = [name for name in forecast.measures if name in ("mmlu", "tasks", "noise_floor", "generations")]
+    if unknown:
+        lines.append(f"memory not predicted, it depends on the prompts: {', '.join(unknown)}")
+    return lines
+
+
+def _misfits(cell: CellForecast) -> list[str]:
+    parts: list[tuple[str, Fit | None]] = [("loading", cell.load_fits), ("the first forward", cell.fits)]
+    for batch in cell.batches:
+        mark = ", sustained" if batch.measure == "sustained" else ""
+        parts.append((f"batch {batch.batch_size}{mark}", batch.fits))
+    parts.append(("perplexity", cell.perplexity_fits))
+    lines = []
+    for fits, words in (("no", "does not fit"), ("tight", "is tight")):
+        if found := [part for part, how in parts if how == fits]:
+            lines.append(f"{cell.label} {words}: {'; '.join(found)}")
+    return lines
+
+
+def _marked(value: int | None, fits: Fit | None) -> str:
+    style = FIT_STYLES.get(fits)
+    text = human_bytes(value) + {"tight": " ?", "no": " ✗"}.get(str(fits), "")
+    return f"[{style}]{text}[/]" if style and value is not None else text if value is not None else MISSING

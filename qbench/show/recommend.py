@@ -1,0 +1,187 @@
+"""A recommendation in words, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qbench.analysis.effects import SpeedRatio, speed_ratio
+from qbench.decide.candidates import Candidate, points, size
+from qbench.decide.constraints import UNLIMITED, Limits, doubt, need_memory
+from qbench.decide.recommend import Change, Pick, Recommendation, difference_of, tie_break
+from qbench.show.phrases import p_words
+
+
+def lines(found: Recommendation, cost_per_hour: float | None = None) -> Iterator[str]:
+    """What a person reads."""
+    yield from (f"note: {note}" for note in found.notes)
+    if found.pick is None:
+        yield from _nothing(found)
+    else:
+        named = found.pick.named
+        at = f"at batch {found.batch_size}" if named.speeds else "after its first forward"
+        yield f"{named.name} {at}: {_figures(named, cost_per_hour)}"
+        yield from (f"  {line}" for line in reasons(found, found.pick))
+        yield from (f"  but: {line}" for line in caveats(named, found.limits))
+    if second := found.runner_up:
+        yield f"runner-up: {second.name}: {_figures(second, cost_per_hour)}"
+        yield from (f"  but: {line}" for line in caveats(second, found.limits))
+    if found.pick and found.changes:
+        yield "what would change the answer:"
+        yield from (f"  {_options(change, found.limits)}: {_named(change)}" for change in found.changes)
+    if found.excluded:
+        yield "left out:"
+        yield from (f"  {candidate.name}: {why}" for candidate, why in found.excluded)
+
+
+def reasons(found: Recommendation, pick: Pick) -> Iterator[str]:
+    """Why the named one: by the objective or a tie, its accuracy, and which constraint binds."""
+    yield _advantage(found, pick)
+    if pick.named.drop:
+        yield f"accuracy against the 16-bit cell: {points(pick.named.drop)}"
+    for change in found.binding:
+        option = (
+            "--max-memory" if change.limits.memory_bytes == UNLIMITED != found.limits.memory_bytes else "--max-drop"
+        )
+        yield f"{option} binds: without it {_named(change)}"
+    if str(found.limits) and not found.binding:
+        yield f"no constraint binds: without {found.limits} it would be named, too"
+
+
+def caveats(candidate: Candidate, limits: Limits) -> list[str]:
+    """What has to be said of a candidate that is named."""
+    return [*filter(None, [doubt(candidate, limits)]), *candidate.caveats]
+
+
+def cost_per_million_tokens(candidate: Candidate, cost_per_hour: float | None) -> float | None:
+    """cost_per_hour ÷ 3600 ÷ tokens/s × 10⁶, of decoding alone and at full load; None without a speed or a cost."""
+    if cost_per_hour is None or candidate.speed is None:
+        return None
+    return cost_per_hour / 3600 / candidate.speed * 1e6
+
+
+def to_dict(found: Recommendation, cost_per_hour: float | None = None) -> dict[str, Any]:
+    """For a script: bytes, tokens/s and fractions; null where there is no value or no limit."""
+    return {
+        "objective": found.objective,
+        "batch_size": found.batch_size,
+        "limits": _limits(found.limits),
+        "recommended": _choice(found.pick.named, found.limits, cost_per_hour) if found.pick else None,
+        "tied_with": [one.name for one in found.pick.tied if one is not found.pick.named] if found.pick else [],
+        "reasons": list(reasons(found, found.pick)) if found.pick else [],
+        "runner_up": _choice(found.runner_up, found.limits, cost_per_hour) if found.runner_up else None,
+        "changes": [_change(change, found.limits) for change in found.changes] if found.pick else [],
+        "relaxations": [] if found.pick else [_change(change, found.limits) for change in found.changes],
+        "left_out": [{"name": one.name, "run": str(one.folder), "reason": why} for one, why in found.excluded],
+        "notes": list(found.notes),
+    }
+
+
+def _advantage(found: Recommendation, pick: Pick) -> str:
+    named = pick.named
+    if found.fitting == 1:
+        return "the only one that fits" if str(found.limits) else "the only one that can be named"
+    if len(pick.tied) == 1:
+        word = {"speed": "fastest", "memory": "smallest", "accuracy": "most accurate"}[found.objective]
+        return f"the {word} of {found.fitting}: {_against(found, found.runner_up, named)}"
+    others = [one for one in pick.tied if one is not named]
+    rival = pick.leader if named is not pick.leader else min(others, key=tie_break)
+    if found.objective == "memory":
+        return f"as small as {_names(others)}; {_tie_words(named, rival)}"
+    return f"tied within noise with {_names(others)} ({_against(found, rival, named)}); {_tie_words(named, rival)}"
+
+
+def _against(found: Recommendation, other: Candidate | None, named: Candidate) -> str:
+    """The named one's figure against another's."""
+    if other is None:
+        return _figures(named, None)
+    if found.objective == "speed":
+        return f"{ratio_words(speed_ratio(other.speeds, named.speeds))} the speed of {other.name}"
+    if found.objective == "memory":
+        return f"{size(need_memory(named))} against {size(need_memory(other))} of {other.name}"
+    difference = difference_of(other, named)
+    return f"{points(difference)} against {other.name}, {p_words(difference.p_value)}" if difference else ""
+
+
+def _tie_words(named: Candidate, rival: Candidate) -> str:
+    if need_memory(named) < need_memory(rival):
+        return f"smaller memory wins: {size(need_memory(named))} against {size(need_memory(rival))} of {rival.name}"
+    if named.bits < rival.bits:
+        return f"fewer bits win: {named.bits:.2f} against {rival.bits:.2f} of {rival.name}"
+    return "memory and bits are the same, the faster wins"
+
+
+def ratio_words(ratio: SpeedRatio) -> str:
+    """`1.13× [1.10, 1.16]`, or `1.13× (a single trial: no interval)`."""
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.ratio:.2f}× (a single trial: no interval)"
+    return f"{ratio.ratio:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _nothing(found: Recommendation) -> Iterator[str]:
+    yield f"nothing fits {found.limits}" if str(found.limits) else "no cell can be named"
+    yield from (f"  relax {_options(change, found.limits)}: {_named(change)}" for change in found.changes)
+
+
+def _figures(candidate: Candidate, cost_per_hour: float | None) -> str:
+    cost = cost_per_million_tokens(candidate, cost_per_hour)
+    parts = [
+        f"{candidate.speed:,.1f} tok/s" if candidate.speed else "",
+        size(candidate.memory_bytes) if candidate.memory_bytes is not None else "",
+        f"accuracy {100 * candidate.answered.accuracy:.2f} %" if candidate.answered else "",
+        f"{candidate.bits:.2f} bits a weight",
+        f"{cost:,.4g} a million tokens" if cost is not None else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _options(change: Change, limits: Limits) -> str:
+    """The constraints that a change changes, and by how much where it loosens them."""
+    words = []
+    if change.limits.memory_bytes != limits.memory_bytes:
+        more = change.limits.memory_bytes - limits.memory_bytes
+        words.append(
+            f"{Limits(memory_bytes=change.limits.memory_bytes)}" + (f" ({size(more)} more)" if more > 0 else "")
+        )
+    if change.limits.drop_points != limits.drop_points:
+        more = change.limits.drop_points - limits.drop_points
+        words.append(f"{Limits(drop_points=change.limits.drop_points)}" + (f" ({more:.2f} more)" if more > 0 else ""))
+    return " and ".join(words)
+
+
+def _named(change: Change) -> str:
+    return f"{change.named.name} would be named" if change.named else "nothing would fit"
+
+
+def _names(candidates: list[Candidate]) -> str:
+    return ", ".join(one.name for one in candidates)
+
+
+def _limits(limits: Limits) -> dict[str, float | None]:
+    values = {"max_memory_bytes": limits.memory_bytes, "max_drop_points": limits.drop_points}
+    return {key: None if value == UNLIMITED else value for key, value in values.items()}
+
+
+def _change(change: Change, limits: Limits) -> dict[str, Any]:
+    named = change.named.name if change.named else None
+    return {**_limits(change.limits), "options": _options(change, limits), "recommended": named}
+
+
+def _choice(candidate: Candidate, limits: Limits, cost_per_hour: float | None) -> dict[str, Any]:
+    drop = candidate.drop
+    return {
+        "name": candidate.name,
+        "run": str(candidate.folder),
+        "model": candidate.model,
+        "backend": candidate.backend,
+        "label": candidate.label,
+        "bits_per_weight": candidate.bits,
+        "peak_memory_bytes": candidate.memory_bytes,
+        "decode_tokens_per_s": candidate.speed,
+        "accuracy": candidate.answered.accuracy if candidate.answered else None,
+        "accuracy_delta": drop.delta if drop else None,
+        "accuracy_delta_low": drop.low if drop else None,
+        "accuracy_delta_high": drop.high if drop else None,
+        "cost_per_million_tokens": cost_per_million_tokens(candidate, cost_per_hour),
+        "caveats": caveats(candidate, limits),
+    }

@@ -1,0 +1,123 @@
+"""What a run says of itself: how it was measured and where, what failed, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import pandas as pd
+
+from qbench.analysis.effects import cache_words
+from qbench.machine.environment import Environment
+from qbench.records.run import Run, RunRecord
+
+Record = dict[str, Any]
+"""A row of a table, None where it has no value."""
+
+
+def unreported(run: Run, summary: Sequence[Record], allow_partial: bool) -> list[str]:
+    """Backends that were not run, limited evaluations, trials at which nobody looked, several machines."""
+    notes = []
+    if missing := _missing(run):
+        notes.append(f"asked for and not run: {', '.join(missing)}")
+    if run.record.finished is None:
+        notes.append("the run has not finished, or was interrupted; the same command goes on with it")
+    frames = {"accuracy": run.accuracy[run.accuracy["task"] == "mmlu"], "perplexity": run.perplexity}
+    limited = [name for name, frame in frames.items() if frame["partial"].any()]
+    if limited and not allow_partial:
+        notes.append(f"left out, of part of the questions or text only: {', '.join(limited)}; give --allow-partial")
+    measured = run.throughput[run.throughput["status"] == "ok"]
+    if measured["validity"].isna().any():
+        notes.append("what else the machine did during the trials was not recorded by this run")
+    hosts = run.cells["host"].dropna().unique()
+    if len(hosts) > 1:
+        notes.append(f"measured on several machines: {', '.join(sorted(map(str, hosts)))}; memory and speed may differ")
+    tasks = sorted(set(run.accuracy["task"]) - {"mmlu"})
+    if tasks:
+        notes.append(f"measured and not shown here, see accuracy.csv: {', '.join(tasks)}")
+    if all(row["mmlu"] is None for row in summary) and not limited:
+        notes.append("MMLU was not measured")
+    return notes
+
+
+def tried(run: Run) -> str:
+    """How much of the run there is, where nothing failed."""
+    if run.cells.empty:
+        return "Nothing has been measured."
+    if _missing(run) or run.record.finished is None:
+        return "What was measured ended ok; the run is not whole."
+    return "Every backend and every trial ended ok."
+
+
+def _missing(run: Run) -> list[str]:
+    """Labels of the backends that were asked for and have no row."""
+    there = set(run.cells["label"])
+    return [backend["label"] for backend in run.record.config.get("backends") or () if backend["label"] not in there]
+
+
+def failures(run: Run, names: Mapping[str, str]) -> list[str]:
+    """Cells and trials that did not end ok, with the reason, a line each."""
+    lines = []
+    for cell in run.cells.drop_duplicates("label", keep="last").to_dict("records"):
+        if cell["status"] != "ok":
+            lines.append(f"{names[cell['label']]}: {cell['status']}{_reason(cell['error'])}")
+    failed = run.throughput[(run.throughput["status"] != "ok") & run.throughput["label"].isin(list(names))]
+    for row in failed.drop_duplicates(["label", "batch_size", "status", "error"]).to_dict("records"):
+        lines.append(f"{names[row['label']]} at batch {row['batch_size']}: {row['status']}{_reason(row['error'])}")
+    return lines
+
+
+def _reason(error: Any) -> str:
+    return "" if pd.isna(error) else f" ({error})"
+
+
+def settings(run: Run, summary: Sequence[Record]) -> dict[str, str]:
+    """By measure (memory, throughput, mmlu), under which conditions it was taken, in words."""
+    measures = cast(Record, run.record.config.get("measure") or {})
+    found = {}
+    if memory := measures.get("memory"):
+        found["memory"] = "first forward after loading, batch {batch_size}, {seq_len:,} tokens".format(**memory)
+    if len(run.throughput):
+        prompt, new = (int(run.throughput[column].max()) for column in ("prompt_tokens", "new_tokens"))
+        excluded = f"the first excluded{cache_words(run.throughput)}"
+        found["throughput"] = f"{prompt:,} prompt and {new:,} new tokens, {excluded}; medians over trials"
+    if len(run.sustained):
+        batch, prompt, new = (int(run.sustained[name].max()) for name in ("batch_size", "prompt_tokens", "new_tokens"))
+        excluded = f"prefills excluded{cache_words(run.sustained)}"
+        found["sustained"] = f"batch {batch}, {prompt:,} prompt and {new:,} new tokens on end, {excluded}"
+    counts = [row["mmlu_n"] for row in summary if row["mmlu_n"] is not None]
+    if counts:
+        demo = (measures.get("mmlu") or {}).get("data") == "demo"
+        shots = sorted(set(run.accuracy.loc[run.accuracy["task"] == "mmlu", "num_fewshot"]))
+        partial = ", partial" if any(row["mmlu_partial"] for row in summary) else ""
+        asked = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+        found["mmlu"] = (
+            f"{'the demo questions' if demo else 'MMLU'}, {asked} questions{partial}, "
+            f"{'/'.join(map(str, shots))}-shot, 95 % Wilson intervals"
+        )
+    return found
+
+
+def commands(record: RunRecord) -> list[str]:
+    """The code, what it was installed with, and the run itself."""
+    commit, dirty = record.environment.git_commit, record.environment.git_dirty
+    changed = "  # had changes that were not committed" if dirty else ""
+    if not commit:
+        return [f"pip install 'qbench[all]=={record.environment.versions.get('qbench')}'", record.command]
+    return [f"git checkout {commit}{changed}", "make setup && . .venv/bin/activate", record.command]
+
+
+def environment(found: Environment) -> list[tuple[str, str]]:
+    """The machine and the software, name and value; what is not known is left out."""
+    facts = {
+        "CPU": f"{found.cpu}, {found.cores} cores",
+        "instructions": ", ".join(found.cpu_features),
+        "memory": f"{found.memory_bytes / 2**30:.1f} GiB",
+        "GPU": ", ".join(f"{gpu.name}, {gpu.memory_bytes / 2**30:.1f} GiB" for gpu in found.gpus),
+        "driver": found.driver or "",
+        "system": found.os,
+        "Python": found.python,
+        "git commit": (found.git_commit or "") + (", with changes" if found.git_dirty else ""),
+        **found.versions,
+    }
+    return [(name, value) for name, value in facts.items() if value]

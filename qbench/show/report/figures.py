@@ -1,0 +1,192 @@
+"""Shapes as plotly.js draws them (https://plotly.com/javascript/reference/): JSON, whose colours of text and grid are
+those of the page's style sheet. Every trace of a backend names it in `meta`, by which the page filters."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from matplotlib.colors import to_hex
+
+from qbench.show.plots.style import CellStyle, wrap
+from qbench.show.report.shapes import Bar, BarChart, Chart, Panel, PlaneChart, Trail
+
+Json = dict[str, Any]
+
+BAR_PX, PANEL_PX, PLANE_PX = 34, 54, 340
+"""Heights: of a bar, of a panel's title and ticks, of the plane that points lie in."""
+
+LEGEND_ROW_PX = 22
+MANY_DOTS = 12
+"""From here on they are small."""
+ROOM = 1.42
+"""How far an axis of bars goes beyond the longest, for the texts at their ends."""
+
+PATTERNS = {"": "", "///": "/", "...": ".", "xx": "x"}
+SYMBOLS = {"": "circle", "///": "square", "...": "diamond", "xx": "x"}
+"""For matplotlib's hatches."""
+
+NEUTRAL = "#888888"
+"""Seen on white and on black."""
+
+HOVER = {"bgcolor": "#222222", "bordercolor": "#999999", "font": {"color": "#ffffff", "size": 13}, "align": "left"}
+
+
+def figure(chart: Chart) -> Json:
+    """`data` and `layout` of a chart."""
+    return _bars(chart) if isinstance(chart, BarChart) else _plane(chart)
+
+
+def text(value: str) -> str:
+    """Text as it is: plotly reads tags in texts."""
+    return html.escape(value, quote=False).replace("\n", "<br>")
+
+
+def _layout(height: int) -> Json:
+    return {
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "dragmode": False,
+        "hovermode": "closest",
+        "hoverlabel": HOVER,
+        "showlegend": False,
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "itemclick": False,
+                   "itemdoubleclick": False},
+        "barmode": "overlay",
+    }  # fmt: skip
+
+
+def _axis(title: str) -> Json:
+    return {
+        "title": {"text": text(title), "font": {"size": 13}},
+        "automargin": True,
+        "fixedrange": True,
+        "zeroline": False,
+    }
+
+
+def _bars(chart: BarChart) -> Json:
+    """Panels from top to bottom, each with axes of its own."""
+    heights = [PANEL_PX + BAR_PX * len(panel.bars) for panel in chart.panels]
+    legend = LEGEND_ROW_PX if chart.beside else 0
+    layout, traces = _layout(sum(heights) + legend + 16) | {"shapes": [], "annotations": []}, []
+    layout["showlegend"] = bool(chart.beside)
+    layout["margin"]["t"] += legend
+    top = 1.0
+    for i, (panel, height) in enumerate(zip(chart.panels, heights, strict=True)):
+        number = "" if i == 0 else str(i + 1)
+        share = height / sum(heights)
+        domain = [top - share * (1 - 40 / height), top - share * (20 / height if panel.title or panel.line else 0)]
+        top -= share
+        names = [bar.backend for bar in panel.bars]
+        ticks = [text(wrap(name, 16, 2).replace("\\$", "$")) for name in names]
+        ends = [max(bar.value or 0, bar.beside or 0, bar.span[1] if bar.span else 0) for bar in panel.bars]
+        limit = max(max(ends) * ROOM, panel.line[0] * 1.1 if panel.line else 0) or 1
+        own = {"anchor": f"y{number}", "range": [0, limit], "nticks": 6}
+        # Panels share their unit, which stands below the last.
+        layout[f"xaxis{number}"] = _axis(panel.axis if panel is chart.panels[-1] else "") | own
+        layout[f"yaxis{number}"] = _axis("") | {
+            "anchor": f"x{number}", "domain": domain, "type": "category", "autorange": "reversed",
+            "tickmode": "array", "tickvals": [text(name) for name in names], "ticktext": ticks, "showgrid": False,
+        }  # fmt: skip
+        traces += [_bar(bar, number) for bar in panel.bars]
+        traces += [_note(bar, end, number) for bar, end in zip(panel.bars, ends, strict=True)]
+        besides = [bar for bar in panel.bars if bar.beside is not None]
+        traces += [_beside(bar, number, chart.beside, i == 0 and bar is besides[0]) for bar in besides]
+        _entitle(layout, panel, number, domain[1])
+    return {"data": traces, "layout": layout}
+
+
+def _bar(bar: Bar, number: str) -> Json:
+    value = bar.value or 0.0
+    trace: Json = {
+        "type": "bar", "orientation": "h", "meta": bar.backend, "x": [value], "y": [text(bar.backend)],
+        "xaxis": f"x{number}", "yaxis": f"y{number}", "width": 0.64,
+        "marker": _marker(bar.look) | {"pattern": {"shape": PATTERNS[bar.look.hatch], "fgcolor": bar.look.edge}},
+        "hovertext": [text(bar.hover)], "hoverinfo": "text", "showlegend": False,
+    }  # fmt: skip
+    if bar.span:
+        trace["error_x"] = _whiskers(value, bar.span)
+    return trace
+
+
+def _note(bar: Bar, end: float, number: str) -> Json:
+    """The text of a bar, behind its whisker and diamond."""
+    gap = "\u2003" if bar.beside else "\u2002"
+    return {
+        "type": "scatter", "mode": "text", "meta": bar.backend, "x": [end], "y": [text(bar.backend)],
+        "xaxis": f"x{number}", "yaxis": f"y{number}", "text": [gap + text(bar.text)], "textposition": "middle right",
+        "cliponaxis": False, "hoverinfo": "skip", "showlegend": False,
+    }  # fmt: skip
+
+
+def _beside(bar: Bar, number: str, name: str, in_legend: bool) -> Json:
+    return {
+        "type": "scatter", "mode": "markers", "meta": bar.backend, "x": [bar.beside], "y": [text(bar.backend)],
+        "xaxis": f"x{number}", "yaxis": f"y{number}", "name": text(name), "showlegend": in_legend,
+        "marker": {"symbol": "diamond", "size": 9, "color": "#ffffff", "line": {"color": "#222222", "width": 2}},
+        "hovertext": [text(bar.hover)], "hoverinfo": "text",
+    }  # fmt: skip
+
+
+def _entitle(layout: Json, panel: Panel, number: str, top: float) -> None:
+    """The title of a panel, and its line."""
+    common = {"showarrow": False, "yref": "paper", "y": top, "yanchor": "bottom"}
+    if panel.title:
+        layout["annotations"].append(
+            common | {"xref": "paper", "x": 0, "xanchor": "left", "text": f"<b>{text(panel.title)}</b>"}
+        )
+    if panel.line:
+        value, name = panel.line
+        line = {"color": "#c2410c", "width": 2, "dash": "dash"}
+        axes = {"xref": f"x{number}", "yref": f"y{number} domain"}
+        layout["shapes"].append({"type": "line", "x0": value, "x1": value, "y0": 0, "y1": 1, "line": line} | axes)
+        layout["annotations"].append(common | {"xref": f"x{number}", "x": value, "text": text(name)})
+
+
+def _plane(chart: PlaneChart) -> Json:
+    layout = _layout(PLANE_PX + LEGEND_ROW_PX * (1 + len(chart.trails) // 3))
+    layout["showlegend"] = True
+    layout["xaxis"] = _axis(chart.x_axis) | {"nticks": 6}
+    layout["yaxis"] = _axis(chart.y_axis) | ({"rangemode": "tozero"} if chart.connected else {})
+    if chart.x_ticks:
+        labels = [f"{tick:g}" for tick in chart.x_ticks]
+        ticks = {"tickmode": "array", "tickvals": list(chart.x_ticks), "ticktext": labels}
+        layout["xaxis"] |= {"type": "log"} | ticks
+    front: Json = {
+        "type": "scatter", "mode": "lines", "x": [x for x, _ in chart.front], "y": [y for _, y in chart.front],
+        "line": {"color": NEUTRAL, "width": 1.5}, "name": "Pareto front", "hoverinfo": "skip",
+        "showlegend": len(chart.front) > 1,
+    }  # fmt: skip
+    traces = [_trail(trail, connected=chart.connected) for trail in chart.trails]
+    return {"data": [front, *traces] if chart.front else traces, "layout": layout}
+
+
+def _trail(trail: Trail, *, connected: bool) -> Json:
+    spans = [dot.span or (dot.y, dot.y) for dot in trail.dots]
+    size = 11 if len(trail.dots) < MANY_DOTS else 5
+    return {
+        "type": "scatter", "mode": "lines+markers+text" if connected else "markers+text", "meta": trail.backend,
+        "name": text(trail.backend), "x": [dot.x for dot in trail.dots], "y": [dot.y for dot in trail.dots],
+        "marker": _marker(trail.look) | {"size": size, "symbol": SYMBOLS[trail.look.hatch]},
+        "line": {"color": trail.look.edge, "width": 2}, "textposition": "top center",
+        "text": ["!" if dot.doubtful else "" for dot in trail.dots],
+        "hovertext": [text(dot.hover) for dot in trail.dots], "hoverinfo": "text",
+        "error_y": {
+            "type": "data", "symmetric": False, "thickness": 1.2, "width": 4, "color": NEUTRAL,
+            "array": [high - dot.y for dot, (_, high) in zip(trail.dots, spans, strict=True)],
+            "arrayminus": [dot.y - low for dot, (low, _) in zip(trail.dots, spans, strict=True)],
+        },
+    }  # fmt: skip
+
+
+def _marker(look: CellStyle) -> Json:
+    return {"color": to_hex(look.fill), "line": {"color": look.edge, "width": 1}}
+
+
+def _whiskers(value: float, span: tuple[float, float]) -> Json:
+    sides = {"array": [span[1] - value], "arrayminus": [value - span[0]]}
+    return {"type": "data", "symmetric": False, "thickness": 1.4, "width": 4, "color": NEUTRAL} | sides

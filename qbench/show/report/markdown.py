@@ -1,0 +1,67 @@
+"""BENCHMARK.md: the tables of a report, for a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qbench.show.markdown import inline
+from qbench.show.report import tables
+from qbench.show.report.records import RunReport
+from qbench.show.report.table import Table
+
+MARK = "<!-- qbench report -->"
+"""The first line, by which a file is known to be ours."""
+
+
+def render(reports: Sequence[RunReport]) -> str:
+    """The text of the file."""
+    parts = [MARK, "# Benchmark", "\n".join(_origin(report) for report in reports), "## Results"]
+    parts += [_table(tables.summary(reports)), "In brackets: 95 % intervals. A `!` marks a figure not to be trusted."]
+    for title, field in (("Failed", "failures"), ("Marked, or damaged", "doubts"), ("Not reported", "notes")):
+        lines = [f"- {inline(report.title)}: {inline(line)}" for report in reports for line in getattr(report, field)]
+        if lines:
+            parts += [f"## {title}", "\n".join(lines)]
+    for heading, table in (
+        ("Speed and latency", tables.speeds(reports)),
+        ("Sustained load", tables.sustained(reports)),
+        ("Predicted and measured", tables.predictions(reports)),
+        ("Loading", tables.loading(reports)),
+    ):
+        if table:
+            parts += [f"## {heading}", _table(table)]
+    found = [table for i, report in enumerate(reports) if (table := tables.subjects(report, i))]
+    if found:
+        parts += ["## By subject", *(_table(table) for table in found)]
+        parts.append("`*`: more than chance (McNemar's test, corrected by Holm over all subjects and backends).")
+    parts.append("## Reproduce")
+    for report in reports:
+        parts += [f"{inline(report.title)}:", "\n".join(f"    {line}" for line in _lines(report.commands))]
+    parts.append(_table(tables.environments(reports)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(report: RunReport) -> str:
+    words = f"{report.model}, {report.dtype}, on {report.machine}; {report.day} UTC"
+    settings = [f"    - {name}: {inline(text)}" for name, text in report.settings.items()]
+    return "\n".join([f"- **{inline(report.title)}**: {inline(words)}", *settings])
+
+
+def _table(table: Table) -> str:
+    """Figures, and the titles above them, are ours; everything else may be somebody's text."""
+    heads = [
+        column.title if column.numeric and column.backend is None else inline(column.title) for column in table.columns
+    ]
+    rules = ["---:" if column.numeric else "---" for column in table.columns]
+    rows = [
+        [
+            field.text if column.numeric else inline(field.text)
+            for column, field in zip(table.columns, row.fields, strict=True)
+        ]
+        for row in table.rows
+    ]
+    lines = [heads, rules, *rows]
+    return f"{inline(table.caption)}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _lines(commands: Sequence[str]) -> list[str]:
+    return [line for command in commands for line in command.splitlines()]

@@ -1,0 +1,131 @@
+"""The page: one HTML file with everything in it, which opens from a disk and asks no network for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from qbench import __version__
+from qbench.show.report import figures, still, tables
+from qbench.show.report.charts import charts
+from qbench.show.report.records import RunReport
+from qbench.show.report.shapes import Chart
+
+SECTIONS = {
+    "memory": ("Memory", "Peak of the first forward after loading: weights, cache and what lives at once."),
+    "speed": ("Decode speed", "Tokens a second after the first, all sequences of a batch together."),
+    "accuracy": (
+        "Accuracy",
+        "Whiskers are intervals of each by itself; differences are tested question by question.",
+    ),
+    "pareto": ("Accuracy against memory", "No backend beats one on the line in both."),
+    "accuracy-speed": ("Accuracy against speed", "No backend beats one on the line in both."),
+    "batches": (
+        "Speed against batch size",
+        "Twice the batch is at most twice the speed, and less where arithmetic takes longer than reading weights.",
+    ),
+    "bandwidth": (
+        "Bandwidth",
+        "How fast decoding reads weights and cache. A model that fits the processor's caches is read from there.",
+    ),
+    "latency": ("Latency", "Time between tokens: half of them come faster than p50, one in twenty slower than p95."),
+    "sustained": ("Sustained load", "Generations without a pause: what is left of the speed once the machine is warm."),
+}
+"""Title and explanation by the charts' keys, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A chart of a run in the page."""
+
+    id: str
+    run: int
+    title: str
+    """The run's."""
+    details: str
+    still: str
+    """As a data URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A plot of all runs."""
+
+    key: str
+    title: str
+    words: str
+    charts: tuple[Drawn, ...]
+
+
+def render(reports: Sequence[RunReport]) -> str:
+    """The page's HTML."""
+    found = {(chart.key, i): chart for i, report in enumerate(reports) for chart in charts(report)}
+    plotly, script = (_script(source) for source in (get_plotlyjs(), _file("page.js")))
+    environment = Environment(
+        loader=PackageLoader("qbench.show.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        reports=reports,
+        backends=list(dict.fromkeys(cell.name for report in reports for cell in report.cells)),
+        summary=tables.summary(reports),
+        sections=[_section(key, reports, found) for key in SECTIONS if any(kind == key for kind, _ in found)],
+        timed=tables.speeds(reports),
+        loaded=tables.sustained(reports),
+        heat=[table for i, report in enumerate(reports) if (table := tables.subjects(report, i))],
+        predicted=tables.predictions(reports),
+        loading=tables.loading(reports),
+        environment=tables.environments(reports),
+        charts=[{"id": f"plot-{key}-{i}", "figure": figures.figure(chart)} for (key, i), chart in found.items()],
+        plotly=plotly,
+        script=script,
+        style=Markup(_file("page.css")),
+        policy=_policy(plotly, script),
+        version=__version__,
+    )
+
+
+def _section(key: str, reports: Sequence[RunReport], found: dict[tuple[str, int], Chart]) -> Section:
+    title, words = SECTIONS[key]
+    drawn = tuple(
+        Drawn(f"plot-{key}-{i}", i, reports[i].title, chart.details, _data_url(still.svg(chart)))
+        for (kind, i), chart in found.items()
+        if kind == key
+    )
+    return Section(key, title, words, drawn)
+
+
+def _file(name: str) -> str:
+    return resources.files("qbench.show.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script(source: str) -> Markup:
+    """A script as it stands in an element; our own and plotly's, never a run's."""
+    source = source.replace("\r\n", "\n")
+    if "</script" in source.lower():
+        raise ValueError("a script must not hold the end of its own element")
+    return Markup(source)
+
+
+def _policy(*scripts: str) -> str:
+    """Nothing is fetched, and no script runs but these (W3C, Content Security Policy Level 3)."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _data_url(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

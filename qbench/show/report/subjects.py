@@ -1,0 +1,79 @@
+"""How the cells' accuracies differ from the 16-bit one's, subject by subject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from qbench.analysis.compare import SIGNIFICANCE
+from qbench.analysis.paired import count_flips, holm, mcnemar_p_value
+from qbench.records.answers import mmlu_rows
+from qbench.records.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of a cell's accuracy to the 16-bit one's in a subject."""
+
+    delta: float
+    """A fraction."""
+    real: bool | None
+    """Whether it is more than chance, by McNemar's test corrected by Holm over all cells and subjects; None where the
+    answers are not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One subject."""
+
+    name: str
+    n: int
+    reference: float
+    """Accuracy of the 16-bit cell, a fraction."""
+    differences: Mapping[str, Difference]
+    """By the cell's name; a cell that did not answer the subject's questions is not there."""
+
+
+def subjects(run: Run, reference: str, labels: Sequence[str], names: Mapping[str, str]) -> tuple[Subject, ...]:
+    """Every subject of the reference, in its order; none if no other cell has subjects."""
+    others = [label for label in labels if label != reference]
+    if reference not in labels or not others:
+        return ()
+    accuracies = {label: _by_subject(run, label) for label in others}
+    tested = _tests(run, reference, others)
+    return tuple(
+        Subject(
+            name=subject,
+            n=n,
+            reference=accuracy,
+            differences={
+                names[label]: Difference(found[subject][1] - accuracy, tested.get((label, subject)))
+                for label, found in accuracies.items()
+                if subject in found
+            },
+        )
+        for subject, (n, accuracy) in _by_subject(run, reference).items()
+    )
+
+
+def _by_subject(run: Run, label: str) -> dict[str, tuple[int, float]]:
+    """Questions of each subject, and a cell's accuracy."""
+    rows = mmlu_rows(run.accuracy, label).to_dict("records")
+    return {str(row["subject"]): (int(row["n"]), float(row["accuracy"])) for row in rows}
+
+
+def _tests(run: Run, reference: str, labels: Sequence[str]) -> dict[tuple[str, str], bool]:
+    """By cell and subject, whether they differ."""
+    if reference not in run.answers:
+        return {}
+    flips = {}
+    for label in labels:
+        if label not in run.answers:
+            continue
+        pairs = pd.concat([run.answers[reference], run.answers[label]], axis=1, join="inner", keys=["first", "second"])
+        for subject, rows in pairs.groupby(level="subject"):
+            flips[label, str(subject)] = count_flips(rows["first"].to_numpy(bool), rows["second"].to_numpy(bool))
+    p_values = holm([mcnemar_p_value(found) for found in flips.values()])
+    return {key: p_value < SIGNIFICANCE for key, p_value in zip(flips, p_values, strict=True)}

@@ -1,0 +1,283 @@
+"""The tables of a report: records as text, the same for the page and for BENCHMARK.md, with every plot's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qbench.show.phrases import signed
+from qbench.show.report import words
+from qbench.show.report.records import Cell, RunReport, Speed
+from qbench.show.report.table import Column, Field, Table, TableRow
+from qbench.show.report.words import MISSING
+
+Part = tuple[str, int | None, int | None, float | None, float | None]
+"""What was predicted: its name, bytes predicted and measured, tokens/s predicted and measured."""
+
+
+def summary(reports: Sequence[RunReport]) -> Table:
+    """A row for each cell of every run."""
+    sizes = sorted({size for report in reports for size in report.batch_sizes})
+    columns = [
+        *_whose(reports),
+        Column(title="kernel", numeric=False),
+        Column(title="bits a weight"),
+        Column(title="peak memory"),
+        *(Column(title=f"tokens/s at batch {size}") for size in sizes),
+        Column(title="accuracy [95 %]"),
+        Column(title="against 16 bit", numeric=False),
+        Column(title="perplexity"),
+        Column(title="KL, 10⁻³ nats"),
+    ]
+
+    def row(report: RunReport, cell: Cell) -> list[Field]:
+        by_size = {speed.batch_size: speed for speed in cell.speeds}
+        accuracy = cell.accuracy
+        return [
+            _text(cell.kernel),
+            _figure(cell.bits_per_weight, words.number(cell.bits_per_weight, "{:.2f}")),
+            _figure(cell.peak_memory_bytes, words.human_bytes(cell.peak_memory_bytes)),
+            *(_speed(by_size.get(size)) for size in sizes),
+            _figure(accuracy.value if accuracy else None, accuracy_words(cell)),
+            _text(accuracy.difference if accuracy else None),
+            _figure(cell.perplexity, words.number(cell.perplexity, "{:.4g}")),
+            _figure(cell.kl_mean, divergence_words(cell)),
+        ]
+
+    return _by_cell("summary", "All backends: memory, speed and accuracy", reports, columns, row)
+
+
+def speeds(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell and batch size; None if nothing was timed."""
+    columns = [
+        *_whose(reports),
+        Column(title="batch"),
+        Column(title="tokens/s"),
+        Column(title="slowest to fastest trial"),
+        Column(title="against 16 bit [95 %]"),
+        Column(title="first token"),
+        Column(title="between tokens, p50"),
+        Column(title="p95"),
+        Column(title="peak memory"),
+        Column(title="read a second"),
+        Column(title="of the ceiling"),
+        Column(title="trust", numeric=False),
+    ]
+    rows = [
+        TableRow(
+            run=i, backend=cell.name, fields=(*_identity(reports, report, cell), *_speed_fields(report, cell, speed))
+        )
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        for speed in cell.speeds
+        if speed.status is not None
+    ]
+    caption = "Decode speed and latency: medians over trials; p50 and p95 of the time between a trial's tokens"
+    return Table(key="speeds", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def _speed_fields(report: RunReport, cell: Cell, speed: Speed) -> list[Field]:
+    ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
+    share = speed.read_bytes_per_s / ceiling if speed.read_bytes_per_s and ceiling else None
+    trials = MISSING if speed.low is None else f"{words.tokens(speed.low)} to {words.tokens(speed.high)}"
+    return [
+        _figure(speed.batch_size, str(speed.batch_size)),
+        _speed(speed),
+        _figure(speed.low, trials),
+        _figure(None, speed.speedup or MISSING),
+        *(_figure(value, words.milliseconds(value)) for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)),
+        _figure(speed.peak_memory_bytes, words.human_bytes(speed.peak_memory_bytes)),
+        _figure(speed.read_bytes_per_s, words.gigabytes_a_second(speed.read_bytes_per_s)),
+        _figure(share, words.percent(share, 0)),
+        _trust(speed),
+    ]
+
+
+def sustained(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell under load; None if there was none."""
+    titles = ("tokens/s at first", "at the end", "what is left")
+    columns = [*_whose(reports), *(Column(title=title) for title in titles), Column(title="trust", numeric=False)]
+    rows = []
+    for i, report in enumerate(reports):
+        for cell in report.cells:
+            if found := cell.sustained:
+                left = found.steady / found.peak
+                fields = (
+                    *_identity(reports, report, cell),
+                    *(_figure(speed, words.tokens(speed)) for speed in (found.peak, found.steady)),
+                    _figure(left, words.percent(left, 0)),
+                    Field(text=", ".join(found.doubts) or found.validity or "not recorded", alarm=found.doubtful),
+                )
+                rows.append(TableRow(run=i, backend=cell.name, fields=fields))
+    caption = "Under sustained load: the best window of the first third, the median of the last third"
+    return Table(key="sustained", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def subjects(report: RunReport, number: int) -> Table | None:
+    """A row for each subject, a coloured column for each backend; None if there is nothing to compare."""
+    names = [
+        name for name in (cell.name for cell in report.cells) if any(name in s.differences for s in report.subjects)
+    ]
+    if not names:
+        return None
+    largest = max(abs(found.delta) for subject in report.subjects for found in subject.differences.values()) or 1.0
+    columns = [
+        Column(title="subject", numeric=False),
+        Column(title="questions"),
+        Column(title=f"{report.reference}, %"),
+    ]
+    columns += [Column(title=name, backend=name) for name in names]
+    rows = []
+    for subject in report.subjects:
+        fields = [
+            Field(text=subject.name.replace("_", " ")),
+            _figure(subject.n, f"{subject.n:,}"),
+            _figure(subject.reference, f"{100 * subject.reference:.1f}"),
+        ]
+        for name in names:
+            found = subject.differences.get(name)
+            if found is None:
+                fields.append(_figure(None, MISSING))
+                continue
+            mark = " *" if found.real else ""
+            text = signed(100 * found.delta, 1) + mark
+            fields.append(Field(text=text, value=found.delta, strong=bool(mark), tint=found.delta / largest))
+        rows.append(TableRow(run=number, backend=None, fields=tuple(fields)))
+    caption = f"{report.title}: accuracy by subject, difference to {report.reference} in points"
+    return Table(key=f"subjects-{number}", caption=caption, columns=tuple(columns), rows=tuple(rows))
+
+
+def predictions(reports: Sequence[RunReport]) -> Table | None:
+    """Predicted beside measured, a row for each first forward and batch size; None if nothing could be predicted."""
+    columns = [
+        *_whose(reports),
+        Column(title="what", numeric=False),
+        Column(title="predicted peak"),
+        Column(title="measured peak"),
+        Column(title="measured, against predicted"),
+        Column(title="predicted tokens/s, at most"),
+        Column(title="measured tokens/s"),
+    ]
+    rows = []
+    for i, report in enumerate(reports):
+        for cell in report.cells:
+            parts: list[Part] = [("first forward", cell.predicted_bytes, cell.peak_memory_bytes, None, None)]
+            parts += [
+                (
+                    f"batch {s.batch_size}",
+                    s.predicted_bytes,
+                    s.peak_memory_bytes,
+                    s.ceiling_tokens_per_s,
+                    s.tokens_per_s,
+                )
+                for s in cell.speeds
+            ]
+            for what, predicted, measured, ceiling, speed in parts:
+                if predicted is None or measured is None:
+                    continue
+                off = measured / predicted - 1
+                fields = (
+                    *_identity(reports, report, cell),
+                    Field(text=what),
+                    _figure(predicted, words.human_bytes(predicted)),
+                    _figure(measured, words.human_bytes(measured)),
+                    _figure(off, f"{signed(100 * off, 1)} %"),
+                    _figure(ceiling, words.tokens(ceiling)),
+                    _figure(speed, words.tokens(speed)),
+                )
+                rows.append(TableRow(run=i, backend=cell.name, fields=fields))
+    caption = "Predicted from the model's config beside measured"
+    return Table(key="predicted", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def loading(reports: Sequence[RunReport]) -> Table:
+    """What loading cost, and what the process took."""
+    columns = [*_whose(reports), *(Column(title=title) for title in ("weights", "process grew by", "load", "quantize"))]
+
+    def row(report: RunReport, cell: Cell) -> list[Field]:
+        return [
+            _figure(cell.weight_bytes, words.human_bytes(cell.weight_bytes)),
+            _figure(cell.peak_rss_bytes, words.human_bytes(cell.peak_rss_bytes)),
+            _figure(cell.load_s, words.number(cell.load_s, "{:,.1f} s")),
+            _figure(cell.quantize_s, words.number(cell.quantize_s, "{:,.1f} s")),
+        ]
+
+    return _by_cell("loading", "Weights, and what loading and quantizing took", reports, columns, row)
+
+
+def environments(reports: Sequence[RunReport]) -> Table:
+    """A row for each fact, a column for each run."""
+    facts = [dict(report.environment) for report in reports]
+    names = list(dict.fromkeys(name for found in facts for name in found))
+    columns = [Column(title="what", numeric=False), *(Column(title=report.title, numeric=False) for report in reports)]
+    rows = [
+        TableRow(run=-1, backend=None, fields=(Field(text=name), *(_text(found.get(name)) for found in facts)))
+        for name in names
+    ]
+    return Table(key="environment", caption="Machine and versions", columns=tuple(columns), rows=tuple(rows))
+
+
+def accuracy_words(cell: Cell) -> str:
+    """`66.3 [65.5, 67.0]`, in percent."""
+    found = cell.accuracy
+    if found is None:
+        return MISSING
+    text = f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"{text}, partial ({found.n:,} questions)" if found.partial else text
+
+
+def divergence_words(cell: Cell) -> str:
+    """`1.44 ± 0.04`, in thousandths of a nat."""
+    if cell.kl_mean is None:
+        return MISSING
+    return f"{1e3 * cell.kl_mean:.2f}" + ("" if cell.kl_stderr is None else f" ± {1e3 * cell.kl_stderr:.2f}")
+
+
+def _by_cell(
+    key: str,
+    caption: str,
+    reports: Sequence[RunReport],
+    columns: Sequence[Column],
+    row: Callable[[RunReport, Cell], list[Field]],
+) -> Table:
+    rows = [
+        TableRow(run=i, backend=cell.name, fields=(*_identity(reports, report, cell), *row(report, cell)))
+        for i, report in enumerate(reports)
+        for cell in report.cells
+    ]
+    return Table(key=key, caption=caption, columns=tuple(columns), rows=tuple(rows))
+
+
+def _whose(reports: Sequence[RunReport]) -> list[Column]:
+    columns = [Column(title="backend", numeric=False)]
+    return columns if len(reports) == 1 else [*columns, Column(title="run", numeric=False)]
+
+
+def _identity(reports: Sequence[RunReport], report: RunReport, cell: Cell) -> list[Field]:
+    failed = cell.status != "ok"
+    name = Field(text=f"{cell.name} ({cell.status})" if failed else cell.name, alarm=failed)
+    return [name] if len(reports) == 1 else [name, Field(text=report.title)]
+
+
+def _text(text: str | None) -> Field:
+    return Field(text=text or MISSING)
+
+
+def _figure(value: float | None, text: str) -> Field:
+    return Field(text=text, value=value)
+
+
+def _speed(speed: Speed | None) -> Field:
+    """Tokens/s with a mark if they are not to be trusted, or why there are none."""
+    if speed is None or (speed.tokens_per_s is None and speed.status in (None, "ok")):
+        return _figure(None, MISSING)
+    if speed.tokens_per_s is None:
+        return Field(text=str(speed.status), alarm=True)
+    mark = " !" if speed.doubtful else ""
+    return Field(text=words.tokens(speed.tokens_per_s) + mark, value=speed.tokens_per_s, alarm=bool(mark))
+
+
+def _trust(speed: Speed) -> Field:
+    """What speaks against a speed."""
+    failed = () if speed.status == "ok" else (f"some trial: {speed.status}",)
+    found = ", ".join((*failed, *speed.doubts))
+    return Field(text=found or speed.validity or "not recorded", alarm=bool(found))

@@ -1,0 +1,47 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+from qbench.show.terminal import MISSING, human_bytes, three_digits
+
+__all__ = [
+    "MISSING", "gigabytes_a_second", "human_bytes", "lines", "milliseconds", "number", "percent",
+    "span", "tokens",
+]  # fmt: skip
+
+
+def number(value: float | None, pattern: str) -> str:
+    """`value` by a pattern of `str.format`; a dash for a missing one."""
+    return MISSING if value is None else pattern.format(value)
+
+
+def tokens(value: float | None) -> str:
+    """Tokens/s with three digits or more: `7.66`, `24.0`, `1,502`."""
+    if value is None:
+        return MISSING
+    return three_digits(value)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as ms with three digits or more."""
+    return MISSING if seconds is None else f"{tokens(1000 * seconds)} ms"
+
+
+def percent(fraction: float | None, decimals: int = 1) -> str:
+    """A fraction as percent."""
+    return MISSING if fraction is None else f"{100 * fraction:.{decimals}f} %"
+
+
+def gigabytes_a_second(bytes_per_s: float | None) -> str:
+    """Bytes a second as GB/s."""
+    return MISSING if bytes_per_s is None else f"{bytes_per_s / 1e9:,.3g} GB/s"
+
+
+def span(speeds: tuple[float, float] | None) -> str:
+    """The slowest and the fastest trial; empty if there is but one."""
+    return f"trials: {tokens(speeds[0])} to {tokens(speeds[1])}" if speeds else ""
+
+
+def lines(*texts: str) -> str:
+    """Those that are not empty, each on its line."""
+    return "\n".join(text for text in texts if text)

@@ -1,0 +1,28 @@
+"""Distributions that register backends, as pip would leave them in site-packages."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "int8_rows"
+
+
+def install(folder: Path, name: str, kinds: dict[str, str], modules: dict[str, str], version: str = "1.0") -> Path:
+    """Put a distribution with these entry points and modules, by name, into `folder`."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    points = "".join(f"{kind} = {module}\n" for kind, module in kinds.items())
+    (info / "entry_points.txt").write_text(f"[qbench.backends]\n{points}")
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(text)
+    return folder
+
+
+def install_example(folder: Path) -> Path:
+    """Put the example of the documentation into `folder`."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    kinds = project["entry-points"]["qbench.backends"]
+    modules = {module: (EXAMPLE / f"{module}.py").read_text() for module in kinds.values()}
+    return install(folder, project["name"], kinds, modules, project["version"])
