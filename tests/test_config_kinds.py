@@ -96,8 +96,8 @@ def test_the_example_is_short() -> None:
 def test_reading_a_configuration_imports_no_torch(example: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values({"kind": "int8-rows"})))
     code = (
-        "import sys; from pathlib import Path; from qbench import configfile; "
-        "configfile.load(Path('r.yaml')); assert 'qbench_int8_rows' in sys.modules; assert 'torch' not in sys.modules"
+        "import sys; from pathlib import Path; from qbench.config import load; "
+        "load.load(Path('r.yaml')); assert 'qbench_int8_rows' in sys.modules; assert 'torch' not in sys.modules"
     )
     done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

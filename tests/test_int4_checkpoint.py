@@ -323,9 +323,9 @@ MEASURE = """
 import gc, sys
 from pathlib import Path
 import torch
-from qbench.backends import int4
+from qbench.backends.int4 import checkpoint
+from qbench.backends.int4 import load as int4
 from qbench.config import Int4
-from qbench.int4 import checkpoint
 from qbench.backends.int4.stream import quantizer
 from qbench.measure.memory import ResidentPeak
 from qbench.model.load import LoadOptions

@@ -296,7 +296,7 @@ MEASURE = """
 import gc, sys
 from pathlib import Path
 import torch
-from qbench.backends import int4
+from qbench.backends.int4 import load as int4
 from qbench.backends.base import block_linears, storage_bytes
 from qbench.config import Int4
 from qbench.int4 import quantize_model

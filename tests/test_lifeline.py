@@ -11,7 +11,7 @@ from tests.test_cli import YAML
 from tests.test_runner import interpreter
 
 ECHO = (
-    "import sys; from qbench import lifeline; line = lifeline.receive(); "
+    "import sys; from qbench.run import lifeline; line = lifeline.receive(); "
     "print(len(line), line[:3], repr(sys.stdin.read()), flush=True)"
 )
 

@@ -1,7 +1,6 @@
 """transformers' quantized cache: its bytes by arithmetic, its tokens beside those of a 16-bit cache, its errors."""
 
 import gc
-import importlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers.cache_utils import Cache
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel, storage_bytes
+from qbench.backends.base import LoadedModel, import_backend, storage_bytes
 from qbench.config import FP16, ThroughputConfig, backend_kinds
 from qbench.engine.torch import cache as module
 from qbench.engine.torch.cache import quantized_cache
@@ -134,7 +133,7 @@ def test_every_backend_takes_it(tiny_llama: Path, tmp_path: Path, kind: str) -> 
         if find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
     config = backend_kinds()[kind](kind=kind)
-    backend = importlib.import_module(f"qbench.backends.{kind}")
+    backend = import_backend(config)
     loaded = backend.load(tiny.options(tiny_llama, tmp_path), config, tiny.CALIBRATION if config.calibrates else None)
     rows = [row for one in KINDS for row in measured(loaded, None, tmp_path, kv_cache=one, trials=1)]
     assert [(row.kv_cache, row.decode_mode, row.status) for row in rows] == [(one, "eager", "ok") for one in KINDS]

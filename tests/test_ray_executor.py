@@ -170,7 +170,7 @@ def test_the_cell_of_a_node_that_dies_runs_again_on_another(
     """The first attempt measures everything and then hangs; nothing of it is left, and its worker is gone."""
     pid_file = tmp_path / "pid"
     first = (
-        "import os, time; from pathlib import Path; from qbench import worker; worker.main(); "
+        "import os, time; from pathlib import Path; from qbench.run import worker; worker.main(); "
         f"Path('{pid_file}').write_text(str(os.getpid())); time.sleep(600)"
     )
     script = f'[ -e {pid_file} ] && exec {sys.executable} "$@"; shift; shift; exec {sys.executable} -c "{first}" "$@"'
@@ -222,7 +222,7 @@ def test_an_interrupted_run_leaves_no_process_on_any_node(executor: Executor, ti
 def test_a_runner_that_is_killed_leaves_no_process_on_any_node(cluster: Any, tiny_llama: Path, tmp_path: Path) -> None:
     """With real workers, whose standard input ends when the node's actor is gone."""
     script = (
-        "import os, time; from pathlib import Path; from qbench import lifeline; lifeline.receive(); "
+        "import os, time; from pathlib import Path; from qbench.run import lifeline; lifeline.receive(); "
         f"Path('{tmp_path}/pid').write_text(str(os.getpid())); time.sleep(600)"
     )
     python = interpreter(tmp_path, f'exec {sys.executable} -c "{script}"')

@@ -19,8 +19,7 @@ class Strict(BaseModel):
 
 
 class Resources(Strict):
-    """What a cell asks of a node with `--executor ray`, see `qbench.run.ray.resources`; a local cell has the whole
-    machine."""
+    """What a cell asks of a node with `--executor ray`; a local cell has the whole machine."""
 
     cpus: float | None = Field(default=None, ge=0, description="a whole node's unless given, or a GPU's share of them")
     gpus: float | None = Field(default=None, ge=0, description="1 on CUDA unless given, else 0")

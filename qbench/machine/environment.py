@@ -24,6 +24,10 @@ PACKAGES = (
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
 """Instructions that kernels for CPUs look for, as Linux names them."""
 
+_AMX = ("amx_int8", "amx_bf16")
+WITHHELD = {"avx512vnni": _AMX} | dict.fromkeys(("avx512", "avx2", "generic"), ("avx512_vnni", *_AMX))
+"""Features that the INT4 kernels leave unused at a QBENCH_CPU_LEVEL (see `qbench.int4.native`)."""
+
 
 class GPU(BaseModel):
     """One NVIDIA device as its driver reports it."""
@@ -41,7 +45,7 @@ class Environment(BaseModel):
 
     cpu: str
     cpu_features: tuple[str, ...] = ()
-    """Those of `CPU_FEATURES` that it has."""
+    """Those of `CPU_FEATURES` that it has, less those that QBENCH_CPU_LEVEL keeps the INT4 kernels from."""
     cores: int
     """Cores this process may use."""
     memory_bytes: int
@@ -60,7 +64,7 @@ def detect() -> Environment:
     commit, dirty = _git(Path(__file__).parents[1])
     return Environment(
         cpu=_cpuinfo("model name") or _cpu_brand(),
-        cpu_features=tuple(f for f in CPU_FEATURES if f in (_cpuinfo("flags") or _cpuinfo("Features")).split()),
+        cpu_features=_cpu_features(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         gpus=gpus,
@@ -71,6 +75,12 @@ def detect() -> Environment:
         git_commit=commit,
         git_dirty=dirty,
     )
+
+
+def _cpu_features() -> tuple[str, ...]:
+    withheld = WITHHELD.get(os.environ.get("QBENCH_CPU_LEVEL", "amx"), ())
+    there = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    return tuple(feature for feature in CPU_FEATURES if feature in there and feature not in withheld)
 
 
 def code_sha256() -> str:

@@ -162,9 +162,12 @@ class Prediction:
         # counted elsewhere, is not there yet.
         attention = (3 * hidden + query + max(3 * query, query + 3 * model.key_value_size)) * tokens * values
         head = (hidden * tokens + model.vocab_size * batch_size) * values
-        product = 4 * hidden * tokens * values + self._product_bytes(tokens)
+        gated = 4 * hidden * tokens * values + self._product_bytes(tokens, (inner, inner))
+        # Again without the last layer's cache.
+        rows = (query, model.key_value_size, model.key_value_size)
+        projected = (3 * hidden - 2 * model.key_value_size) * tokens * values + self._product_bytes(tokens, rows)
         rotary = prompt * (2 * model.head_dim * values + 8)  # cosines, sines and positions, the same for all sequences
-        return max(mlp, attention, head, product) + rotary
+        return max(mlp, attention, head, gated, projected) + rotary
 
     def perplexity_bytes(self, window: int) -> int:
         """Peak of `measure.perplexity`: a whole window's logits, and three pieces of log-probabilities in float32."""
@@ -221,22 +224,25 @@ class Prediction:
         """Whether gate and up are one product, whose output lives until both are used (`qbench.backends.int4.fuse`)."""
         return self.model.family.fused or (isinstance(self.backend, Int4) and self.backend.group_size != 0)
 
-    def _product_bytes(self, tokens: int) -> int:
-        """What gate's and up's products hold where their weights are dequantized for them, outputs included."""
-        model, values = self.model, self.target.value_bytes
-        output = 2 * model.intermediate_size * tokens * values
-        weight = model.intermediate_size * model.hidden_size * values
+    def _product_bytes(self, tokens: int, rows: tuple[int, ...]) -> int:
+        """What products of one input hold where their weights are dequantized for them, outputs included.
+
+        `rows` are the out_features of linears that read the same hidden state: query, key and value, or gate and up.
+        """
+        values = self.target.value_bytes
+        output = sum(rows) * tokens * values
+        weights = sum(rows) * self.model.hidden_size * values
         if not isinstance(self.backend, Int4):
             # On a CPU their products read the codes; on CUDA bitsandbytes and most of gptqmodel's kernels dequantize.
             dequantizes = self.backend.weight_bits < 16 and self.target.device == "cuda"
-            return output + weight if dequantizes else 0
+            return output + max(rows) * self.model.hidden_size * values if dequantizes else 0
         match self.kernel or int4_kernel(self.backend, self.target):
             case "cpu":
-                return _cpu_product_bytes(model, self.target, tokens)
+                return _cpu_product_bytes(self.model.hidden_size, sum(rows), self.target, tokens)
             case "reference":
-                return output + 2 * 2 * weight  # gate and up, as integers and as numbers
+                return output + 2 * weights  # as integers and as numbers
             case "triton" if tokens >= TRITON_DEQUANTIZES_FROM:
-                return output + 2 * weight
+                return output + weights
             case _:
                 return 0
 
@@ -273,20 +279,19 @@ def int4_kernel(backend: Int4, target: Target) -> str:
     return "triton" if target.device == "cuda" else "cpu"
 
 
-def _cpu_product_bytes(model: Architecture, target: Target, tokens: int) -> int:
+def _cpu_product_bytes(columns: int, rows: int, target: Target, tokens: int) -> int:
     """`qbench.int4.kernels.cpu`: a block of rows dequantized, its product, and the output it is copied to."""
     values = target.value_bytes if target.multiplies_bfloat16 else 4
     amx = target.multiplies_bfloat16 and "amx_int8" in target.cpu_features
     block, start = (AMX_BLOCK, AMX_FROM) if amx else (OTHER_BLOCK, OTHER_FROM)
-    rows = 2 * model.intermediate_size
     held = rows * tokens * values
     if tokens >= start:
-        at_once = max(1, block // (model.hidden_size * values * 16)) * 16
+        at_once = max(1, block // (columns * values * 16)) * 16
         held += min(rows, at_once) * tokens * values + block
     if values == target.value_bytes:
         return held
     # Activations are made float32 and, once the blocks are gone, the output 16 bit again.
-    return model.hidden_size * tokens * values + max(held, rows * tokens * (values + target.value_bytes))
+    return columns * tokens * values + max(held, rows * tokens * (values + target.value_bytes))
 
 
 def _groups(linear: Linear, group_size: int) -> int:
