@@ -22,8 +22,9 @@ from rich.progress import track
 from torch import Tensor
 
 from qbench import demo
-from qbench.backends.base import LoadedModel, import_backend
+from qbench.backends.base import import_backend
 from qbench.config import FP16, NF4, Backend, Int4
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.int4 import dequantize, quantize
 from qbench.int4.quantize import Search
 from qbench.model.load import LoadOptions

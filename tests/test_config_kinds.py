@@ -23,7 +23,7 @@ from qbench.records.run import read_run
 from qbench.run import fingerprint
 from qbench.run.job import config_of
 from tests.support import tiny_llama as tiny
-from tests.support.plugin import EXAMPLE, install, install_example
+from tests.support.plugin import EXAMPLES, install, install_example
 from tests.test_predict import LLAMA
 
 MODULE = "qbench_int8_rows"
@@ -37,7 +37,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    paths = [str(folder), str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(folder), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     before = set(sys.modules)
     plugins.cache_clear()
@@ -90,7 +90,7 @@ def test_the_example_runs_as_an_installed_distribution(example: Path, tiny_llama
 
 
 def test_the_example_is_short() -> None:
-    assert len((EXAMPLE / f"{MODULE}.py").read_text().splitlines()) < 60
+    assert len((EXAMPLES / "int8_rows" / f"{MODULE}.py").read_text().splitlines()) < 60
 
 
 def test_reading_a_configuration_imports_no_torch(example: Path, tmp_path: Path) -> None:

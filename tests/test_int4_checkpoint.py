@@ -17,13 +17,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from qbench.backends.base import LoadedModel
 from qbench.backends.int4 import checkpoint
 from qbench.backends.int4 import load as int4
 from qbench.backends.int4.manifest import Manifest, read_manifest, settle
 from qbench.backends.int4.shards import INDEX, sha256
 from qbench.backends.int4.stream import quantizer
 from qbench.config import Int4
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, quantize
 from qbench.run import runner
@@ -327,7 +327,7 @@ from qbench.backends.int4 import checkpoint
 from qbench.backends.int4 import load as int4
 from qbench.config import Int4
 from qbench.backends.int4.stream import quantizer
-from qbench.measure.memory import ResidentPeak
+from qbench.machine.resident import ResidentPeak
 from qbench.model.load import LoadOptions
 
 def options(folder):

@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from qbench.backends.base import block_linears
 from qbench.backends.int4 import load, shards
 from qbench.backends.int4.shards import DTYPES, INDEX, read_header
 from qbench.backends.int4.stream import place, quantizer, stream
 from qbench.config import Int4
 from qbench.engine.torch.decode import make_decoder
+from qbench.engine.torch.loaded import block_linears
+from qbench.engine.torch.memory import peak_live_bytes
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, QuantLinear, dequantize, quantize, quantize_model
-from qbench.measure.memory import peak_live_bytes
 from qbench.model.load import LoadOptions, load_pretrained
 from tests.support.tiny_variants import LARGEST_TENSOR, TOKENS, assert_same, llama, mixtral, neox, qwen2, save
 
@@ -297,10 +297,10 @@ import gc, sys
 from pathlib import Path
 import torch
 from qbench.backends.int4 import load as int4
-from qbench.backends.base import block_linears, storage_bytes
+from qbench.engine.torch.loaded import block_linears, storage_bytes
 from qbench.config import Int4
 from qbench.int4 import quantize_model
-from qbench.measure.memory import ResidentPeak
+from qbench.machine.resident import ResidentPeak
 from qbench.model.load import LoadOptions, load_pretrained
 
 def load(how, folder):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
 from qbench.config import FP16, ThroughputConfig
+from qbench.engine.torch.engine import TorchEngine, TorchSession
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.machine.conditions import Conditions
 from qbench.measure import throughput
 from qbench.measure.base import Context
@@ -54,7 +55,7 @@ def measured(loaded: LoadedModel, sampler: Script | None, folder: Path, **settin
         seed=0,
         answers=folder,
     )
-    throughput.measure(loaded, ThroughputConfig.model_validate(SHORT | settings), context, sampler)
+    throughput.measure(TorchEngine(loaded), ThroughputConfig.model_validate(SHORT | settings), context, sampler)
     return [row for row in emitted if isinstance(row, ThroughputRow)]
 
 
@@ -82,13 +83,13 @@ def test_a_disturbed_trial_is_repeated_until_it_is_ok_or_the_last_is_kept(loaded
 def test_the_machine_rests_and_is_looked_at_outside_of_the_timed_region(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, generate = Script(["foreign_load", "ok"]), throughput.generate
+    script, generate = Script(["foreign_load", "ok"]), TorchSession.generate
 
     def watched(*arguments: Any) -> Any:
         script.calls.append(f"generate {arguments[-1]}")
         return generate(*arguments)
 
-    monkeypatch.setattr(throughput, "generate", watched)
+    monkeypatch.setattr(TorchSession, "generate", watched)
 
     def rest(seconds: float) -> None:
         script.calls.append(f"sleep {seconds:g}")

@@ -8,14 +8,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
 from qbench.backends.int4 import load
 from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4
 from qbench.engine.torch.decode import make_decoder
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.logprobs import log_probabilities
+from qbench.engine.torch.memory import peak_bytes
 from qbench.machine import environment
 from qbench.measure.base import random_prompt
-from qbench.measure.memory import peak_bytes
-from qbench.measure.windows import log_probabilities
 from qbench.model import random_weights
 from qbench.model.architecture import Architecture, parse
 from qbench.model.find import shapes
@@ -67,7 +68,7 @@ def options(folder: Path, dtype: torch.dtype = torch.bfloat16) -> LoadOptions:
 
 
 def measured_peak(loaded: LoadedModel, batch_size: int, prompt: int, seq_len: int) -> int:
-    tokens = random_prompt(loaded, batch_size, prompt, seed=0)
+    tokens = torch.from_numpy(random_prompt(TorchEngine(loaded), batch_size, prompt, seed=0))
 
     def forward() -> None:
         with torch.inference_mode():

@@ -7,7 +7,7 @@ from pydantic import Field
 from qbench.config import Backend
 
 if TYPE_CHECKING:
-    from qbench.backends.base import LoadedModel
+    from qbench.engine.torch.loaded import LoadedModel
     from qbench.model.load import LoadOptions
 
 
@@ -28,7 +28,7 @@ def load(options: "LoadOptions", config: CONFIG, calibration: object) -> "Loaded
     """Load the model in 16 bit and put 8-bit linears in the places of those of its blocks."""
     import torch  # here, so that reading a configuration does not import it
 
-    from qbench.backends.base import LoadedModel, block_linears, storage_bytes
+    from qbench.engine.torch.loaded import LoadedModel, block_linears, storage_bytes
     from qbench.model.load import load_pretrained, load_tokenizer
 
     class RowsLinear(torch.nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qbench.backends._gptqmodel import BACKEND, Method, load_quantized, write_checkpoint
-from qbench.backends.base import LoadedModel
 from qbench.config import AWQ
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qbench.backends.base import LoadedModel, block_linears, storage_bytes
 from qbench.config import FP16
+from qbench.engine.torch.loaded import LoadedModel, block_linears, storage_bytes
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, load_pretrained, load_tokenizer
 

@@ -12,8 +12,8 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig
 
-from qbench.backends.base import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.config import NF4
+from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, load_pretrained, load_tokenizer, skeleton
 

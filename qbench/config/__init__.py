@@ -7,7 +7,6 @@ from qbench.config.backends import AWQ, FP16, GPTQ, NF4, Backend, Calibrated, Gr
 from qbench.config.base import Name, Resources
 from qbench.config.kinds import backend_class, backend_kinds, kind_names
 from qbench.config.measures import (
-    Engine,
     GenerationsConfig,
     KVCache,
     MeasureConfig,
@@ -15,6 +14,7 @@ from qbench.config.measures import (
     MMLUConfig,
     NoiseFloorConfig,
     PerplexityConfig,
+    Reading,
     SustainedConfig,
     TasksConfig,
     ThroughputConfig,
@@ -31,7 +31,6 @@ __all__ = [
     "Backend",
     "Calibrated",
     "CalibrationConfig",
-    "Engine",
     "GenerationsConfig",
     "GroupSize",
     "Int4",
@@ -43,6 +42,7 @@ __all__ = [
     "Name",
     "NoiseFloorConfig",
     "PerplexityConfig",
+    "Reading",
     "Resources",
     "RunConfig",
     "SustainedConfig",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qbench.backends.base import LoadedModel, block_linears, storage_bytes
 from qbench.backends.int4 import checkpoint
 from qbench.backends.int4.fuse import join
 from qbench.backends.int4.manifest import settle
 from qbench.backends.int4.stream import place, place_head, quantizer, stream
 from qbench.config import Int4
+from qbench.engine.torch.loaded import LoadedModel, block_linears, storage_bytes
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, QuantLinear
 from qbench.model.calibration import Calibration

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -22,23 +21,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from qbench.config import KVCache
+from qbench.engine.base import Decode, Generation, KVCache
 from qbench.engine.torch.cache import quantized_cache
 from qbench.errors import QbenchError
 
 DecodeMode = Literal["eager", "graph"]
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Raw samples of one generation."""
-
-    tokens: Tensor
-    """int64 [batch_size, new_tokens]."""
-    ttft_s: float
-    """From the call until the first token is there."""
-    step_s: tuple[float, ...]
-    """Time between tokens: one for every token but the first."""
 
 
 class Decoder(Protocol):
@@ -52,7 +39,7 @@ class Decoder(Protocol):
 
 
 def resolve_mode(
-    mode: Literal["auto", "eager", "graph"],
+    mode: Decode,
     device: torch.device,
     *,
     spread: bool = False,
@@ -99,7 +86,7 @@ def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Generation:
         tokens[:, i : i + 1] = token
         clock.mark()
     ttft_s, *step_s = clock.intervals()
-    return Generation(tokens, ttft_s, tuple(step_s))
+    return Generation(tokens.cpu().numpy(), ttft_s, tuple(step_s))
 
 
 class EagerDecoder:
