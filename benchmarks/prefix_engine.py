@@ -26,7 +26,8 @@ from transformers import AutoTokenizer
 
 from qbench import demo
 from qbench.backends.base import LoadedModel, import_backend
-from qbench.config import FP16, Engine, MMLUConfig, ModelConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import Engine, MMLUConfig, ModelConfig
 from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
 from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
 from qbench.model.find import resolve

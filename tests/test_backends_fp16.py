@@ -5,7 +5,7 @@ import torch
 
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
 from tests.support import tiny_llama as tiny
 
 

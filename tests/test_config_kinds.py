@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qbench.config import FP16, RunConfig, backend_kinds, kind_names, load, schema
+from qbench.backends.fp16 import FP16
+from qbench.config import RunConfig, backend_kinds, kind_names, load, schema
 from qbench.config.kinds import backend_class, plugins
+from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.machine.environment import GPU
 from qbench.plan import backends, starter
-from qbench.plan.memory import Prediction, Target
+from qbench.plan.memory import Prediction
 from qbench.plan.starter import choose
 from qbench.records.run import read_run
 from qbench.run import fingerprint

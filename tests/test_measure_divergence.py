@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from qbench import demo
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel, block_linears
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
 from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
 from qbench.measure.divergence import kl_divergence, outline

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from qbench import demo
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16, GenerationsConfig, RunConfig, load
+from qbench.backends.fp16 import FP16
+from qbench.config import GenerationsConfig, RunConfig, load
 from qbench.errors import QbenchError
 from qbench.measure import generations
 from qbench.measure.base import Context

@@ -10,7 +10,7 @@ import torch
 
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
 from qbench.measure.lm_eval.journal import Journal
 from qbench.measure.lm_eval.prefix_groups import Query, Row
 from qbench.measure.lm_eval.prefix_lm import PrefixModel

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16, Int4, MeasureConfig, NoiseFloorConfig, load
+from qbench.backends.fp16 import FP16
+from qbench.backends.int4 import Int4
+from qbench.config import MeasureConfig, NoiseFloorConfig, load
 from qbench.errors import QbenchError
 from qbench.measure import mmlu, noise_floor
 from qbench.measure.base import Context

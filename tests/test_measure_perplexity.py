@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 from qbench import demo
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel, block_linears
-from qbench.config import FP16, PerplexityConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import PerplexityConfig
 from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
 from qbench.measure import perplexity, windows

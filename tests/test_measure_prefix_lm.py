@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from qbench import demo
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16, MMLUConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import MMLUConfig
 from qbench.errors import QbenchError
 from qbench.measure.lm_eval import harness, prefix_groups
 from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16, SustainedConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import SustainedConfig
 from qbench.engine.torch.decode import Generation
 from qbench.measure import sustained
 from qbench.measure.base import Context

@@ -21,7 +21,8 @@ from lm_eval.tasks import TaskManager
 
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16, Engine, RunConfig, TasksConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import Engine, RunConfig, TasksConfig
 from qbench.errors import QbenchError
 from qbench.machine.environment import detect
 from qbench.measure import tasks

@@ -12,7 +12,8 @@ import torch
 
 from qbench.backends import fp16
 from qbench.backends.base import LoadedModel
-from qbench.config import FP16, ThroughputConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import ThroughputConfig
 from qbench.machine.conditions import Conditions
 from qbench.measure import throughput
 from qbench.measure.base import Context

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qbench.config import Backend
-from qbench.config.kinds import module_name
+from qbench.config.kinds import registered
 from qbench.errors import QbenchError
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions
@@ -109,7 +109,9 @@ def import_backend(config: Backend) -> BackendModule:
     Raises:
         ImportError: the backend's libraries are not installed here.
     """
-    return cast(BackendModule, importlib.import_module(module_name(config.kind)))
+    found = registered(config.kind)
+    assert found is not None, f"{config.kind} was valid in a configuration"
+    return cast(BackendModule, importlib.import_module(found.module))
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from qbench.analysis import stats
 from qbench.backends.base import LoadedModel
 from qbench.config import SustainedConfig
-from qbench.engine.torch.decode import generate, make_decoder, resolve_mode
+from qbench.config.resolve import decode_mode
+from qbench.engine.torch.decode import generate, make_decoder
 from qbench.machine.conditions import Sampler
 from qbench.measure.base import Context, make_sampler, random_prompt
 from qbench.records.rows import SustainedRow
@@ -20,7 +21,9 @@ from qbench.records.rows import SustainedRow
 
 def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:
     """Emit a `SustainedRow` for every window. `sampler` looks at the machine between windows, as in throughput."""
-    mode = resolve_mode(config.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=config.kv_cache)
+    mode = decode_mode(
+        config.decode, loaded.device.type, device_map_auto=len(loaded.devices) > 1, kv_cache=config.kv_cache
+    )
     decoder = make_decoder(loaded.model, mode, config.batch_size, config.seq_len, config.kv_cache)
     prompt = random_prompt(loaded, config.batch_size, config.prompt_tokens, context.seed)
     sampler = sampler or make_sampler(loaded.device)

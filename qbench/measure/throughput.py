@@ -12,7 +12,8 @@ from torch import Tensor
 from qbench.analysis import stats
 from qbench.backends.base import LoadedModel
 from qbench.config import ThroughputConfig
-from qbench.engine.torch.decode import Decoder, Generation, generate, make_decoder, resolve_mode
+from qbench.config.resolve import decode_mode
+from qbench.engine.torch.decode import Decoder, Generation, generate, make_decoder
 from qbench.errors import describe_fault
 from qbench.machine.conditions import Conditions, Sampler
 from qbench.measure.base import Context, make_sampler, random_prompt
@@ -44,8 +45,8 @@ class _Trials:
 
     def __init__(self, loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler) -> None:
         self._loaded, self._config, self._context, self._sampler = loaded, config, context, sampler
-        self._mode = resolve_mode(
-            config.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=config.kv_cache
+        self._mode = decode_mode(
+            config.decode, loaded.device.type, device_map_auto=len(loaded.devices) > 1, kv_cache=config.kv_cache
         )
         self._done = 0
         self._trial = 0

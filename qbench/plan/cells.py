@@ -6,8 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from qbench.backends.int4.manifest import settle as settle_cell
-from qbench.config import Backend, Int4, RunConfig
+from qbench.config import Backend, RunConfig
 from qbench.config.load import suggestion
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
@@ -38,7 +37,7 @@ def shuffle(config: RunConfig, cells: Sequence[Backend]) -> list[Backend]:
     return sorted(drawn, key=lambda backend: backend is not config.reference)
 
 
-def settle(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig) -> RunConfig:
     """The configuration with what it leaves to others: the settings of its cells' checkpoints, and perplexity's text.
 
     Rows then say how a weight really was quantized, and `run.json` what was read.
@@ -46,7 +45,7 @@ def settle(config: RunConfig) -> RunConfig:
     Raises:
         QbenchError: a checkpoint is not there or damaged, or the configuration asks for other settings than its own.
     """
-    cells = [settle_cell(backend) if isinstance(backend, Int4) else backend for backend in config.backends]
+    cells = [backend.resolved() for backend in config.backends]
     measures = config.measure
     if measures.perplexity and measures.perplexity.text is None:
         named = measures.perplexity.model_copy(update={"text": texts.natural(config.model)})

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.backends.int4 import Int4
 from qbench.backends.int4.manifest import read_manifest
-from qbench.config import Int4, RunConfig
+from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.plan import cells as plan

@@ -43,7 +43,7 @@ def run(
         QbenchError: nothing was run; the message says why.
     """
     executor = executor or LocalExecutor()
-    config = plan.settle(config)
+    config = plan.resolve(config)
     cells = plan.select(config, only)
     machine = executor.prepare(config, cells, reporter.say)
     plan.preflight(config, machine)

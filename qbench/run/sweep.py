@@ -41,7 +41,7 @@ def plan_run(config: RunConfig, executor: Executor, only: Sequence[str]) -> Plan
     Raises:
         QbenchError: see `qbench.plan.cells` and the executor's `prepare`.
     """
-    config = plan.settle(config)
+    config = plan.resolve(config)
     cells = plan.select(config, only)
     plan.preflight(config, executor.prepare(config, cells, lambda text: None))
     return Plan(config, cells)

@@ -23,7 +23,7 @@ import torch
 from qbench.backends.base import BackendModule, LoadedModel, QuantizingModule, import_backend
 from qbench.config import Backend
 from qbench.config.measures import Measure
-from qbench.engine.torch.decode import resolve_mode
+from qbench.config.resolve import decode_mode
 from qbench.errors import describe_fault
 from qbench.machine import bandwidth
 from qbench.measure import memory
@@ -144,8 +144,8 @@ class Cell:
         )
         memory.measure(loaded, context.measures.memory, context)
         if timed := context.measures.throughput:
-            self._known["decode_mode"] = resolve_mode(
-                timed.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=timed.kv_cache
+            self._known["decode_mode"] = decode_mode(
+                timed.decode, loaded.device.type, device_map_auto=len(loaded.devices) > 1, kv_cache=timed.kv_cache
             )
         if loaded.device.type == "cpu":
             self._known["peak_rss_bytes"] = self._resident.bytes()

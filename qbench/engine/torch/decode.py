@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from qbench.config import KVCache
+from qbench.config.resolve import DecodeMode
 from qbench.engine.torch.cache import quantized_cache
-from qbench.errors import QbenchError
-
-DecodeMode = Literal["eager", "graph"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +47,6 @@ class Decoder(Protocol):
 
     def step(self, token: Tensor) -> Tensor:
         """Append token [batch_size, 1] and return the next one, valid until the following call."""
-
-
-def resolve_mode(
-    mode: Literal["auto", "eager", "graph"],
-    device: torch.device,
-    *,
-    spread: bool = False,
-    kv_cache: KVCache = "16bit",
-) -> DecodeMode:
-    """The decode mode that `auto` stands for on this device.
-
-    Eager for a model that is `spread` over several, and for a quantized cache, which grows: a graph has one length.
-
-    Raises:
-        QbenchError: a CUDA graph asked for without CUDA.
-    """
-    if mode == "graph" and device.type != "cuda":
-        raise QbenchError("decode: graph needs a CUDA device; use auto or eager")
-    if mode == "auto":
-        return "graph" if device.type == "cuda" and not spread and kv_cache == "16bit" else "eager"
-    return mode
 
 
 def make_decoder(
