@@ -28,7 +28,7 @@ from qbench.backends.int4 import Int4
 from qbench.backends.nf4 import NF4
 from qbench.config import Backend
 from qbench.int4 import dequantize, quantize
-from qbench.int4.quantize import Search
+from qbench.int4.quantizer import Search
 from qbench.model.load import LoadOptions
 
 WINDOW = 512

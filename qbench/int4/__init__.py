@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qbench.int4.linear import QuantLinear, quantize_model
-    from qbench.int4.quantize import QuantizedTensor, dequantize, quantize
+    from qbench.int4.quantizer import QuantizedTensor, dequantize, quantize
 
 __all__ = ["QuantLinear", "QuantizedTensor", "dequantize", "quantize", "quantize_model"]
 
@@ -17,5 +17,5 @@ __all__ = ["QuantLinear", "QuantizedTensor", "dequantize", "quantize", "quantize
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "linear" if name in ("QuantLinear", "quantize_model") else "quantize"
+    module = "linear" if name in ("QuantLinear", "quantize_model") else "quantizer"
     return getattr(import_module(f"{__name__}.{module}"), name)

@@ -35,7 +35,7 @@ from qbench.backends.int4.shards import INDEX, read_header, sha256
 from qbench.backends.int4.stream import Assembly, QuantizeOne, source_tensors
 from qbench.errors import QbenchError
 from qbench.int4.pack import PER_BYTE
-from qbench.int4.quantize import PER_TENSOR, QuantizedTensor, group_columns
+from qbench.int4.quantizer import PER_TENSOR, QuantizedTensor, group_columns
 from qbench.model.find import MODEL_FILES, fingerprint
 from qbench.model.load import LoadOptions
 

@@ -22,7 +22,7 @@ from qbench.backends.int4.shards import StoredTensor, find_shards, read_header
 from qbench.errors import QbenchError
 from qbench.int4.linear import QuantLinear
 from qbench.int4.native import give_back
-from qbench.int4.quantize import PER_ROW, QuantizedTensor, quantize
+from qbench.int4.quantizer import PER_ROW, QuantizedTensor, quantize
 from qbench.model.load import LoadOptions, skeleton
 
 QuantizeOne = Callable[[str, Tensor], QuantizedTensor]

@@ -21,7 +21,7 @@ from qbench.int4.limits import (
     TILE_ROWS,
 )
 from qbench.int4.native import Weight
-from qbench.int4.quantize import QuantizedTensor
+from qbench.int4.quantizer import QuantizedTensor
 
 K_ALIGN, MAX_SEGMENT = 32, 128
 
