@@ -26,7 +26,8 @@ from transformers import AutoTokenizer
 
 from qbench import demo
 from qbench.backends.base import import_backend
-from qbench.config import FP16, MMLUConfig, ModelConfig, Reading
+from qbench.backends.fp16 import FP16
+from qbench.config import MMLUConfig, ModelConfig, Reading
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness

@@ -16,11 +16,12 @@ import pytest
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.records.run import read_run
-from qbench.run import runner
 from qbench.run.events import ProgressEvent, read_units
-from qbench.run.executor import Ending, LocalExecutor
+from qbench.run.executor import Ending
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
+from qbench.run.local import LocalExecutor
+from tests.support.running import execute
 from tests.test_runner import QUICK, Watcher, config, interpreter, run
 
 KILLS = 50
@@ -94,7 +95,7 @@ def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_p
     while killer.kills < KILLS:
         rounds += 1
         for _ in range(KILLS):
-            folder, ok = runner.run(
+            folder, ok = execute(
                 settings,
                 tmp_path / str(rounds),
                 Watcher(),

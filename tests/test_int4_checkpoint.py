@@ -17,16 +17,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from qbench.backends.int4 import checkpoint
-from qbench.backends.int4 import load as int4
-from qbench.backends.int4.manifest import Manifest, read_manifest, settle
+from qbench.backends import int4
+from qbench.backends.int4 import Int4, checkpoint
+from qbench.backends.int4.manifest import Manifest, read_manifest
 from qbench.backends.int4.shards import INDEX, sha256
 from qbench.backends.int4.stream import quantizer
-from qbench.config import Int4
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, quantize
-from qbench.run import runner
+from tests.support.running import execute
 from tests.support.tiny_llama import save_tiny_llama
 from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, qwen2, save
 from tests.test_int4_stream import options
@@ -110,8 +109,8 @@ def test_every_setting_comes_back_bit_for_bit(source: Path, tmp_path: Path, **sc
         for part, tensor in q.tensors().items():
             assert found[name].tensors()[part].dtype == tensor.dtype
             assert torch.equal(found[name].tensors()[part], tensor)
-    settled = settle(from_checkpoint(tmp_path / "out"))
-    assert {key: getattr(settled, key) for key in scheme} == scheme
+    resolved = from_checkpoint(tmp_path / "out").resolved()
+    assert {key: getattr(resolved, key) for key in scheme} == scheme
 
 
 def test_the_folder_is_a_hugging_face_one(source: Path, whole: Path) -> None:
@@ -158,12 +157,12 @@ def test_another_dtype_casts_all_but_the_quantized_weights(source: Path, whole: 
 
 
 def test_settings_are_those_of_the_checkpoint(whole: Path) -> None:
-    assert settle(from_checkpoint(whole)).group_size == 32
-    assert settle(from_checkpoint(whole, group_size=32, search="none")).search == "none"
-    assert settle(PLAIN) == PLAIN
+    assert from_checkpoint(whole).resolved().group_size == 32
+    assert from_checkpoint(whole, group_size=32, search="none").resolved().search == "none"
+    assert PLAIN.resolved() == PLAIN
     for key, value in (("bits", 8), ("group_size", 64), ("symmetric", True), ("search", "mse")):
         with pytest.raises(QbenchError, match=rf"backends\.int4: {key} {value} is asked for, .*; remove `{key}:`"):
-            settle(from_checkpoint(whole, **{key: value}))
+            from_checkpoint(whole, **{key: value}).resolved()
 
 
 def test_a_run_says_how_its_checkpoint_was_quantized(source: Path, whole: Path, tmp_path: Path) -> None:
@@ -171,16 +170,14 @@ def test_a_run_says_how_its_checkpoint_was_quantized(source: Path, whole: Path, 
         {"kind": "int4", "checkpoint": whole},
         {"kind": "int4", "label": "now", "search": "none", "group_size": 32},
     ]
-    folder, ok = runner.run(config(source, cells, measure={}), tmp_path, Watcher(), command="")
+    folder, ok = execute(config(source, cells, measure={}), tmp_path, Watcher(), command="")
     assert ok
     rows = pd.read_csv(folder / "cells.csv").set_index("label")
     assert list(rows["group_size"]) == [32, 32]
     assert list(rows["effective_bits_per_weight"]) == [5, 5]
     assert list(rows["quantize_s"].isna()) == [True, False]
     with pytest.raises(QbenchError, match="group_size 64 is asked for"):
-        runner.run(
-            config(source, [{**cells[0], "group_size": 64}], name="s", measure={}), tmp_path, Watcher(), command=""
-        )
+        execute(config(source, [{**cells[0], "group_size": 64}], name="s", measure={}), tmp_path, Watcher(), command="")
     assert not (tmp_path / "s").exists()
 
 
@@ -323,9 +320,8 @@ MEASURE = """
 import gc, sys
 from pathlib import Path
 import torch
-from qbench.backends.int4 import checkpoint
-from qbench.backends.int4 import load as int4
-from qbench.config import Int4
+from qbench.backends import int4
+from qbench.backends.int4 import Int4, checkpoint
 from qbench.backends.int4.stream import quantizer
 from qbench.machine.resident import ResidentPeak
 from qbench.model.load import LoadOptions

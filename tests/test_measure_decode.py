@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from qbench.engine.torch.decode import EagerDecoder, GraphDecoder, generate, preallocated_cache, resolve_mode
-from qbench.errors import QbenchError
+from qbench.engine.torch.decode import EagerDecoder, GraphDecoder, generate, preallocated_cache
 
 NEW = 12
 
@@ -71,12 +70,3 @@ def test_models_with_sliding_attention_keep_their_own_cache() -> None:
     prompt = torch.randint(3, 512, (1, 17))
     tokens = generate(EagerDecoder(mistral, 17 + NEW), prompt, NEW).tokens
     assert torch.equal(torch.from_numpy(tokens), reference(mistral, prompt))
-
-
-def test_auto_is_eager_on_a_cpu_and_graph_on_cuda() -> None:
-    assert resolve_mode("auto", torch.device("cpu")) == "eager"
-    assert resolve_mode("auto", torch.device("cuda:0")) == "graph"
-    assert resolve_mode("auto", torch.device("cuda:0"), spread=True) == "eager"
-    assert resolve_mode("eager", torch.device("cuda:0")) == "eager"
-    with pytest.raises(QbenchError, match="graph needs a CUDA device"):
-        resolve_mode("graph", torch.device("cpu"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
 from qbench.engine.torch.loaded import LoadedModel, block_linears
 from qbench.engine.torch.logprobs import outline
 from qbench.errors import QbenchError

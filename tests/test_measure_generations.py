@@ -15,15 +15,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16, GenerationsConfig, RunConfig, load
+from qbench.backends.fp16 import FP16
+from qbench.config import GenerationsConfig, RunConfig, load
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.measure import generations
 from qbench.measure.base import Context
 from qbench.records.rows import GenerationRow, Row
-from qbench.run import runner
 from qbench.run.folder import RunFolder
+from tests.support.running import execute
 from tests.support.tiny_llama import options, save_tiny_llama
 from tests.test_runner import Watcher, config
 
@@ -126,7 +127,7 @@ UNITS = {"fp16": {"cell": "k"}}
 def test_a_run_writes_a_line_a_prompt_and_fresh_removes_them(tiny_llama: Path, tmp_path: Path) -> None:
     measures = {"generations": {"prompts": PROMPTS, "new_tokens": 4}}
     settings = config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}], measure=measures)
-    folder, ok = runner.run(settings, tmp_path, Watcher(), command="")
+    folder, ok = execute(settings, tmp_path, Watcher(), command="")
     assert ok
     lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["label"], line["prompt"]) for line in lines] == [(c, p) for c in ("fp16", "int4") for p in PROMPTS]

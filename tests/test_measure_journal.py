@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qbench.backends import fp16
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
 from qbench.engine.base import Query
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel

@@ -13,14 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16, Int4, MeasureConfig, NoiseFloorConfig, load
+from qbench.backends.fp16 import FP16
+from qbench.backends.int4 import Int4
+from qbench.config import MeasureConfig, NoiseFloorConfig, load
 from qbench.engine.torch.engine import TorchEngine
 from qbench.errors import QbenchError
 from qbench.measure import mmlu, noise_floor
 from qbench.measure.base import Context
 from qbench.records.rows import NoiseRow, Row
 from qbench.records.run import read_run
-from qbench.run import runner
+from tests.support.running import execute
 from tests.support.tiny_llama import options
 from tests.test_config import run_config
 from tests.test_runner import Watcher
@@ -134,7 +136,7 @@ def test_true_in_a_file_asks_for_the_defaults(tmp_path: Path) -> None:
 def test_a_limited_run_leaves_a_noise_floor_and_never_enters_the_summary(tmp_path: Path) -> None:
     measure = {"memory": {"seq_len": 8}, "mmlu": MMLU, "noise_floor": {"batch_size": 1}}
     settings = run_config(backends=[{"kind": "fp16"}, {"kind": "int4"}], measure=measure, threads=1)
-    folder, ok = runner.run(settings, tmp_path, Watcher(), command="")
+    folder, ok = execute(settings, tmp_path, Watcher(), command="")
     assert ok
     data = read_run(folder)
     assert data.warnings == ()
@@ -156,7 +158,7 @@ def test_nan_is_an_error_row_that_says_so(tmp_path: Path) -> None:
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     measure = {"memory": {"seq_len": 8}, "mmlu": {"data": "demo", "subjects": SUBJECTS[:1], "limit": 1}}
     settings = run_config(model={"path": str(model)}, measure=measure, threads=1)
-    folder, ok = runner.run(settings, tmp_path, Watcher(), command="")
+    folder, ok = execute(settings, tmp_path, Watcher(), command="")
     assert not ok
     row = pd.read_csv(folder / "summary.csv").iloc[0]
     assert row["status"] == "error"

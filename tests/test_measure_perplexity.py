@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16, PerplexityConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import PerplexityConfig
 from qbench.engine.torch import logprobs
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel, block_linears

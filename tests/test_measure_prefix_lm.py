@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16, MMLUConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import MMLUConfig
 from qbench.engine import prefix_groups
 from qbench.engine.base import TokenCount
 from qbench.engine.torch.engine import TorchEngine

@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from qbench.backends import fp16
-from qbench.config import FP16, SustainedConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import SustainedConfig
 from qbench.engine.base import Generation
 from qbench.engine.torch.engine import TorchEngine, TorchSession
 from qbench.engine.torch.loaded import LoadedModel

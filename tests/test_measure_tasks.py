@@ -20,7 +20,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from qbench.backends import fp16
-from qbench.config import FP16, Reading, RunConfig, TasksConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import Reading, RunConfig, TasksConfig
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError

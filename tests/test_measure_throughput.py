@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from qbench.backends import fp16
-from qbench.config import FP16, ThroughputConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import ThroughputConfig
 from qbench.engine.torch.engine import TorchEngine, TorchSession
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.machine.conditions import Conditions

@@ -1,15 +1,21 @@
 """Predictions against models that are really loaded and run, and against arithmetic by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qbench.backends import fp16
-from qbench.backends.int4 import load
-from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4
+from qbench.backends import fp16, int4
+from qbench.backends.awq import AWQ
+from qbench.backends.fp16 import FP16
+from qbench.backends.gptq import GPTQ
+from qbench.backends.int4 import Int4
+from qbench.backends.nf4 import NF4
+from qbench.config import Backend
+from qbench.config.target import Target
 from qbench.engine.torch.decode import make_decoder
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
@@ -21,7 +27,7 @@ from qbench.model import random_weights
 from qbench.model.architecture import Architecture, parse
 from qbench.model.find import shapes
 from qbench.model.load import LoadOptions
-from qbench.plan.memory import Prediction, Target
+from qbench.plan.memory import Prediction
 
 CPU = Target("cpu", 2, environment.detect().cpu_features)
 GPU = Target("cuda", 2)
@@ -79,8 +85,8 @@ def measured_peak(loaded: LoadedModel, batch_size: int, prompt: int, seq_len: in
 
 @pytest.mark.parametrize("backend", [FP16(), Int4(group_size=32)], ids=["fp16", "int4"])
 def test_weights_and_peak_of_every_family_are_those_of_the_loaded_model(folder: Path, backend: Backend) -> None:
-    loaded = (fp16 if isinstance(backend, FP16) else load).load(options(folder), backend, None)
-    predicted = Prediction(architecture(folder), backend, CPU, loaded.kernel if isinstance(backend, Int4) else None)
+    loaded = (fp16 if isinstance(backend, FP16) else int4).load(options(folder), backend, None)
+    predicted = Prediction(architecture(folder), backend, replace(CPU, kernel=loaded.kernel))
     assert predicted.weights().total == pytest.approx(loaded.weight_bytes, rel=0.001)
     for batch_size, prompt in ((1, 256), (4, 240)):
         peak = predicted.generation_bytes(batch_size, prompt, 256)
@@ -99,8 +105,8 @@ def test_weights_and_peak_of_every_family_are_those_of_the_loaded_model(folder: 
     ids=["symmetric", "rows", "8 bits", "head", "reference"],
 )
 def test_int4s_options_are_counted(tiny_llama: Path, backend: Int4) -> None:
-    loaded = load.load(options(tiny_llama), backend, None)
-    predicted = Prediction(architecture(tiny_llama), backend, CPU, loaded.kernel).weights()
+    loaded = int4.load(options(tiny_llama), backend, None)
+    predicted = Prediction(architecture(tiny_llama), backend, replace(CPU, kernel=loaded.kernel)).weights()
     assert predicted.bits_per_weight == pytest.approx(loaded.effective_bits_per_weight)
     assert predicted.total == pytest.approx(loaded.weight_bytes, rel=0.001)
 

@@ -17,11 +17,11 @@ import pytest
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.int4 import native
-from qbench.records import folders
+from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
-from qbench.run import runner
 from qbench.run.events import ProgressEvent
+from tests.support.running import execute
 
 KERNEL = "cpu" if native.library() else "aten"
 QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}
@@ -57,7 +57,7 @@ def run(
     settings: RunConfig, results: Path, *, fresh: bool = False, only: tuple[str, ...] = ()
 ) -> tuple[Path, bool, Watcher]:
     watcher = Watcher()
-    folder, ok = runner.run(settings, results, watcher, command="qbench run x", fresh=fresh, only=only)
+    folder, ok = execute(settings, results, watcher, command="qbench run x", fresh=fresh, only=only)
     return folder, ok, watcher
 
 
@@ -264,7 +264,7 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
             signal.alarm(2)
 
     with pytest.raises(KeyboardInterrupt):
-        runner.run(settings, tmp_path / "results", Impatient(), command="qbench run x")
+        execute(settings, tmp_path / "results", Impatient(), command="qbench run x")
     assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     data = read_run(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
@@ -280,7 +280,7 @@ def test_a_link_out_of_the_runs_folder_is_refused_and_never_deleted_through(
     mine = tmp_path / "mine"
     (mine / "fp16").mkdir(parents=True)
     (mine / "fp16" / "file").write_text("mine")
-    folders.remove(folder / name)
+    remove(folder / name)
     (folder / name).symlink_to(mine)
     with pytest.raises(QbenchError, match=rf"{name}: is a link, .* --fresh"):
         run(settings, tmp_path / "results")
@@ -294,7 +294,7 @@ def test_a_cell_that_is_a_link_is_measured_in_a_folder_of_its_own(tiny_llama: Pa
     folder, _, _ = run(settings, tmp_path / "results")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
-    folders.remove(folder / "cells" / "fp16")
+    remove(folder / "cells" / "fp16")
     (folder / "cells" / "fp16").symlink_to(tmp_path / "mine")
     run(settings, tmp_path / "results")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from qbench.config import Backend
+from qbench.config.target import Target
 
 if TYPE_CHECKING:
     from qbench.engine.torch.loaded import LoadedModel
@@ -16,12 +17,23 @@ class CONFIG(Backend):
 
     install: ClassVar[str] = "pip install qbench-int8-rows"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "qbench-int8-rows")
+    color: ClassVar[str | None] = "#8c564b"
     kind: Literal["int8-rows"] = "int8-rows"
     clip: float = Field(default=1.0, gt=0, le=1, description="share of a row's largest weight that becomes 127")
 
     @property
     def weight_bits(self) -> int:
         return 8
+
+    def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
+        return out_features * (in_features + target.value_bytes)
+
+    def product_bytes(self, out_features: int, in_features: int, tokens: int, target: Target) -> int:
+        weight, output = (out_features * size * target.value_bytes for size in (in_features, tokens))
+        return max(2 * weight - output, output)  # codes as numbers and scaled; or the output without its bias
+
+    def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
+        return 2 * parameters + weight_bytes  # the 16-bit model goes when all linears are made
 
 
 def load(options: "LoadOptions", config: CONFIG, calibration: object) -> "LoadedModel":

@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from qbench.config import Calibrated
+from qbench.backends._calibrated import Calibrated
 from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.errors import QbenchError
 from qbench.model.calibration import Calibration

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from qbench.config import Backend
-from qbench.config.kinds import module_name
+from qbench.config.kinds import registered
 from qbench.engine.base import Engine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.model.calibration import Calibration
@@ -45,4 +45,6 @@ def import_backend(config: Backend) -> BackendModule:
     Raises:
         ImportError: the backend's libraries are not installed here.
     """
-    return cast(BackendModule, importlib.import_module(module_name(config.kind)))
+    found = registered(config.kind)
+    assert found is not None, f"{config.kind} was valid in a configuration"
+    return cast(BackendModule, importlib.import_module(found.module))

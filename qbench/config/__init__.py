@@ -3,7 +3,7 @@
 Nothing here imports torch: a configuration is read, checked and printed on a machine without any backend.
 """
 
-from qbench.config.backends import AWQ, FP16, GPTQ, NF4, Backend, Calibrated, GroupSize, Int4
+from qbench.config.backends import Backend, GroupSize
 from qbench.config.base import Name, Resources
 from qbench.config.kinds import backend_class, backend_kinds, kind_names
 from qbench.config.measures import (
@@ -23,17 +23,11 @@ from qbench.config.measures import (
 from qbench.config.run import NOISE_SUFFIX, CalibrationConfig, ModelConfig, RunConfig
 
 __all__ = [
-    "AWQ",
-    "FP16",
-    "GPTQ",
-    "NF4",
     "NOISE_SUFFIX",
     "Backend",
-    "Calibrated",
     "CalibrationConfig",
     "GenerationsConfig",
     "GroupSize",
-    "Int4",
     "KVCache",
     "MMLUConfig",
     "MeasureConfig",

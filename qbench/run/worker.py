@@ -1,5 +1,5 @@
 """The child process of one cell: `python -m qbench.run.worker OUT_DIR`, with the job on standard input
-(`qbench.run.lifeline`).
+(`qbench.run.job`).
 
 Loads the model once, takes every measure on it and appends each row to OUT_DIR/events.jsonl the moment it exists. It
 always ends with a row of `cells.csv`, whatever goes wrong, as long as Python itself lives; what happens when it does
@@ -34,10 +34,10 @@ from qbench.model import calibration
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
 from qbench.records.rows import MemoryRow, Row, Status, ThroughputRow
-from qbench.run import checkpoints, fingerprint, lifeline
+from qbench.run import checkpoints, fingerprint
 from qbench.run.events import EventLog
 from qbench.run.fingerprint import CELL
-from qbench.run.job import Job, cell_row
+from qbench.run.job import Job, cell_row, receive
 
 ABOUT_COLUMNS = (
     *("dtype", "kernel", "quantized_layers", "expected_layers", "lm_head_bits", "weight_bytes"),
@@ -239,7 +239,7 @@ def load_peak_bytes(loaded: LoadedModel | Engine, resident: ResidentPeak) -> int
 
 def main() -> None:
     """Read the job and measure its cell."""
-    Cell(Job.model_validate_json(lifeline.receive()), Path(sys.argv[1])).run()
+    Cell(Job.model_validate_json(receive()), Path(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

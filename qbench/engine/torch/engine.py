@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from qbench.config.resolve import DecodeMode, decode_mode
 from qbench.engine import prefix_groups
 from qbench.engine.base import (
     About,
@@ -22,7 +23,7 @@ from qbench.engine.base import (
     Query,
     Scores,
 )
-from qbench.engine.torch.decode import generate, make_decoder, resolve_mode
+from qbench.engine.torch.decode import generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
@@ -83,16 +84,16 @@ class TorchEngine:
         text: str = self.loaded.tokenizer.decode(list(ids))
         return text
 
-    def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
+    def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
         """`eager` or `graph`."""
-        spread = len(self.loaded.devices) > 1
-        return resolve_mode(asked, self.loaded.device, spread=spread, kv_cache=kv_cache)
+        several = len(self.loaded.devices) > 1
+        return decode_mode(asked, self.loaded.device.type, device_map_auto=several, kv_cache=kv_cache)
 
     def session(
         self, batch_size: int, seq_len: int, *, decode: Decode = "auto", kv_cache: KVCache = "16bit"
     ) -> TorchSession:
         """A decoder with its cache, which is allocated at the first prefill."""
-        mode = resolve_mode(decode, self.loaded.device, spread=len(self.loaded.devices) > 1, kv_cache=kv_cache)
+        mode = self.decode_mode(decode, kv_cache)
         decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, kv_cache)
         return TorchSession(lambda prompt, new_tokens: generate(decoder, prompt, new_tokens), self.loaded.device)
 
