@@ -33,10 +33,11 @@ smoke: setup  ## five backends on the demo model: a table and four plots (under 
 	$(BIN)/qbench run configs/smoke.yaml
 	$(BIN)/qbench plot results/smoke
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy and the borders between folders
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test: lint  ## lint, types, tests
 	$(BIN)/pytest

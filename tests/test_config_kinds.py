@@ -110,6 +110,16 @@ def test_reading_a_configuration_imports_no_torch(example: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_options_of_shipped_kinds_import_neither_torch_nor_pandas(tmp_path: Path) -> None:
+    code = (
+        "import sys; from qbench.config import backend_kinds, schema; backend_kinds(); schema.text(); "
+        "import qbench.int4.limits, qbench.plan.forecast, qbench.plan.starter; "
+        "print(*{'torch', 'transformers', 'pandas', 'scipy'} & {*sys.modules})"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
+
+
 def test_shipped_kinds_look_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the time nor the faults of distributions touch a configuration that does not name their kinds."""
 

@@ -6,6 +6,7 @@ from qbench.config import PerplexityConfig
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.plan import cells
+from qbench.plan.cells import Plan
 from tests.test_config import run_config
 
 TWO = [{"kind": "fp16"}, {"kind": "int4"}]
@@ -81,7 +82,7 @@ def test_what_can_work_is_not_refused(laptop: environment.Environment, tmp_path:
 
 def test_the_description_names_cells_and_measures_with_their_settings() -> None:
     config = run_config(backends=TWO, measure={"throughput": {"seq_len": 64, "new_tokens": 8}})
-    text = "\n".join(cells.describe(config, cells.select(config)))
+    text = "\n".join(cells.describe(Plan(config, config.backends, environment.detect())))
     assert "cell int4: int4 (bits 4, group_size 128, " in text
     assert "seq_len 64" in text
     assert "mmlu" not in text
