@@ -59,8 +59,8 @@ def test_the_published_test_set_has_the_rows_of_the_hub() -> None:
 def test_the_demo_model_has_a_text_for_each_purpose() -> None:
     assert texts.read("demo", "train", "key") == demo.CALIBRATION_TEXT.read_text(encoding="utf-8")
     assert texts.read("demo", "test", "key") == demo.HELDOUT_TEXT.read_text(encoding="utf-8")
-    assert texts.natural(ModelConfig(demo=True)) == "demo"
-    assert texts.natural(ModelConfig(id="a/b")) == "wikitext2"
+    assert texts.default_text(ModelConfig(demo=True)) == "demo"
+    assert texts.default_text(ModelConfig(id="a/b")) == "wikitext2"
 
 
 def test_what_cannot_be_read_is_named_by_its_key() -> None:

@@ -1,6 +1,7 @@
-"""The YAML schema. Every option of a run is declared here, once, with its type, default and meaning.
+"""The YAML schema: every option of a run, once, with its type, default and meaning.
 
-Nothing here imports torch: a configuration is read, checked and printed on a machine without any backend.
+What a kind of backend adds stands in the kind's own module (`kinds`); what `auto` means, in `resolve`. Nothing here
+imports torch: a configuration is read, checked and printed on a machine without any backend.
 """
 
 from qbench.config.backends import Backend, GroupSize

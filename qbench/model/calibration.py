@@ -62,4 +62,4 @@ def prepare(config: CalibrationConfig, model: ModelConfig, seed: int) -> Calibra
 def _text(config: CalibrationConfig, model: ModelConfig) -> str | None:
     if config.text is None and model.weights == "random":
         return None
-    return texts.read(config.text or texts.natural(model), "train", "calibration.text")
+    return texts.read(config.text or texts.default_text(model), "train", "calibration.text")

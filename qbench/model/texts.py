@@ -16,7 +16,7 @@ Split = Literal["train", "test"]
 NAMED = ("demo", "wikitext2")
 
 
-def natural(model: ModelConfig) -> str:
+def default_text(model: ModelConfig) -> str:
     """The text of a model for which none is named."""
     return "demo" if model.demo else "wikitext2"
 

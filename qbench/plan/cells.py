@@ -89,7 +89,7 @@ def resolve(config: RunConfig) -> RunConfig:
     cells = [backend.resolved() for backend in config.backends]
     measures = config.measure
     if measures.perplexity and measures.perplexity.text is None:
-        named = measures.perplexity.model_copy(update={"text": texts.natural(config.model)})
+        named = measures.perplexity.model_copy(update={"text": texts.default_text(config.model)})
         measures = measures.model_copy(update={"perplexity": named})
     return config.model_copy(update={"backends": tuple(cells), "measure": measures})
 

@@ -41,7 +41,7 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
     if backend.calibrates:
         settings = config.calibration.model_dump(mode="json", exclude={"text"})
         facts |= {f"calibration.{name}": value for name, value in settings.items()}
-        facts["calibration.text"] = texts.identify(config.calibration.text or texts.natural(config.model))
+        facts["calibration.text"] = texts.identify(config.calibration.text or texts.default_text(config.model))
     return facts | _versions(backend, backend.libraries, machine)
 
 
@@ -58,7 +58,7 @@ def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str
     }
     if backend.calibrates:
         facts |= {"seed": config.seed, **config.calibration.model_dump(mode="json", exclude={"text"})}
-        facts["text"] = texts.identify(config.calibration.text or texts.natural(config.model))
+        facts["text"] = texts.identify(config.calibration.text or texts.default_text(config.model))
     return facts
 
 
@@ -84,7 +84,7 @@ def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Envir
     shared = settings.model_dump(mode="json", exclude=set(settings.countable))
     facts = {f"measure.{name}.{key}": value for key, value in shared.items()}
     if "text" in shared:
-        facts[f"measure.{name}.text"] = texts.identify(shared["text"] or texts.natural(config.model))
+        facts[f"measure.{name}.text"] = texts.identify(shared["text"] or texts.default_text(config.model))
     for other in settings.repeats:
         facts |= measure_facts(config, backend, other, machine)
     return facts | _versions(backend, settings.used_libraries(), machine)
