@@ -296,10 +296,9 @@ MEASURE = """
 import gc, sys
 from pathlib import Path
 import torch
-from qbench.backends.int4 import load as int4
-from qbench.engine.torch.loaded import block_linears, storage_bytes
-from qbench.engine.torch.loaded import block_linears, storage_bytes
+from qbench.backends import int4
 from qbench.backends.int4 import Int4
+from qbench.engine.torch.loaded import block_linears, storage_bytes
 from qbench.int4 import quantize_model
 from qbench.machine.resident import ResidentPeak
 from qbench.model.load import LoadOptions, load_pretrained
