@@ -16,17 +16,9 @@ from typer.testing import CliRunner
 from qbench.cli.app import app
 from qbench.config import backend_kinds
 from qbench.show import terminal
-from tests.test_runner import in_order, interpreter
+from tests.support.runs import YAML, in_order, interpreter
 
 cli = CliRunner()
-
-YAML = """
-name: tiny
-model: {{path: {model}}}
-backends: [{{kind: fp16}}, {{kind: int4}}]
-measure:
-  throughput: {{batch_sizes: [1, 2], seq_len: 24, new_tokens: 4, trials: 2}}
-"""
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from qbench.records.run import read_run
 from qbench.run import fingerprint
 from qbench.run.job import config_of
 from tests.support import tiny_llama as tiny
+from tests.support.architectures import LLAMA
 from tests.support.plugin import EXAMPLE, install, install_example
-from tests.test_predict import LLAMA
 
 MODULE = "qbench_int8_rows"
 ROWS = tiny.LAYERS * (2 * tiny.HIDDEN + 2 * tiny.KV + 2 * tiny.INTERMEDIATE + tiny.HIDDEN)

@@ -21,7 +21,8 @@ from qbench.run.events import ProgressEvent, read_units
 from qbench.run.executor import Ending, LocalExecutor
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
-from tests.test_runner import QUICK, Watcher, config, interpreter, run
+from tests.support.runs import QUICK, config, interpreter, run
+from tests.support.watchers import Watcher
 
 KILLS = 50
 TIMES = ("load_s", "quantize_s", "load_peak_bytes", "peak_rss_bytes", "cached", "read_bytes_per_s")

@@ -27,10 +27,10 @@ from qbench.config import Int4
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, quantize
 from qbench.run import runner
+from tests.support.runs import config
 from tests.support.tiny_llama import save_tiny_llama
-from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, qwen2, save
-from tests.test_int4_stream import options
-from tests.test_runner import Watcher, config
+from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, options, qwen2, save
+from tests.support.watchers import Watcher
 
 PLAIN = Int4(kind="int4", search="none", group_size=32)
 

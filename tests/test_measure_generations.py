@@ -23,8 +23,9 @@ from qbench.measure.base import Context
 from qbench.records.rows import GenerationRow, Row
 from qbench.run import runner
 from qbench.run.folder import RunFolder
+from tests.support.runs import config
 from tests.support.tiny_llama import options, save_tiny_llama
-from tests.test_runner import Watcher, config
+from tests.support.watchers import Watcher
 
 IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
 PROMPTS = ("w4 w5 w6", "w7", "w8 nowhere w9")

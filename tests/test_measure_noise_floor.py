@@ -20,9 +20,9 @@ from qbench.measure.base import Context
 from qbench.records.rows import NoiseRow, Row
 from qbench.records.run import read_run
 from qbench.run import runner
+from tests.support.runs import run_config
 from tests.support.tiny_llama import options
-from tests.test_config import run_config
-from tests.test_runner import Watcher
+from tests.support.watchers import Watcher
 
 SUBJECTS = ("invented_birds", "invented_rivers")
 MMLU = {"data": "demo", "subjects": SUBJECTS[:1], "limit": 3, "batch_size": 2}

@@ -6,7 +6,7 @@ from qbench.config import PerplexityConfig
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.plan import cells
-from tests.test_config import run_config
+from tests.support.runs import run_config
 
 TWO = [{"kind": "fp16"}, {"kind": "int4"}]
 

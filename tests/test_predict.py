@@ -17,10 +17,11 @@ from qbench.measure.base import random_prompt
 from qbench.measure.memory import peak_bytes
 from qbench.measure.windows import log_probabilities
 from qbench.model import random_weights
-from qbench.model.architecture import Architecture, parse
+from qbench.model.architecture import parse
 from qbench.model.find import shapes
-from qbench.model.load import LoadOptions
 from qbench.plan.memory import Prediction, Target
+from tests.support.architectures import LLAMA, architecture
+from tests.support.tiny_variants import options
 
 CPU = Target("cpu", 2, environment.detect().cpu_features)
 GPU = Target("cuda", 2)
@@ -56,14 +57,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     (path / "config.json").write_text(json.dumps(content))
     random_weights.write(path, torch.bfloat16, seed=0)
     return path
-
-
-def architecture(folder: Path) -> Architecture:
-    return parse(json.loads((folder / "config.json").read_text()), "x")
-
-
-def options(folder: Path, dtype: torch.dtype = torch.bfloat16) -> LoadOptions:
-    return LoadOptions(folder=folder, device=torch.device("cpu"), dtype=dtype, work=folder)
 
 
 def measured_peak(loaded: LoadedModel, batch_size: int, prompt: int, seq_len: int) -> int:
@@ -132,9 +125,6 @@ def test_shipped_shapes_have_the_parameters_that_transformers_builds(name: str, 
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**content))
     assert parse(content, name).parameters == sum(parameter.numel() for parameter in model.parameters())
     assert parse(content, name).parameters == pytest.approx(billions * 1e9, rel=0.005)
-
-
-LLAMA = parse(json.loads(shapes()["llama-3-8b"].read_text()), "llama-3-8b")
 
 
 @pytest.mark.parametrize(

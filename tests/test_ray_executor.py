@@ -26,7 +26,8 @@ from qbench.run import runner
 from qbench.run.events import read_units
 from qbench.run.executor import Executor, LocalExecutor
 from qbench.run.ray.executor import connect
-from tests.test_runner import Watcher, interpreter
+from tests.support.runs import interpreter
+from tests.support.watchers import Watcher
 
 # Before ray is imported: it would take any other address of this machine for 127.0.0.1.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
