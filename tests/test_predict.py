@@ -1,6 +1,7 @@
 """Predictions against models that are really loaded and run, and against arithmetic by hand."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from qbench.backends.base import LoadedModel
 from qbench.backends.int4 import load
 from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4
 from qbench.engine.torch.decode import make_decoder
+from qbench.int4 import native
 from qbench.machine import environment
 from qbench.measure.base import random_prompt
 from qbench.measure.memory import peak_bytes
@@ -21,6 +23,7 @@ from qbench.model.architecture import parse
 from qbench.model.find import shapes
 from qbench.plan.memory import Prediction, Target
 from tests.support.architectures import LLAMA, architecture
+from tests.support.levels import levels
 from tests.support.tiny_variants import options
 
 CPU = Target("cpu", 2, environment.detect().cpu_features)
@@ -69,14 +72,35 @@ def measured_peak(loaded: LoadedModel, batch_size: int, prompt: int, seq_len: in
     return sum(peak_bytes(loaded, forward))
 
 
-@pytest.mark.parametrize("backend", [FP16(), Int4(group_size=32)], ids=["fp16", "int4"])
-def test_weights_and_peak_of_every_family_are_those_of_the_loaded_model(folder: Path, backend: Backend) -> None:
-    loaded = (fp16 if isinstance(backend, FP16) else load).load(options(folder), backend, None)
-    predicted = Prediction(architecture(folder), backend, CPU, loaded.kernel if isinstance(backend, Int4) else None)
+def assert_predicted(loaded: LoadedModel, predicted: Prediction) -> None:
+    """Weights within 0.1 % and peaks within 2 %."""
     assert predicted.weights().total == pytest.approx(loaded.weight_bytes, rel=0.001)
     for batch_size, prompt in ((1, 256), (4, 240)):
         peak = predicted.generation_bytes(batch_size, prompt, 256)
         assert peak == pytest.approx(measured_peak(loaded, batch_size, prompt, 256), rel=0.02)
+
+
+def test_weights_and_peak_of_every_family_are_those_of_the_loaded_model(folder: Path) -> None:
+    loaded = fp16.load(options(folder), FP16(), None)
+    assert_predicted(loaded, Prediction(architecture(folder), FP16(), CPU))
+
+
+@pytest.fixture
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """INT4's kernels use these instructions at most."""
+    monkeypatch.setenv("QBENCH_CPU_LEVEL", request.param)
+    native.level.cache_clear()
+    yield
+    native.level.cache_clear()
+
+
+@pytest.mark.parametrize("level", levels(), indirect=True)
+@pytest.mark.usefixtures("level")
+def test_int4s_weights_and_peak_are_predicted_at_every_level(folder: Path) -> None:
+    backend = Int4(group_size=32)
+    loaded = load.load(options(folder), backend, None)
+    target = Target("cpu", 2, environment.detect().cpu_features)
+    assert_predicted(loaded, Prediction(architecture(folder), backend, target, loaded.kernel))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from qbench.records.rows import CellRow
 from qbench.records.run import read_run
 from qbench.run import runner
 from tests.support.runs import config, in_order, interpreter, run
+from tests.support.warm import WarmExecutor, workers
 from tests.support.watchers import Watcher
 
 KERNEL = "cpu" if native.library() else "aten"
@@ -214,8 +215,8 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
             signal.alarm(2)
 
     with pytest.raises(KeyboardInterrupt):
-        runner.run(settings, tmp_path / "results", Impatient(), command="qbench run x")
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+        runner.run(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=WarmExecutor())
+    assert not workers()
     data = read_run(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
     assert len(data.throughput) == 4

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qbench.config import RunConfig
 from qbench.run import runner
+from tests.support.warm import WarmExecutor
 from tests.support.watchers import Watcher
 
 QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}
@@ -32,7 +33,9 @@ def run(
     settings: RunConfig, results: Path, *, fresh: bool = False, only: tuple[str, ...] = ()
 ) -> tuple[Path, bool, Watcher]:
     watcher = Watcher()
-    folder, ok = runner.run(settings, results, watcher, command="qbench run x", fresh=fresh, only=only)
+    folder, ok = runner.run(
+        settings, results, watcher, command="qbench run x", fresh=fresh, only=only, executor=WarmExecutor()
+    )
     return folder, ok, watcher
 
 
