@@ -26,11 +26,9 @@ from qbench.backends.int4.stream import quantizer
 from qbench.config import Int4
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, quantize
-from qbench.run import runner
-from tests.support.runs import config
+from tests.support.runs import config, run
 from tests.support.tiny_llama import save_tiny_llama
 from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, options, qwen2, save
-from tests.support.watchers import Watcher
 
 PLAIN = Int4(kind="int4", search="none", group_size=32)
 
@@ -171,16 +169,14 @@ def test_a_run_says_how_its_checkpoint_was_quantized(source: Path, whole: Path, 
         {"kind": "int4", "checkpoint": whole},
         {"kind": "int4", "label": "now", "search": "none", "group_size": 32},
     ]
-    folder, ok = runner.run(config(source, cells, measure={}), tmp_path, Watcher(), command="")
+    folder, ok, _ = run(config(source, cells, measure={}), tmp_path)
     assert ok
     rows = pd.read_csv(folder / "cells.csv").set_index("label")
     assert list(rows["group_size"]) == [32, 32]
     assert list(rows["effective_bits_per_weight"]) == [5, 5]
     assert list(rows["quantize_s"].isna()) == [True, False]
     with pytest.raises(QbenchError, match="group_size 64 is asked for"):
-        runner.run(
-            config(source, [{**cells[0], "group_size": 64}], name="s", measure={}), tmp_path, Watcher(), command=""
-        )
+        run(config(source, [{**cells[0], "group_size": 64}], name="s", measure={}), tmp_path)
     assert not (tmp_path / "s").exists()
 
 
