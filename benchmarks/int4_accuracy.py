@@ -22,10 +22,14 @@ from rich.progress import track
 from torch import Tensor
 
 from qbench import demo
-from qbench.backends.base import LoadedModel, import_backend
-from qbench.config import FP16, NF4, Backend, Int4
+from qbench.backends.base import import_backend
+from qbench.backends.fp16 import FP16
+from qbench.backends.int4 import Int4
+from qbench.backends.nf4 import NF4
+from qbench.config import Backend
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.int4 import dequantize, quantize
-from qbench.int4.quantize import Search
+from qbench.int4.quantizer import Search
 from qbench.model.load import LoadOptions
 
 WINDOW = 512

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from qbench.int4 import QuantLinear, native
 from qbench.int4.kernels import WeightSpec, choose
-from qbench.int4.quantize import QuantizedTensor
+from qbench.int4.quantizer import QuantizedTensor
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))
 """(out_features, in_features) of Llama-3-8B."""

@@ -26,8 +26,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from qbench.backends.awq import AWQ
 from qbench.backends.base import import_backend
-from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4, ModelConfig
+from qbench.backends.fp16 import FP16
+from qbench.backends.gptq import GPTQ
+from qbench.backends.int4 import Int4
+from qbench.backends.nf4 import NF4
+from qbench.config import Backend, ModelConfig
 from qbench.model import find
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_dtype

@@ -11,6 +11,7 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from qbench.config import backend_kinds
 from qbench.machine.environment import Environment, hardware_label
 from qbench.records.run import display_label
 from qbench.show.plots import style
@@ -40,7 +41,7 @@ def panel(axes: Axes, table: pd.DataFrame) -> None:
     for backend in table["backend"].unique():
         ratio = seconds["fp16"] / seconds[backend]
         width, marker = (2.4, "o") if backend == "int4" else (1.4, None)
-        color, label = style.KIND_COLORS[backend], display_label(backend, backend)
+        color, label = backend_kinds()[backend].color, display_label(backend, backend)
         axes.plot(seconds.index, ratio, label=label, color=color, linewidth=width, marker=marker)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)

@@ -18,12 +18,15 @@ from typing import Annotated
 import record
 import typer
 
+from qbench.analysis.stats import write_summary
 from qbench.config import load
 from qbench.machine.conditions import Sampler
+from qbench.plan.cells import make_plan
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
 from qbench.run import runner
 from qbench.run.events import EventLog, ProgressEvent, read_units
+from qbench.run.local import LocalExecutor
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 
@@ -81,10 +84,13 @@ def main(
     out: Annotated[Path | None, typer.Option(help="folder for the tables as CSV, with run.json")] = None,
 ) -> None:
     """Run a configuration and say what of its time was ours."""
-    settings, clock = load.load(config), Clock()
+    executor, clock = LocalExecutor(), Clock()
+    plan = make_plan(load.load(config), executor.prepare)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        results, ok = runner.run(settings, Path(folder), clock, command="benchmark")
+        results, ok = runner.run(
+            plan, Path(folder), clock, executor=executor, command="benchmark", summarize=write_summary
+        )
         wall_s = time.perf_counter() - start
         run = read_run(results)
         files = [results / "cells" / label / "events.jsonl" for label in run.record.order]

@@ -25,8 +25,11 @@ import typer
 from transformers import AutoTokenizer
 
 from qbench import demo
-from qbench.backends.base import LoadedModel, import_backend
-from qbench.config import FP16, Engine, MMLUConfig, ModelConfig
+from qbench.backends.base import import_backend
+from qbench.backends.fp16 import FP16
+from qbench.config import MMLUConfig, ModelConfig, Reading
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
 from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
 from qbench.model.find import resolve
@@ -59,15 +62,15 @@ def random_model(work: Path) -> ModelConfig:
     return ModelConfig(path=work, weights="random")
 
 
-def run(loaded: LoadedModel, engine: Engine, config: MMLUConfig) -> tuple[float, Evaluation]:
+def run(loaded: LoadedModel, engine: Reading, config: MMLUConfig) -> tuple[float, Evaluation]:
     """Wall seconds, and what was found."""
     start = time.perf_counter()
     with quiet_harness():
         found = evaluate(
-            loaded,
+            TorchEngine(loaded),
             load_tasks(config),
             what=engine,
-            engine=engine,
+            share=engine == "prefix",
             batch_size=config.batch_size,
             num_fewshot=5,
             limit=None,
@@ -102,7 +105,7 @@ def main(
         model = ModelConfig(demo=True) if accuracy_only else random_model(Path(work))
         loaded = load(model, torch.bfloat16 if accuracy_only else torch.float32)
     weights = sum(parameter.numel() for parameter in loaded.model.parameters())
-    found: dict[Engine, tuple[float, Evaluation]] = {"prefix": run(loaded, "prefix", config)}
+    found: dict[Reading, tuple[float, Evaluation]] = {"prefix": run(loaded, "prefix", config)}
     found["stock"] = run(loaded, "stock", config)
     rows: list[dict[str, object]] = [
         {

@@ -46,7 +46,7 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this test fork their workers from a process that has imported their libraries."""
     from tests.support.warm import WarmExecutor  # not at the top: most tests start no worker
 
-    monkeypatch.setattr("qbench.run.executor.LocalExecutor", WarmExecutor)
+    monkeypatch.setattr("qbench.run.local.LocalExecutor", WarmExecutor)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

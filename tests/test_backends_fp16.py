@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
+from qbench.engine.torch.loaded import LoadedModel
 from tests.support import tiny_llama as tiny
 
 

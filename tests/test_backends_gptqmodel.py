@@ -16,8 +16,11 @@ if find_spec("gptqmodel") is None:  # not pytest.importorskip: importing it is f
     pytest.skip("gptqmodel is not installed", allow_module_level=True)
 
 from qbench.backends import awq, fp16, gptq
-from qbench.backends.base import LoadedModel
-from qbench.config import AWQ, FP16, GPTQ, Calibrated
+from qbench.backends._calibrated import Calibrated
+from qbench.backends.awq import AWQ
+from qbench.backends.fp16 import FP16
+from qbench.backends.gptq import GPTQ
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.model.load import LoadOptions
 from tests.support import tiny_llama as tiny

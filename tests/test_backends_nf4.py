@@ -7,8 +7,9 @@ pytest.importorskip("bitsandbytes")
 from bitsandbytes.functional import has_avx512bf16
 
 from qbench.backends import fp16, nf4
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16, NF4
+from qbench.backends.fp16 import FP16
+from qbench.backends.nf4 import NF4
+from qbench.engine.torch.loaded import LoadedModel
 from tests.support import tiny_llama as tiny
 
 CODE_BOOK_BYTES = 16 * 4

@@ -1,5 +1,6 @@
 """Backends of other distributions: the documentation's example, really installed, and ones that are broken."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,22 +10,30 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from qbench.config import FP16, RunConfig, backend_kinds, kind_names, load, schema
+from qbench.backends.base import import_backend
+from qbench.backends.fp16 import FP16
+from qbench.config import RunConfig, backend_kinds, kind_names, load, schema
 from qbench.config.kinds import backend_class, plugins
+from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.machine.environment import GPU
+from qbench.model import random_weights
 from qbench.plan import backends, starter
-from qbench.plan.memory import Prediction, Target
+from qbench.plan.memory import Prediction
 from qbench.plan.starter import choose
 from qbench.records.run import read_run
 from qbench.run import fingerprint
 from qbench.run.job import config_of
+from qbench.show.plots.style import cell_styles
 from tests.support import tiny_llama as tiny
-from tests.support.architectures import LLAMA
-from tests.support.plugin import EXAMPLE, install, install_example
+from tests.support.architectures import LLAMA, architecture
+from tests.support.plugin import EXAMPLES, install, install_example
+from tests.support.predictions import CPU, DIMENSIONS, measured_peak
+from tests.support.tiny_variants import options
 
 MODULE = "qbench_int8_rows"
 ROWS = tiny.LAYERS * (2 * tiny.HIDDEN + 2 * tiny.KV + 2 * tiny.INTERMEDIATE + tiny.HIDDEN)
@@ -37,7 +46,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    paths = [str(folder), str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(folder), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     before = set(sys.modules)
     plugins.cache_clear()
@@ -90,7 +99,7 @@ def test_the_example_runs_as_an_installed_distribution(example: Path, tiny_llama
 
 
 def test_the_example_is_short() -> None:
-    assert len((EXAMPLE / f"{MODULE}.py").read_text().splitlines()) < 60
+    assert len((EXAMPLES / "int8_rows" / f"{MODULE}.py").read_text().splitlines()) < 75
 
 
 def test_reading_a_configuration_imports_no_torch(example: Path, tmp_path: Path) -> None:
@@ -198,12 +207,38 @@ def test_another_interpreter_is_not_told_of_what_it_may_lack(example: Path) -> N
     assert config_of(config, config.backends[0]) is config
 
 
-def test_a_plan_knows_the_bits_of_its_codes_and_init_takes_it_by_name(example: Path) -> None:
+def test_a_plan_predicts_its_memory(example: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | DIMENSIONS))
+    random_weights.write(tmp_path, torch.bfloat16, seed=0)
+    cell = load.check(values({"kind": "int8-rows"}), "r.yaml").backends[0]
+    loaded = import_backend(cell).load(options(tmp_path), cell, None)
+    predicted = Prediction(architecture(tmp_path), cell, CPU)
+    assert predicted.weights().bits_per_weight == pytest.approx(loaded.effective_bits_per_weight)
+    assert predicted.weights().total == pytest.approx(loaded.weight_bytes, rel=0.001)
+    for batch_size, prompt in ((1, 24), (1, 256), (4, 240)):
+        peak = predicted.generation_bytes(batch_size, prompt, 256)
+        assert peak == pytest.approx(measured_peak(loaded, batch_size, prompt, 256), rel=0.02)
+
+
+def test_a_kind_without_hooks_is_predicted_by_the_bits_of_its_codes(registry: Path) -> None:
+    text = CLASS + "def load(*_):\n    pass\n"
+    install(registry, "some-dist", {"x": "bare"}, {"bare": text})
+    cell = load.check(values({"kind": "x"}), "r.yaml").backends[0]
+    weights = Prediction(LLAMA, cell, Target("cuda", 2)).weights()
+    assert weights.bits_per_weight == 4
+    assert weights.embedding_bytes == Prediction(LLAMA, FP16(), Target("cuda", 2)).weights().embedding_bytes
+
+
+def test_its_color_and_library_are_its_own(example: Path) -> None:
+    first, second, reference = cell_styles(["int8-rows", "unknown", "fp16"])
+    assert (first.edge, reference.edge) == ("#8c564b", "#7a7a7a")
+    assert second.edge not in (first.edge, reference.edge)
     cls = backend_class("int8-rows")
     assert cls is not None
-    weights = Prediction(LLAMA, cls(kind="int8-rows"), Target("cuda", 2)).weights()
-    assert weights.bits_per_weight == 8
-    assert weights.embedding_bytes == Prediction(LLAMA, FP16(), Target("cuda", 2)).weights().embedding_bytes
+    assert cls.hub_library == "qbench"
+
+
+def test_init_takes_it_by_name(example: Path) -> None:
     choice = choose(
         "llama-3-8b", environment.detect().model_copy(update={"gpus": (GPU(name="x", memory_bytes=2**37),)})
     )

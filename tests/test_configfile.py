@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from qbench.config import GPTQ, MeasureConfig, MMLUConfig, RunConfig, load
+from qbench.backends.gptq import GPTQ
+from qbench.config import MeasureConfig, MMLUConfig, RunConfig, load
 from qbench.config.base import NAME_PATTERN
 from qbench.errors import QbenchError
 

@@ -15,11 +15,11 @@ import pytest
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.records.run import read_run
-from qbench.run import runner
 from qbench.run.events import ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
+from tests.support.running import execute
 from tests.support.runs import QUICK, config, interpreter, run
 from tests.support.warm import WarmExecutor, workers
 from tests.support.watchers import Watcher
@@ -95,7 +95,7 @@ def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_p
     while killer.kills < kills:
         rounds += 1
         for _ in range(kills + 1):
-            folder, ok = runner.run(
+            folder, ok = execute(
                 settings,
                 tmp_path / str(rounds),
                 Watcher(),

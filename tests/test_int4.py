@@ -11,7 +11,7 @@ from torch import nn
 
 from qbench.int4 import QuantizedTensor, QuantLinear, dequantize, fit, native, quantize, quantize_model
 from qbench.int4.pack import PER_BYTE, pack, unpack
-from qbench.int4.quantize import PER_ROW, PER_TENSOR, Search
+from qbench.int4.quantizer import PER_ROW, PER_TENSOR, Search
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

@@ -17,13 +17,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from qbench.backends.base import LoadedModel
-from qbench.backends.int4 import checkpoint
-from qbench.backends.int4 import load as int4
-from qbench.backends.int4.manifest import Manifest, read_manifest, settle
+from qbench.backends import int4
+from qbench.backends.int4 import Int4, checkpoint
+from qbench.backends.int4.manifest import Manifest, read_manifest
 from qbench.backends.int4.shards import INDEX, sha256
 from qbench.backends.int4.stream import quantizer
-from qbench.config import Int4
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, quantize
 from tests.support.runs import config, run
@@ -108,8 +107,8 @@ def test_every_setting_comes_back_bit_for_bit(source: Path, tmp_path: Path, **sc
         for part, tensor in q.tensors().items():
             assert found[name].tensors()[part].dtype == tensor.dtype
             assert torch.equal(found[name].tensors()[part], tensor)
-    settled = settle(from_checkpoint(tmp_path / "out"))
-    assert {key: getattr(settled, key) for key in scheme} == scheme
+    resolved = from_checkpoint(tmp_path / "out").resolved()
+    assert {key: getattr(resolved, key) for key in scheme} == scheme
 
 
 def test_the_folder_is_a_hugging_face_one(source: Path, whole: Path) -> None:
@@ -156,12 +155,12 @@ def test_another_dtype_casts_all_but_the_quantized_weights(source: Path, whole: 
 
 
 def test_settings_are_those_of_the_checkpoint(whole: Path) -> None:
-    assert settle(from_checkpoint(whole)).group_size == 32
-    assert settle(from_checkpoint(whole, group_size=32, search="none")).search == "none"
-    assert settle(PLAIN) == PLAIN
+    assert from_checkpoint(whole).resolved().group_size == 32
+    assert from_checkpoint(whole, group_size=32, search="none").resolved().search == "none"
+    assert PLAIN.resolved() == PLAIN
     for key, value in (("bits", 8), ("group_size", 64), ("symmetric", True), ("search", "mse")):
         with pytest.raises(QbenchError, match=rf"backends\.int4: {key} {value} is asked for, .*; remove `{key}:`"):
-            settle(from_checkpoint(whole, **{key: value}))
+            from_checkpoint(whole, **{key: value}).resolved()
 
 
 def test_a_run_says_how_its_checkpoint_was_quantized(source: Path, whole: Path, tmp_path: Path) -> None:
@@ -319,11 +318,10 @@ MEASURE = """
 import gc, sys
 from pathlib import Path
 import torch
-from qbench.backends.int4 import checkpoint
-from qbench.backends.int4 import load as int4
-from qbench.config import Int4
+from qbench.backends import int4
+from qbench.backends.int4 import Int4, checkpoint
 from qbench.backends.int4.stream import quantizer
-from qbench.measure.memory import ResidentPeak
+from qbench.machine.resident import ResidentPeak
 from qbench.model.load import LoadOptions
 
 def options(folder):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from qbench.backends.int4 import fuse
 from qbench.int4 import QuantLinear, dequantize, native, quantize
 from qbench.int4.kernels import KERNELS, WeightSpec, choose, kernel
-from qbench.int4.quantize import PER_ROW, PER_TENSOR, QuantizedTensor
+from qbench.int4.quantizer import PER_ROW, PER_TENSOR, QuantizedTensor
 from tests.support.levels import levels
 
 ROOT = Path(__file__).parents[1]

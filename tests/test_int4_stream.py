@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from qbench.backends.base import block_linears
-from qbench.backends.int4 import load, shards
+from qbench.backends import int4
+from qbench.backends.int4 import Int4, shards
 from qbench.backends.int4.shards import DTYPES, INDEX, read_header
 from qbench.backends.int4.stream import place, quantizer, stream
-from qbench.config import Int4
 from qbench.engine.torch.decode import make_decoder
+from qbench.engine.torch.loaded import block_linears
+from qbench.engine.torch.memory import peak_live_bytes
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, QuantLinear, dequantize, quantize, quantize_model
-from qbench.measure.memory import peak_live_bytes
 from qbench.model.load import load_pretrained
 from tests.support.tiny_variants import LARGEST_TENSOR, TOKENS, assert_same, llama, mixtral, neox, options, qwen2, save
 
@@ -243,12 +243,12 @@ def test_a_model_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
 def test_a_kernel_that_cannot_serve_is_refused_with_the_remedy(tmp_path: Path) -> None:
     save(llama(), tmp_path)
     with pytest.raises(QbenchError, match=r"backends\.int4: kernel aten needs whole groups .*; use `kernel: auto`"):
-        load.load(options(tmp_path), Int4(kind="int4", group_size=48, kernel="aten", search="none"), None)
+        int4.load(options(tmp_path), Int4(kind="int4", group_size=48, kernel="aten", search="none"), None)
 
 
 @pytest.mark.parametrize("make", [llama, qwen2])
 def test_a_loaded_model_says_what_it_holds(tmp_path: Path, make) -> None:
-    loaded = load.load(options(save(make(), tmp_path)), PLAIN, None)
+    loaded = int4.load(options(save(make(), tmp_path)), PLAIN, None)
     linears = block_linears(make())
     assert loaded.quantized == loaded.expected == tuple(linears)
     assert loaded.linear_weights == sum(linear.weight.numel() for linear in linears.values())
@@ -262,8 +262,8 @@ def test_a_loaded_model_says_what_it_holds(tmp_path: Path, make) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_int8_head_is_a_copy_of_its_own_in_8_bits(tmp_path: Path, tied: bool) -> None:
     save(llama(tied=tied), tmp_path)
-    plain = load.load(options(tmp_path, torch.float32), PLAIN, None)
-    loaded = load.load(options(tmp_path, torch.float32), PLAIN.model_copy(update={"lm_head": "int8"}), None)
+    plain = int4.load(options(tmp_path, torch.float32), PLAIN, None)
+    loaded = int4.load(options(tmp_path, torch.float32), PLAIN.model_copy(update={"lm_head": "int8"}), None)
     head, original = loaded.model.get_output_embeddings(), plain.model.lm_head.weight
     assert isinstance(head, QuantLinear)
     assert loaded.lm_head_bits == 8
@@ -285,7 +285,7 @@ def test_a_head_that_is_no_linear_is_refused(tmp_path: Path, monkeypatch: pytest
     save(llama(), tmp_path)
     monkeypatch.setattr(LlamaForCausalLM, "get_output_embeddings", lambda self: nn.Identity())
     with pytest.raises(QbenchError, match="no linear output embedding; use lm_head: 16bit"):
-        load.load(options(tmp_path), PLAIN.model_copy(update={"lm_head": "int8"}), None)
+        int4.load(options(tmp_path), PLAIN.model_copy(update={"lm_head": "int8"}), None)
 
 
 MEASURE = """
@@ -293,10 +293,11 @@ import gc, sys
 from pathlib import Path
 import torch
 from qbench.backends.int4 import load as int4
-from qbench.backends.base import block_linears, storage_bytes
-from qbench.config import Int4
+from qbench.engine.torch.loaded import block_linears, storage_bytes
+from qbench.engine.torch.loaded import block_linears, storage_bytes
+from qbench.backends.int4 import Int4
 from qbench.int4 import quantize_model
-from qbench.measure.memory import ResidentPeak
+from qbench.machine.resident import ResidentPeak
 from qbench.model.load import LoadOptions, load_pretrained
 
 def load(how, folder):
@@ -331,7 +332,7 @@ def test_loading_needs_little_more_than_the_quantized_model(large_and_small: tup
 
 
 def test_a_prefill_copies_no_weight(large_and_small: tuple[Path, Path]) -> None:
-    loaded = load.load(options(large_and_small[0]), Int4(search="none"), None)
+    loaded = int4.load(options(large_and_small[0]), Int4(search="none"), None)
     prompt = torch.zeros(2, 16, dtype=torch.int64)
     with torch.inference_mode():
         peak = peak_live_bytes(lambda: make_decoder(loaded.model, "eager", 2, 16).prefill(prompt))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import psutil
 
-from qbench.run import lifeline
+from qbench.run import job
 from tests.support.runs import YAML, interpreter
 
 ECHO = (
-    "import sys; from qbench.run import lifeline; line = lifeline.receive(); "
+    "import sys; from qbench.run import job; line = job.receive(); "
     "print(len(line), line[:3], repr(sys.stdin.read()), flush=True)"
 )
 
@@ -30,7 +30,7 @@ def test_a_line_of_any_length_arrives_and_leaves_standard_input_empty() -> None:
     with start(ECHO) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None
-        lifeline.send("job" + "ü" * 2**20, worker.stdin)
+        job.send("job" + "ü" * 2**20, worker.stdin)
         assert worker.wait(60) == 0
         assert worker.stdout.read() == b"%d b'job' ''\n" % (3 + 2 * 2**20 + 1)
 
@@ -39,7 +39,7 @@ def test_a_worker_that_never_reads_does_not_hold_up_its_runner() -> None:
     with start("import time; time.sleep(600)") as worker:
         assert worker.stdin is not None
         try:
-            lifeline.send("x" * 2**22, worker.stdin)
+            job.send("x" * 2**22, worker.stdin)
             assert worker.poll() is None
         finally:
             worker.kill()

@@ -15,8 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16, GenerationsConfig, RunConfig, load
+from qbench.backends.fp16 import FP16
+from qbench.config import GenerationsConfig, RunConfig, load
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.measure import generations
 from qbench.measure.base import Context
@@ -40,7 +42,7 @@ def rows(loaded: LoadedModel, settings: GenerationsConfig, folder: Path) -> tupl
     context = Context(
         identity=IDENTITY, emit=emitted.append, progress=lambda *step: steps.append(step), seed=0, answers=folder
     )
-    generations.measure(loaded, settings, context)
+    generations.measure(TorchEngine(loaded), settings, context)
     return emitted, steps
 
 

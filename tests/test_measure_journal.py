@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
+from qbench.engine.base import Query
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.prefix import PrefixReader
+from qbench.measure.lm_eval.adapter import EngineLM
 from qbench.measure.lm_eval.journal import Journal
-from qbench.measure.lm_eval.prefix_groups import Query, Row
-from qbench.measure.lm_eval.prefix_lm import PrefixModel
 from tests.support.tiny_llama import options
 
-BATCH = (Row((1, 2, 3), ((4,), (5,))), Row((1, 2), ((6, 7),)))
-ANSWERS = {
-    Query((1, 2, 3), (4,)): (-0.1234567890123456, True),
-    Query((1, 2, 3), (5,)): (-2.5, False),
-    Query((1, 2), (6, 7)): (-1e-9, True),
-}
+BATCH, OTHER = "a batch", "another"
+ANSWERS = [(-0.1234567890123456, True), (-2.5, False), (-1e-9, True)]
 
 
 def test_answers_come_back_exactly_and_only_for_their_batch(tmp_path: Path) -> None:
@@ -31,7 +30,7 @@ def test_answers_come_back_exactly_and_only_for_their_batch(tmp_path: Path) -> N
     journal.put(BATCH, ANSWERS)
     again = Journal(path)
     assert again.get(BATCH) == ANSWERS
-    assert again.get(BATCH[:1]) is None
+    assert again.get(OTHER) is None
     assert again.elapsed_s > journal.elapsed_s - 1
 
 
@@ -44,8 +43,8 @@ def test_a_line_that_was_cut_off_is_read_again_and_hides_no_other(tmp_path: Path
         journal = Journal(path)
         # Without the newline alone the line is whole.
         assert (journal.get(BATCH) == ANSWERS) == (end == len(whole) - 1)
-        journal.put(BATCH[:1], ANSWERS)
-        assert Journal(path).get(BATCH[:1]) is not None
+        journal.put(OTHER, ANSWERS)
+        assert Journal(path).get(OTHER) is not None
 
 
 def test_time_before_is_counted(tmp_path: Path) -> None:
@@ -68,38 +67,44 @@ REQUESTS = [
 """Questions behind a shared prompt, as tokens."""
 
 
-class Counting(PrefixModel):
-    """Counts batches, and gives up before one of them."""
+class Counter:
+    """Counts the batches that are read, and gives up before one of them."""
 
-    batches = 0
-    last = 10**6
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches, self.last = 0, 10**6
+        read = PrefixReader._read_rows
 
-    def _read_rows(self, *arguments: object) -> dict[Query, tuple[float, bool]]:
-        if self.batches == self.last:
-            raise KeyboardInterrupt
-        self.batches += 1
-        found: dict[Query, tuple[float, bool]] = super()._read_rows(*arguments)  # type: ignore[arg-type]
-        return found
+        def counted(reader: PrefixReader, *arguments: Any) -> dict[Query, tuple[float, bool]]:
+            if self.batches == self.last:
+                raise KeyboardInterrupt
+            self.batches += 1
+            return read(reader, *arguments)
 
-
-def model(loaded: LoadedModel, path: Path | None, last: int = 10**6) -> Counting:
-    lm = Counting(loaded, loaded.tokenizer, 3)
-    lm.journal, lm.last = Journal(path), last
-    return lm
+        monkeypatch.setattr(PrefixReader, "_read_rows", counted)
 
 
-def test_an_evaluation_goes_on_with_the_batch_that_it_was_ended_in(loaded: LoadedModel, tmp_path: Path) -> None:
-    path = tmp_path / "mmlu.jsonl"
-    whole = model(loaded, None)
+def test_an_evaluation_goes_on_with_the_batch_that_it_was_ended_in(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, path = Counter(monkeypatch), tmp_path / "mmlu.jsonl"
+
+    def model(path: Path | None) -> EngineLM:
+        counter.batches = 0
+        return EngineLM(TorchEngine(loaded), 3, share=True, journal=Journal(path))
+
+    whole = model(None)
     expected = whole._loglikelihood_tokens(list(REQUESTS))
-    assert whole.batches == 7
+    assert counter.batches == 7
+    ended = model(path)
+    counter.last = 4
     with pytest.raises(KeyboardInterrupt):
-        model(loaded, path, last=4)._loglikelihood_tokens(list(REQUESTS))
-    rest = model(loaded, path)
+        ended._loglikelihood_tokens(list(REQUESTS))
+    counter.last = 10**6
+    rest = model(path)
     assert rest._loglikelihood_tokens(list(REQUESTS)) == expected
-    assert rest.batches == 3
-    nothing = model(loaded, path)
+    assert counter.batches == 3
+    nothing = model(path)
     assert nothing._loglikelihood_tokens(list(REQUESTS)) == expected
-    assert nothing.batches == 0
+    assert counter.batches == 0
     # The whole task, not what this process read.
     assert nothing.forward_tokens == whole.forward_tokens

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qbench.measure.memory import cuda_peak_bytes, peak_live_bytes
+from qbench.engine.torch.memory import cuda_peak_bytes, peak_live_bytes
 
 MIB = 2**20
 
@@ -33,7 +33,7 @@ def test_what_was_there_before_is_not_counted() -> None:
 
 
 RESIDENT = """
-from qbench.measure.memory import ResidentPeak
+from qbench.machine.resident import ResidentPeak
 watch = ResidentPeak()
 block = bytearray(64 * 2**20)
 block[::4096] = b"x" * len(block[::4096])

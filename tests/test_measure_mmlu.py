@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qbench import demo
-from qbench.backends.base import LoadedModel
-from qbench.config import Engine, MMLUConfig
+from qbench.config import MMLUConfig, Reading
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.measure import mmlu
 from qbench.measure.base import Context
@@ -38,7 +39,7 @@ AWKWARD: list[Record] = [
     ("{{ question }} {% raw %}", "{{1+1}}", "\\n", "'", "a\tb", "A"),
 ]
 SUBJECTS = ("anatomy", "made_up_world", "zoology")
-ENGINES: tuple[Engine, ...] = ("prefix", "stock")
+ENGINES: tuple[Reading, ...] = ("prefix", "stock")
 
 
 def record(subject: str, number: int) -> Record:
@@ -140,7 +141,7 @@ class Recorder:
 def evaluate(loaded: LoadedModel, folder: Path, tmp_path: Path) -> Callable[..., Recorder]:
     def run(**options: Any) -> Recorder:
         recorder = Recorder(tmp_path / "answers")
-        mmlu.measure(loaded, MMLUConfig(data=str(folder), **options), recorder.context)
+        mmlu.measure(TorchEngine(loaded), MMLUConfig(data=str(folder), **options), recorder.context)
         return recorder
 
     return run
@@ -347,14 +348,14 @@ def test_model_and_tokenizer_are_left_as_they_were(evaluate: Callable[..., Recor
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nan_is_an_error_and_leaves_nothing_behind(
-    loaded: LoadedModel, folder: Path, tmp_path: Path, engine: Engine
+    loaded: LoadedModel, folder: Path, tmp_path: Path, engine: Reading
 ) -> None:
     with torch.no_grad():
         loaded.model.model.norm.weight.fill_(float("nan"))
     recorder = Recorder(tmp_path / "answers")
     config = MMLUConfig(data=str(folder), subjects=("made_up_world",), engine=engine)
     with pytest.raises(QbenchError, match="mmlu: the model's logits are NaN, first seen in mmlu_made_up_world"):
-        mmlu.measure(loaded, config, recorder.context)
+        mmlu.measure(TorchEngine(loaded), config, recorder.context)
     assert not recorder.rows
     assert not recorder.path.exists()
 
@@ -369,7 +370,7 @@ def test_prompts_that_do_not_fit_are_counted(
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_letters_of_two_tokens_are_scored_whole(
-    folder: Path, loaded: LoadedModel, tmp_path: Path, engine: Engine
+    folder: Path, loaded: LoadedModel, tmp_path: Path, engine: Reading
 ) -> None:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -381,7 +382,7 @@ def test_letters_of_two_tokens_are_scored_whole(
         linear_bytes=1, linear_weights=1,
     )  # fmt: skip
     config = MMLUConfig(data=str(folder), subjects=("zoology",), num_fewshot=1, engine=engine)
-    mmlu.measure(model, config, recorder.context)
+    mmlu.measure(TorchEngine(model), config, recorder.context)
     prompt = expected_prompt(folder, "zoology", questions(folder, "zoology")[0], shots=1)
     tokens = single_bytes.encode(prompt + " B")
     with torch.no_grad():
@@ -396,7 +397,7 @@ def test_a_model_without_tokenizer_is_refused(loaded: LoadedModel, folder: Path,
         linear_bytes=1, linear_weights=1,
     )  # fmt: skip
     with pytest.raises(QbenchError, match="no tokenizer"):
-        mmlu.measure(bare, MMLUConfig(data=str(folder)), Recorder(tmp_path).context)
+        mmlu.measure(TorchEngine(bare), MMLUConfig(data=str(folder)), Recorder(tmp_path).context)
 
 
 def remove_dev(root: Path) -> None:

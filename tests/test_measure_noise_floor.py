@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.config import FP16, Int4, MeasureConfig, NoiseFloorConfig, load
+from qbench.backends.fp16 import FP16
+from qbench.backends.int4 import Int4
+from qbench.config import MeasureConfig, NoiseFloorConfig, load
+from qbench.engine.torch.engine import TorchEngine
 from qbench.errors import QbenchError
 from qbench.measure import mmlu, noise_floor
 from qbench.measure.base import Context
@@ -63,7 +66,7 @@ def context(folder: Path, rows: list[Row], steps: list[str], measures: MeasureCo
 def test_the_second_evaluation_has_another_batch_size_and_leaves_answers_and_one_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = fp16.load(options(demo.MODEL_DIR, tmp_path), FP16(), None)
+    loaded = TorchEngine(fp16.load(options(demo.MODEL_DIR, tmp_path), FP16(), None))
     measures = MeasureConfig.model_validate({"mmlu": MMLU | {"subjects": SUBJECTS, "batch_size": 4}, "noise_floor": {}})
     assert measures.mmlu is not None
     sizes: list[int] = []
@@ -93,7 +96,7 @@ def test_the_second_evaluation_has_another_batch_size_and_leaves_answers_and_one
 
 
 def test_without_first_answers_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    loaded = fp16.load(options(demo.MODEL_DIR, tmp_path), FP16(), None)
+    loaded = TorchEngine(fp16.load(options(demo.MODEL_DIR, tmp_path), FP16(), None))
     measures = MeasureConfig.model_validate({"mmlu": MMLU})
     with pytest.raises(QbenchError, match=r"measure\.noise_floor: no answers of measure\.mmlu"):
         noise_floor.measure(loaded, NoiseFloorConfig(), context(tmp_path / "answers", [], [], measures))

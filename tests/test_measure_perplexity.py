@@ -14,8 +14,10 @@ from transformers import AutoTokenizer
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel, block_linears
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
+from qbench.engine.torch import logprobs
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel, block_linears
 from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
 from qbench.measure import windows
@@ -45,10 +47,10 @@ def test_vocabularies_too_large_for_one_piece_change_nothing(
     loaded: LoadedModel, words_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Cell(tmp_path / "a").measure(loaded, text=words_file, window=WINDOW)
-    monkeypatch.setattr(windows, "CHUNK_VALUES", 4 * VOCAB + 1)
+    monkeypatch.setattr(logprobs, "CHUNK_VALUES", 4 * VOCAB + 1)
     pieces = Cell(tmp_path / "b").measure(loaded, text=words_file, window=WINDOW)
     assert pieces.nll_mean == pytest.approx(whole.nll_mean, rel=1e-12)
-    assert [len(rows) for _, rows in windows.log_probabilities(loaded, word_ids()[:WINDOW])] == [4, 4, 4, 3]
+    assert [len(rows) for _, rows in logprobs.log_probabilities(loaded, word_ids()[:WINDOW])] == [4, 4, 4, 3]
 
 
 def test_a_limit_is_of_windows_and_marks_the_row(loaded: LoadedModel, words_file: str, tmp_path: Path) -> None:
@@ -62,21 +64,20 @@ def test_the_text_is_tokenized_once(tiny_llama: Path) -> None:
     """A token that the tokenizer puts before a text stands before the first window only."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    cut = windows.cut(tokenizer, " ".join(f"w{index}" for index in range(10, 18)), 3, None)
+    cut = windows.cut(tokenizer(" ".join(f"w{index}" for index in range(10, 18)))["input_ids"], 3, None)
     assert cut.tolist() == [[1, 10, 11], [12, 13, 14], [15, 16, 17]]
 
 
 def test_the_window_is_2048_or_the_whole_context(loaded: LoadedModel) -> None:
     assert loaded.model.config.max_position_embeddings == 256
-    assert windows.window_length(loaded.model, None) == 256
-    assert windows.window_length(loaded.model, 100) == 100
+    assert windows.window_length(TorchEngine(loaded).about.context, None) == 256
+    assert windows.window_length(256, 100) == 100
     with pytest.raises(
         QbenchError, match=r"window: 257 tokens, more than the model's context of 256; set it to 256 or"
     ):
-        windows.window_length(loaded.model, 257)
-    long = copy.deepcopy(loaded.model.config)
-    long.max_position_embeddings = 131_072
-    assert windows.window_length(type(loaded.model)(long), None) == 2048
+        windows.window_length(256, 257)
+    assert windows.window_length(131_072, None) == 2048
+    assert windows.window_length(None, None) == 2048
 
 
 def test_a_text_shorter_than_a_window_is_said(loaded: LoadedModel, words_file: str, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qbench.measure.lm_eval import prefix_groups
-from qbench.measure.lm_eval.prefix_groups import Query, TokenCount, batches, count, count_unshared, cut, make_rows, plan
+from qbench.engine import prefix_groups
+from qbench.engine.base import Query, TokenCount
+from qbench.engine.prefix_groups import batches, count, count_unshared, cut, make_rows, plan
 
 
 def queries(context: str, *answers: str) -> list[Query]:

@@ -11,20 +11,24 @@ import pytest
 import torch
 import transformers
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from qbench import demo
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16, MMLUConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import MMLUConfig
+from qbench.engine import prefix_groups
+from qbench.engine.base import TokenCount
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.prefix import can_share
 from qbench.errors import QbenchError
-from qbench.measure.lm_eval import harness, prefix_groups
+from qbench.measure.lm_eval import harness
+from qbench.measure.lm_eval.adapter import EngineLM
 from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
-from qbench.measure.lm_eval.prefix_groups import TokenCount
-from qbench.measure.lm_eval.prefix_lm import PrefixModel, can_share
-from qbench.measure.lm_eval.stock_lm import StockModel
 from tests.support.data import MMLU, needs_mmlu
 from tests.support.tiny_llama import options
 
@@ -123,7 +127,7 @@ def load(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> LoadedMo
     )  # fmt: skip
 
 
-def ask(lm: HFLM, requests: list[Request]) -> list[tuple[float, bool]]:
+def ask(lm: TemplateLM, requests: list[Request]) -> list[tuple[float, bool]]:
     instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(requests)]
     found: list[tuple[float, bool]] = lm.loglikelihood(instances, disable_tqdm=True)
     return found
@@ -166,7 +170,7 @@ def test_log_likelihoods_are_those_of_lm_eval_where_prefixes_are_shared(
 ) -> None:
     loaded = load(make_model(*SHARING[name]), tokenizer)
     assert can_share(loaded.model)
-    lm = PrefixModel(loaded, copy.deepcopy(tokenizer), 4)
+    lm = EngineLM(TorchEngine(loaded), 4, share=True)
     check_equal(ask(lm, REQUESTS), stock(loaded, REQUESTS))
     assert lm.forward_tokens.read < 0.6 * lm.stock_tokens.read
 
@@ -175,26 +179,26 @@ def test_log_likelihoods_are_those_of_lm_eval_where_prefixes_are_shared(
 def test_log_likelihoods_are_those_of_lm_eval_where_nothing_can_be_shared(name: str) -> None:
     loaded = load(make_model(*NOT_SHARING[name]), PLAIN)
     assert not can_share(loaded.model)
-    check_equal(ask(PrefixModel(loaded, copy.deepcopy(PLAIN), 4), REQUESTS), stock(loaded, REQUESTS))
-    lm = PrefixModel(loaded, copy.deepcopy(PLAIN), 4)
+    check_equal(ask(EngineLM(TorchEngine(loaded), 4, share=True), REQUESTS), stock(loaded, REQUESTS))
+    lm = EngineLM(TorchEngine(loaded), 4, share=True)
     ask(lm, [pair for pair in REQUESTS if len(PLAIN.encode("".join(pair))) <= MAX_LENGTH])
     assert lm.forward_tokens == lm.stock_tokens
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
 def test_any_batch_size_gives_the_same(llama: LoadedModel, batch_size: int) -> None:
-    check_equal(ask(PrefixModel(llama, copy.deepcopy(PLAIN), batch_size), REQUESTS), stock(llama, REQUESTS))
+    check_equal(ask(EngineLM(TorchEngine(llama), batch_size, share=True), REQUESTS), stock(llama, REQUESTS))
 
 
 def test_one_request_alone_is_answered(llama: LoadedModel) -> None:
     for request in REQUESTS[::9]:
-        check_equal(ask(PrefixModel(llama, copy.deepcopy(PLAIN), 8), [request]), stock(llama, [request]))
+        check_equal(ask(EngineLM(TorchEngine(llama), 8, share=True), [request]), stock(llama, [request]))
 
 
 def test_the_order_of_requests_changes_nothing(llama: LoadedModel) -> None:
     order = random.Random(1).sample(range(len(REQUESTS)), len(REQUESTS))
-    found = ask(PrefixModel(llama, copy.deepcopy(PLAIN), 4), REQUESTS)
-    again = ask(PrefixModel(llama, copy.deepcopy(PLAIN), 4), [REQUESTS[i] for i in order])
+    found = ask(EngineLM(TorchEngine(llama), 4, share=True), REQUESTS)
+    again = ask(EngineLM(TorchEngine(llama), 4, share=True), [REQUESTS[i] for i in order])
     assert again == [found[i] for i in order]
 
 
@@ -207,7 +211,7 @@ def test_every_request_is_reported_once(llama: LoadedModel) -> None:
             self.seen.append(request)
 
     hook = Hook()
-    lm = PrefixModel(llama, copy.deepcopy(PLAIN), 4)
+    lm = EngineLM(TorchEngine(llama), 4, share=True)
     lm.set_cache_hook(hook)
     ask(lm, REQUESTS)
     assert sorted(hook.seen) == sorted(REQUESTS)
@@ -225,12 +229,12 @@ def read_by(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tor
     return shapes
 
 
-@pytest.mark.parametrize("engine", [PrefixModel, StockModel])
+@pytest.mark.parametrize("share", [True, False])
 def test_the_tokens_that_are_counted_are_those_the_model_reads(
-    llama: LoadedModel, engine: type[PrefixModel | StockModel], monkeypatch: pytest.MonkeyPatch
+    llama: LoadedModel, share: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = read_by(llama.model, monkeypatch)
-    lm = engine(llama, copy.deepcopy(PLAIN), 4)
+    lm = EngineLM(TorchEngine(llama), 4, share=share)
     ask(lm, REQUESTS)
     assert lm.forward_tokens.padded == sum(shape.numel() for shape in shapes)
     assert max(shape[0] for shape in shapes) == 4
@@ -242,7 +246,7 @@ def test_the_tokens_that_are_counted_are_those_the_model_reads(
 def test_counts_of_a_subject_by_hand(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = read_by(llama.model, monkeypatch)
     examples, questions = "x" * 40, ["1?", "22?", "3?"]
-    lm = PrefixModel(llama, copy.deepcopy(PLAIN), 2)
+    lm = EngineLM(TorchEngine(llama), 2, share=True)
     ask(lm, [(examples + question, letter) for question in questions for letter in "ABCD"])
     assert [tuple(shape) for shape in shapes] == [(1, 40), (2, 3), (1, 2)]
     assert lm.forward_tokens == TokenCount(40 + 3 + 2 + 2, 40 + 2 * 3 + 2)
@@ -255,24 +259,22 @@ def test_logits_are_computed_only_where_something_is_predicted(
     widths: list[int] = []
     head = llama.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _module, _inputs, logits: widths.append(logits.shape[1]))
-    ask(PrefixModel(llama, copy.deepcopy(PLAIN), 8), [("word " * 20 + "?", letter) for letter in "ABCD"])
+    ask(EngineLM(TorchEngine(llama), 8, share=True), [("word " * 20 + "?", letter) for letter in "ABCD"])
     hook.remove()
     assert widths == [1]
 
 
 @pytest.mark.parametrize("continuation", ["", "word " * 300])
-@pytest.mark.parametrize("engine", [PrefixModel, StockModel])
-def test_continuations_that_cannot_be_scored_are_refused(
-    llama: LoadedModel, engine: type[PrefixModel | StockModel], continuation: str
-) -> None:
+@pytest.mark.parametrize("share", [True, False])
+def test_continuations_that_cannot_be_scored_are_refused(llama: LoadedModel, share: bool, continuation: str) -> None:
     with pytest.raises(QbenchError, match=f"{continuation[:20]}.* tokens after its prompt"):
-        ask(engine(llama, copy.deepcopy(PLAIN), 4), [("A prompt", continuation)])
+        ask(EngineLM(TorchEngine(llama), 4, share=share), [("A prompt", continuation)])
 
 
-def evaluate_subjects(loaded: LoadedModel, engine: Any, config: MMLUConfig) -> tuple[harness.Evaluation, list[Any]]:
+def evaluate_subjects(loaded: LoadedModel, share: bool, config: MMLUConfig) -> tuple[harness.Evaluation, list[Any]]:
     tasks = load_tasks(config)
     found = harness.evaluate(
-        loaded, tasks, what="mmlu", engine=engine, batch_size=8, num_fewshot=5, limit=config.limit,
+        TorchEngine(loaded), tasks, what="mmlu", share=share, batch_size=8, num_fewshot=5, limit=config.limit,
         manager=task_manager(), progress=lambda *_: None,
     )  # fmt: skip
     samples = found.results["samples"]
@@ -292,7 +294,7 @@ def evaluate_subjects(loaded: LoadedModel, engine: Any, config: MMLUConfig) -> t
 )
 def test_mmlu_is_answered_as_by_lm_eval_from_fewer_tokens(config: MMLUConfig, tmp_path: Path) -> None:
     loaded = fp16.load(options(demo.MODEL_DIR, tmp_path, torch.float32), FP16(), None)
-    (shared, answers), (whole, references) = (evaluate_subjects(loaded, e, config) for e in ("prefix", "stock"))
+    (shared, answers), (whole, references) = (evaluate_subjects(loaded, e, config) for e in (True, False))
     check_equal([pair for four in answers for pair in four], [pair for four in references for pair in four])
     assert [max(range(4), key=lambda i: four[i][0]) for four in answers] == [
         max(range(4), key=lambda i: four[i][0]) for four in references

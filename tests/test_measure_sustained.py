@@ -6,14 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16, SustainedConfig
-from qbench.engine.torch.decode import Generation
+from qbench.backends.fp16 import FP16
+from qbench.config import SustainedConfig
+from qbench.engine.base import Generation
+from qbench.engine.torch.engine import TorchEngine, TorchSession
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.measure import sustained
 from qbench.measure.base import Context
 from qbench.records.rows import Row, SustainedRow
@@ -34,7 +37,7 @@ def loaded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded
 def measured(loaded: LoadedModel, sampler: Script | None, folder: Path, **settings: Any) -> list[SustainedRow]:
     emitted: list[Row] = []
     context = Context(identity=IDENTITY, emit=emitted.append, progress=lambda *_: None, seed=0, answers=folder)
-    sustained.measure(loaded, SustainedConfig.model_validate(SHORT | settings), context, sampler)
+    sustained.measure(TorchEngine(loaded), SustainedConfig.model_validate(SHORT | settings), context, sampler)
     return [row for row in emitted if isinstance(row, SustainedRow)]
 
 
@@ -44,15 +47,15 @@ def test_windows_hold_whole_generations_and_their_decode_speed(
     """Generations of 4 s, of which the first token takes 1 s; from the fourth on, 7 s."""
     now, made = [100.0], [0]
 
-    def generate(decoder: Any, prompt: torch.Tensor, new_tokens: int) -> Generation:
+    def generate(session: TorchSession, prompts: np.ndarray, new_tokens: int) -> Generation:
         if new_tokens == 2:
-            return Generation(torch.empty(0), 0.1, (0.1,))
+            return Generation(np.empty((2, 0), dtype=np.int64), 0.1, (0.1,))
         made[0] += 1
         steps = (1.0, 1.0, 1.0) if made[0] <= 3 else (2.0, 2.0, 2.0)
         now[0] += 1 + sum(steps)
-        return Generation(torch.empty(0), 1.0, steps)
+        return Generation(np.empty((2, 0), dtype=np.int64), 1.0, steps)
 
-    monkeypatch.setattr(sustained, "generate", generate)
+    monkeypatch.setattr(TorchSession, "generate", generate)
     clock = SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: None)
     monkeypatch.setattr(sustained, "time", clock)
     script = Script(["ok", "ok", "throttled", "ok"])

@@ -20,8 +20,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16, Engine, RunConfig, TasksConfig
+from qbench.backends.fp16 import FP16
+from qbench.config import Reading, RunConfig, TasksConfig
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.machine.environment import detect
 from qbench.measure import tasks
@@ -100,7 +102,7 @@ def measure(loaded: LoadedModel, folder: Path, manager: TaskManager, monkeypatch
             seed=0,
             answers=folder,
         )
-        tasks.measure(loaded, TasksConfig(names=names, **settings), context)
+        tasks.measure(TorchEngine(loaded), TasksConfig(names=names, **settings), context)
         assert all(isinstance(row, AccuracyRow) for row in rows)
         return rows, steps  # type: ignore[return-value]
 
@@ -128,7 +130,7 @@ def expected_arc(loaded: LoadedModel, rows: list[dict[str, Any]]) -> int:
 
 @pytest.mark.parametrize("engine", ["prefix", "stock"])
 def test_accuracy_is_that_of_a_plain_computation(
-    measure: Measure, loaded: LoadedModel, folder: Path, engine: Engine
+    measure: Measure, loaded: LoadedModel, folder: Path, engine: Reading
 ) -> None:
     (row,), steps = measure("arc_easy", data={"arc_easy": folder / "arc"}, engine=engine, batch_size=3)
     right = expected_arc(loaded, arc(10))
@@ -150,7 +152,7 @@ def test_every_name_has_its_rows_and_limit_marks_them(measure: Measure, folder: 
 
 @pytest.mark.parametrize("engine", ["prefix", "stock"])
 def test_examples_come_from_the_local_training_split(
-    measure: Measure, loaded: LoadedModel, folder: Path, manager: TaskManager, engine: Engine
+    measure: Measure, loaded: LoadedModel, folder: Path, manager: TaskManager, engine: Reading
 ) -> None:
     settings: dict[str, Any] = {"data": {"arc_easy": folder / "arc"}, "num_fewshot": 3}
     (row,), _ = measure("arc_easy", engine=engine, **settings)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.config import FP16
+from qbench.backends.fp16 import FP16
+from qbench.engine.torch.engine import TorchSession
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.measure import throughput
 from tests.support.throughput import Script, measured
 from tests.support.tiny_llama import options
@@ -46,13 +47,13 @@ def test_a_disturbed_trial_is_repeated_until_it_is_ok_or_the_last_is_kept(loaded
 def test_the_machine_rests_and_is_looked_at_outside_of_the_timed_region(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, generate = Script(["foreign_load", "ok"]), throughput.generate
+    script, generate = Script(["foreign_load", "ok"]), TorchSession.generate
 
     def watched(*arguments: Any) -> Any:
         script.calls.append(f"generate {arguments[-1]}")
         return generate(*arguments)
 
-    monkeypatch.setattr(throughput, "generate", watched)
+    monkeypatch.setattr(TorchSession, "generate", watched)
 
     def rest(seconds: float) -> None:
         script.calls.append(f"sleep {seconds:g}")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qbench.backends import fp16
-from qbench.backends.int4 import load as int4
-from qbench.config import FP16, Int4
+from qbench.backends import fp16, int4
+from qbench.backends.fp16 import FP16
+from qbench.backends.int4 import Int4
 from qbench.errors import QbenchError, describe_fault
 from qbench.model.load import LoadOptions, check_placed
 from tests.support.tiny_llama import logits, options

@@ -37,14 +37,14 @@ def test_the_reference_runs_first_where_cells_are_compared_with_it() -> None:
     assert {cell.label for cell in cells.shuffle(compared, without)} == {"int4", "nf4", "again"}
 
 
-def test_the_text_of_perplexity_is_settled_by_the_model() -> None:
+def test_the_text_of_perplexity_is_resolved_by_the_model() -> None:
     measure = {"perplexity": {"window": 64}}
-    settled = cells.settle(run_config(measure=measure)).measure.perplexity
-    assert settled == PerplexityConfig(text="demo", window=64)
-    other = cells.settle(run_config(model={"id": "a/b"}, measure=measure)).measure.perplexity
+    resolved = cells.resolve(run_config(measure=measure)).measure.perplexity
+    assert resolved == PerplexityConfig(text="demo", window=64)
+    other = cells.resolve(run_config(model={"id": "a/b"}, measure=measure)).measure.perplexity
     assert other == PerplexityConfig(text="wikitext2", window=64)
     given = run_config(measure={"perplexity": {"text": "x.txt"}})
-    assert cells.settle(given) == given
+    assert cells.resolve(given) == given
 
 
 def test_only_must_name_a_cell() -> None:

@@ -17,6 +17,7 @@ from matplotlib.path import Path as Path2D
 from matplotlib.text import Annotation, Text
 
 from qbench.analysis.stats import summarize, wilson_interval
+from qbench.config import backend_kinds
 from qbench.records.run import Run
 from qbench.show.plots import style as plot_style
 from qbench.show.plots.charts import FIGURES, draw, mmlu_figure, throughput_figure
@@ -325,7 +326,7 @@ def test_two_cells_of_a_kind_share_the_hue_and_differ_in_hatch_and_lightness() -
 
 def test_a_new_kind_gets_a_colour_that_no_known_kind_has() -> None:
     (style,) = plot_style.cell_styles(["hqq"])
-    assert style.edge not in plot_style.KIND_COLORS.values()
+    assert style.edge not in [kind.color for kind in backend_kinds().values()]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,43 +2,37 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qbench.backends import fp16
-from qbench.backends.base import LoadedModel
-from qbench.backends.int4 import load
-from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4
-from qbench.engine.torch.decode import make_decoder
+from qbench.backends import fp16, int4
+from qbench.backends.awq import AWQ
+from qbench.backends.fp16 import FP16
+from qbench.backends.gptq import GPTQ
+from qbench.backends.int4 import Int4
+from qbench.backends.nf4 import NF4
+from qbench.config import Backend
+from qbench.config.target import Target
+from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.logprobs import log_probabilities
+from qbench.engine.torch.memory import peak_bytes
 from qbench.int4 import native
 from qbench.machine import environment
-from qbench.measure.base import random_prompt
-from qbench.measure.memory import peak_bytes
-from qbench.measure.windows import log_probabilities
 from qbench.model import random_weights
 from qbench.model.architecture import parse
 from qbench.model.find import shapes
-from qbench.plan.memory import Prediction, Target
+from qbench.plan.memory import Prediction
 from tests.support.architectures import LLAMA, architecture
 from tests.support.levels import levels
+from tests.support.predictions import CPU, DIMENSIONS, measured_peak
 from tests.support.tiny_variants import options
 
-CPU = Target("cpu", 2, environment.detect().cpu_features)
 GPU = Target("cuda", 2)
 
-DIMENSIONS = {
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 2048,  # with which a thread's buffers of torch's own product are under 2 %
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-}
 MODELS = {
     "llama": {},
     "llama-biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
@@ -60,16 +54,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     (path / "config.json").write_text(json.dumps(content))
     random_weights.write(path, torch.bfloat16, seed=0)
     return path
-
-
-def measured_peak(loaded: LoadedModel, batch_size: int, prompt: int, seq_len: int) -> int:
-    tokens = random_prompt(loaded, batch_size, prompt, seed=0)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            make_decoder(loaded.model, "eager", batch_size, seq_len).prefill(tokens)
-
-    return sum(peak_bytes(loaded, forward))
 
 
 def assert_predicted(loaded: LoadedModel, predicted: Prediction) -> None:
@@ -98,9 +82,9 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.mark.usefixtures("level")
 def test_int4s_weights_and_peak_are_predicted_at_every_level(folder: Path) -> None:
     backend = Int4(group_size=32)
-    loaded = load.load(options(folder), backend, None)
+    loaded = int4.load(options(folder), backend, None)
     target = Target("cpu", 2, environment.detect().cpu_features)
-    assert_predicted(loaded, Prediction(architecture(folder), backend, target, loaded.kernel))
+    assert_predicted(loaded, Prediction(architecture(folder), backend, replace(target, kernel=loaded.kernel)))
 
 
 @pytest.mark.parametrize(
@@ -115,8 +99,8 @@ def test_int4s_weights_and_peak_are_predicted_at_every_level(folder: Path) -> No
     ids=["symmetric", "rows", "8 bits", "head", "reference"],
 )
 def test_int4s_options_are_counted(tiny_llama: Path, backend: Int4) -> None:
-    loaded = load.load(options(tiny_llama), backend, None)
-    predicted = Prediction(architecture(tiny_llama), backend, CPU, loaded.kernel).weights()
+    loaded = int4.load(options(tiny_llama), backend, None)
+    predicted = Prediction(architecture(tiny_llama), backend, replace(CPU, kernel=loaded.kernel)).weights()
     assert predicted.bits_per_weight == pytest.approx(loaded.effective_bits_per_weight)
     assert predicted.total == pytest.approx(loaded.weight_bytes, rel=0.001)
 

@@ -22,10 +22,11 @@ from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.records.rows import CellRow, Row
 from qbench.records.run import read_run
-from qbench.run import runner
 from qbench.run.events import read_units
-from qbench.run.executor import Executor, LocalExecutor
+from qbench.run.executor import Executor
+from qbench.run.local import LocalExecutor
 from qbench.run.ray.executor import connect
+from tests.support.running import execute
 from tests.support.runs import interpreter
 from tests.support.watchers import Watcher
 
@@ -77,7 +78,7 @@ def config(model: Path, backends: list[dict[str, object]], **changes: object) ->
 
 def run(settings: RunConfig, results: Path, executor: Executor) -> tuple[Path, bool, Watcher]:
     watcher = Watcher()
-    folder, ok = runner.run(settings, results, watcher, command="qbench run x", executor=executor)
+    folder, ok = execute(settings, results, watcher, command="qbench run x", executor=executor)
     return folder, ok, watcher
 
 
@@ -223,7 +224,7 @@ def test_an_interrupted_run_leaves_no_process_on_any_node(executor: Executor, ti
 def test_a_runner_that_is_killed_leaves_no_process_on_any_node(cluster: Any, tiny_llama: Path, tmp_path: Path) -> None:
     """With real workers, whose standard input ends when the node's actor is gone."""
     script = (
-        "import os, time; from pathlib import Path; from qbench.run import lifeline; lifeline.receive(); "
+        "import os, time; from pathlib import Path; from qbench.run import job; job.receive(); "
         f"Path('{tmp_path}/pid').write_text(str(os.getpid())); time.sleep(600)"
     )
     python = interpreter(tmp_path, f'exec {sys.executable} -c "{script}"')

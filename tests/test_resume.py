@@ -177,9 +177,9 @@ def test_a_run_that_was_killed_goes_on(tiny_llama: Path, tmp_path: Path) -> None
     config_file = tmp_path / "config.json"
     config_file.write_text(settings.model_dump_json())
     code = (
-        "import sys; from pathlib import Path; from qbench.run import runner; from qbench.config import RunConfig\n"
-        "from tests.support.watchers import Watcher\n"
-        "runner.run(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Watcher(), "
+        "import sys; from pathlib import Path; from tests.support.running import execute\n"
+        "from qbench.config import RunConfig; from tests.support.watchers import Watcher\n"
+        "execute(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Watcher(), "
         "command='')"
     )
     runner = subprocess.Popen([sys.executable, "-c", code, str(config_file), str(tmp_path)])

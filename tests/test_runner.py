@@ -14,10 +14,10 @@ import pytest
 
 from qbench.errors import QbenchError
 from qbench.int4 import native
-from qbench.records import folders
+from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
-from qbench.run import runner
+from tests.support.running import execute
 from tests.support.runs import config, in_order, interpreter, run
 from tests.support.warm import WarmExecutor, workers
 from tests.support.watchers import Watcher
@@ -215,7 +215,7 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
             signal.alarm(2)
 
     with pytest.raises(KeyboardInterrupt):
-        runner.run(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=WarmExecutor())
+        execute(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=WarmExecutor())
     assert not workers()
     data = read_run(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
@@ -231,7 +231,7 @@ def test_a_link_out_of_the_runs_folder_is_refused_and_never_deleted_through(
     mine = tmp_path / "mine"
     (mine / "fp16").mkdir(parents=True)
     (mine / "fp16" / "file").write_text("mine")
-    folders.remove(folder / name)
+    remove(folder / name)
     (folder / name).symlink_to(mine)
     with pytest.raises(QbenchError, match=rf"{name}: is a link, .* --fresh"):
         run(settings, tmp_path / "results")
@@ -245,7 +245,7 @@ def test_a_cell_that_is_a_link_is_measured_in_a_folder_of_its_own(tiny_llama: Pa
     folder, _, _ = run(settings, tmp_path / "results")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
-    folders.remove(folder / "cells" / "fp16")
+    remove(folder / "cells" / "fp16")
     (folder / "cells" / "fp16").symlink_to(tmp_path / "mine")
     run(settings, tmp_path / "results")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]

@@ -77,5 +77,5 @@ def test_every_option_is_in_it() -> None:
     found = json.loads(schema.text())
     assert set(found["properties"]) == {*RunConfig.model_fields, "matrix"}
     assert set(found["$defs"]["MeasureConfig"]["properties"]) == set(MeasureConfig.model_fields)
-    for cls in backend_kinds().values():
-        assert set(found["$defs"][cls.__name__]["properties"]) == set(cls.model_fields)
+    for kind, cls in backend_kinds().items():
+        assert set(found["$defs"][kind]["properties"]) == set(cls.model_fields)

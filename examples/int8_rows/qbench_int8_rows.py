@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from qbench.config import Backend
+from qbench.config.target import Target
 
 if TYPE_CHECKING:
-    from qbench.backends.base import LoadedModel
+    from qbench.engine.torch.loaded import LoadedModel
     from qbench.model.load import LoadOptions
 
 
@@ -16,6 +17,7 @@ class CONFIG(Backend):
 
     install: ClassVar[str] = "pip install qbench-int8-rows"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "qbench-int8-rows")
+    color: ClassVar[str | None] = "#8c564b"
     kind: Literal["int8-rows"] = "int8-rows"
     clip: float = Field(default=1.0, gt=0, le=1, description="share of a row's largest weight that becomes 127")
 
@@ -23,12 +25,22 @@ class CONFIG(Backend):
     def weight_bits(self) -> int:
         return 8
 
+    def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
+        return out_features * (in_features + target.value_bytes)
+
+    def product_bytes(self, out_features: int, in_features: int, tokens: int, target: Target) -> int:
+        weight, output = (out_features * size * target.value_bytes for size in (in_features, tokens))
+        return max(2 * weight - output, output)  # codes as numbers and scaled; or the output without its bias
+
+    def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
+        return 2 * parameters + weight_bytes  # the 16-bit model goes when all linears are made
+
 
 def load(options: "LoadOptions", config: CONFIG, calibration: object) -> "LoadedModel":
     """Load the model in 16 bit and put 8-bit linears in the places of those of its blocks."""
     import torch  # here, so that reading a configuration does not import it
 
-    from qbench.backends.base import LoadedModel, block_linears, storage_bytes
+    from qbench.engine.torch.loaded import LoadedModel, block_linears, storage_bytes
     from qbench.model.load import load_pretrained, load_tokenizer
 
     class RowsLinear(torch.nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from qbench.analysis import validity as trust
 from qbench.analysis.compare import Comparison, compare, reference_label
 from qbench.analysis.paired import delta_interval
 from qbench.records.answers import mmlu_rows
-from qbench.records.run import Run
+from qbench.records.run import Run, read_run, write_frame
 from qbench.show.phrases import verdict
 
 CHANCE_LEVEL = 0.25
@@ -181,6 +182,11 @@ def decode_trials(run: Run, label: str, batch_size: int) -> list[float]:
     """Decode tokens/s of every ok trial of a cell at a batch size."""
     rows = _trials(run, label, batch_size)
     return [float(value) for value in rows.loc[rows["status"] == "ok", "decode_tokens_per_s"].dropna()]
+
+
+def write_summary(folder: Path) -> None:
+    """Derive a run's summary.csv from its tables; limited evaluations stay out of it."""
+    write_frame(folder / "summary.csv", summarize(read_run(folder)))
 
 
 def summarize(run: Run, *, allow_partial: bool = False) -> pd.DataFrame:

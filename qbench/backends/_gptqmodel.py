@@ -24,8 +24,8 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from qbench.backends.base import LoadedModel, block_linears, run_once, storage_bytes
-from qbench.config import Calibrated
+from qbench.backends._calibrated import Calibrated
+from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.errors import QbenchError
 from qbench.model.calibration import Calibration
 from qbench.model.find import MODEL_FILES, check_weights

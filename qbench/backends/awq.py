@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from qbench.backends._gptqmodel import BACKEND, Method, load_quantized, write_checkpoint
-from qbench.backends.base import LoadedModel
-from qbench.config import AWQ
-from qbench.model.calibration import Calibration
-from qbench.model.load import LoadOptions
+from qbench.backends._calibrated import Calibrated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from qbench.backends._gptqmodel import Method
+    from qbench.engine.torch.loaded import LoadedModel
+    from qbench.model.calibration import Calibration
+    from qbench.model.load import LoadOptions
+
+
+class AWQ(Calibrated):
+    """Activation-aware weight quantization, asymmetric, by gptqmodel."""
+
+    quantization: ClassVar[tuple[str, ...]] = ("group_size",)
+    color: ClassVar[str | None] = "#009e73"
+    kind: Literal["awq"] = "awq"
+
+
+CONFIG = AWQ
 
 
 def quantize(
@@ -24,6 +39,8 @@ def quantize(
     Raises:
         QbenchError: a group size that does not fit.
     """
+    from qbench.backends._gptqmodel import write_checkpoint
+
     progress("quantizing", 0, 1)
     return write_checkpoint(options, config, calibration, out, _method(config))
 
@@ -34,9 +51,13 @@ def load(options: LoadOptions, config: AWQ, calibration: Calibration | None) -> 
     Raises:
         QbenchError: a group size that does not fit, or a checkpoint that is missing or of another kind.
     """
+    from qbench.backends._gptqmodel import load_quantized
+
     return load_quantized(options, config, calibration, _method(config))
 
 
 def _method(config: AWQ) -> Method:
+    from qbench.backends._gptqmodel import BACKEND, Method
+
     # Its automatic choice of a packer needs a CUDA device.
     return Method("awq", "gemm", BACKEND.AWQ_TORCH, {"sym": False})

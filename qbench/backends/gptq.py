@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from qbench.backends._gptqmodel import BACKEND, Method, load_quantized, write_checkpoint
-from qbench.backends.base import LoadedModel
-from qbench.config import GPTQ
-from qbench.model.calibration import Calibration
-from qbench.model.load import LoadOptions
+from pydantic import Field
+
+from qbench.backends._calibrated import Calibrated
+from qbench.config.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from qbench.backends._gptqmodel import Method
+    from qbench.engine.torch.loaded import LoadedModel
+    from qbench.model.calibration import Calibration
+    from qbench.model.load import LoadOptions
+
+
+class GPTQ(Calibrated):
+    """GPTQ, by gptqmodel."""
+
+    quantization: ClassVar[tuple[str, ...]] = ("group_size", "desc_act", "sym")
+    color: ClassVar[str | None] = "#cc79a7"
+    kind: Literal["gptq"] = "gptq"
+    desc_act: bool = Field(default=False, description="quantize columns in the order of their activations")
+    sym: bool = Field(default=True, description="symmetric codes, without zero points")
+
+    def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
+        # The order of columns, and on a CPU its inverse; and the shifts that unpack eight codes.
+        order = (8 if target.device == "cpu" else 4) * in_features + 32
+        return super().linear_bytes(out_features, in_features, target) + order
+
+
+CONFIG = GPTQ
 
 
 def quantize(
@@ -24,6 +49,8 @@ def quantize(
     Raises:
         QbenchError: a group size that does not fit.
     """
+    from qbench.backends._gptqmodel import write_checkpoint
+
     progress("quantizing", 0, 1)
     return write_checkpoint(options, config, calibration, out, _method(config))
 
@@ -34,8 +61,12 @@ def load(options: LoadOptions, config: GPTQ, calibration: Calibration | None) ->
     Raises:
         QbenchError: a group size that does not fit, or a checkpoint that is missing or of another kind.
     """
+    from qbench.backends._gptqmodel import load_quantized
+
     return load_quantized(options, config, calibration, _method(config))
 
 
 def _method(config: GPTQ) -> Method:
+    from qbench.backends._gptqmodel import BACKEND, Method
+
     return Method("gptq", "gptq", BACKEND.GPTQ_TORCH, {"sym": config.sym, "desc_act": config.desc_act})

@@ -7,19 +7,66 @@ Elsewhere a float32 scale for 64 weights makes 4.5 bits, and `double_quant` abou
 
 from __future__ import annotations
 
-import torch
-from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit
-from transformers import BitsAndBytesConfig
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from qbench.backends.base import LoadedModel, block_linears, run_once, storage_bytes
-from qbench.config import NF4
-from qbench.model.calibration import Calibration
-from qbench.model.load import LoadOptions, load_pretrained, load_tokenizer, skeleton
+from pydantic import Field
+
+from qbench.config import Backend
+from qbench.config.target import Target
+
+if TYPE_CHECKING:
+    import torch
+    from bitsandbytes.functional import QuantState
+
+    from qbench.engine.torch.loaded import LoadedModel
+    from qbench.model.calibration import Calibration
+    from qbench.model.load import LoadOptions
+
+BLOCK = 64
+"""Weights that share a scale."""
+
+CODE_BOOK_BYTES = 64
+"""Sixteen float32 values, which every linear holds."""
+
+
+class NF4(Backend):
+    """bitsandbytes' 4-bit NormalFloat, blocks of 64."""
+
+    install: ClassVar[str] = "pip install 'qbench[nf4]'"
+    libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "bitsandbytes")
+    modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "bitsandbytes.nn")
+    color: ClassVar[str | None] = "#e69f00"
+    hub_library: ClassVar[str] = "transformers"
+    kind: Literal["nf4"] = "nf4"
+    double_quant: bool = Field(default=False, description="quantize the block scales, too")
+
+    def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
+        weights = out_features * in_features
+        return weights // 2 + CODE_BOOK_BYTES + self._scale_bytes(-(-weights // BLOCK), target)
+
+    def _scale_bytes(self, blocks: int, target: Target) -> int:
+        if target.device == "cpu" and target.value_bytes == 2 and "avx512_bf16" in target.cpu_features:
+            return 2 * blocks  # repacked with bfloat16 scales
+        if self.double_quant:
+            return blocks + 4 * -(-blocks // 256) + 1024 + 4  # an 8-bit scale each, and theirs with a code book
+        return 4 * blocks
+
+    def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
+        """The model is there in 16 bit, twice in part, while it is quantized."""
+        return max(weight_bytes, 2 * 2 * parameters)
+
+
+CONFIG = NF4
 
 
 def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> LoadedModel:
     """Quantize while loading. Embeddings and the output head stay in `options.dtype`; no calibration is needed."""
+    from bitsandbytes.nn import Linear4bit
+    from transformers import BitsAndBytesConfig
+
+    from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
+    from qbench.model.load import load_pretrained, load_tokenizer, skeleton
+
     expected = block_linears(skeleton(options))
     how = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -47,6 +94,8 @@ def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> 
 
 def state_tensors(state: QuantState) -> list[torch.Tensor]:
     """Block scales, code book and, with double quantization, the scales of the scales with their code book."""
+    import torch
+
     tensors = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
     nested = getattr(state, "state2", None)
     return tensors + (state_tensors(nested) if nested is not None else [])

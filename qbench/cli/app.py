@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -16,6 +18,9 @@ from qbench.cli import decide, plan, report
 from qbench.cli.options import Config, Only, Set, complete_label
 from qbench.cli.options import errors as _errors
 from qbench.errors import QbenchError
+
+if TYPE_CHECKING:
+    from qbench.run.executor import Executor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,28 +72,34 @@ def run(
 ) -> None:
     """Measure every backend of a configuration. A rerun measures only what is missing or failed."""
     from qbench.config import matrix
-    from qbench.run import sweep
-    from qbench.run.executor import chosen
+    from qbench.plan import cells
     from qbench.show import terminal
 
     out = terminal.make_console()
     all_ok = True
-    with _errors(), chosen(executor, address) as where:
-        runs = matrix.load(config, overrides or ())
-        plans = [sweep.plan_run(one, where, only or ()) for one in runs]
+    with _errors(), _executor(executor, address) as where:
+        plans = [cells.make_plan(one, where.prepare, only or ()) for one in matrix.load(config, overrides or ())]
         if dry_run:
-            for line in sweep.describe(plans):
+            for line in cells.describe_all(plans):
                 out.print(escape(line))
             return
+        from qbench.analysis.stats import write_summary
         from qbench.records.run import read_run
+        from qbench.run import sweep
         from qbench.show import console
 
         if fresh and not yes:
-            _confirm_deletion([results / one.name for one in runs])
+            _confirm_deletion([results / plan.config.name for plan in plans])
         _leave_on_sigterm()
-        command = shlex.join(["qbench", *sys.argv[1:]])
-        options = sweep.Options(results, command, tuple(only or ()), fresh)
-        for folder, ok in sweep.run(runs, where, lambda: console.reporting(out), options):
+        for folder, ok in sweep.run(
+            plans,
+            results,
+            lambda: console.reporting(out),
+            executor=where,
+            command=shlex.join(["qbench", *sys.argv[1:]]),
+            summarize=write_summary,
+            fresh=fresh,
+        ):
             console.print_results(out, read_run(folder))
             out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
             all_ok = all_ok and ok
@@ -229,6 +240,26 @@ def cache_verify() -> None:
         state = f"damaged: {', '.join(files)}; the next run that needs it makes it again" if files else "ok"
         typer.echo(f"{key}: {state}")
     raise typer.Exit(1 if any(damaged.values()) else 0)
+
+
+@contextmanager
+def _executor(kind: Literal["local", "ray"], address: str | None) -> Iterator[Executor]:
+    """The executor of that kind; `address` is that of a Ray cluster.
+
+    Raises:
+        QbenchError: there is no such cluster, or Ray is not installed.
+    """
+    if kind == "local":
+        if address is not None:
+            raise QbenchError(f"--address {address}: belongs to --executor ray")
+        from qbench.run.local import LocalExecutor
+
+        yield LocalExecutor()
+        return
+    from qbench.run.ray.executor import connect
+
+    with connect(address or "auto") as executor:
+        yield executor
 
 
 def _confirm_deletion(folders: list[Path]) -> None:

@@ -3,11 +3,10 @@
 Nothing here imports torch: a configuration is read, checked and printed on a machine without any backend.
 """
 
-from qbench.config.backends import AWQ, FP16, GPTQ, NF4, Backend, Calibrated, GroupSize, Int4
+from qbench.config.backends import Backend, GroupSize
 from qbench.config.base import Name, Resources
 from qbench.config.kinds import backend_class, backend_kinds, kind_names
 from qbench.config.measures import (
-    Engine,
     GenerationsConfig,
     KVCache,
     MeasureConfig,
@@ -15,6 +14,7 @@ from qbench.config.measures import (
     MMLUConfig,
     NoiseFloorConfig,
     PerplexityConfig,
+    Reading,
     SustainedConfig,
     TasksConfig,
     ThroughputConfig,
@@ -23,18 +23,11 @@ from qbench.config.measures import (
 from qbench.config.run import NOISE_SUFFIX, CalibrationConfig, ModelConfig, RunConfig
 
 __all__ = [
-    "AWQ",
-    "FP16",
-    "GPTQ",
-    "NF4",
     "NOISE_SUFFIX",
     "Backend",
-    "Calibrated",
     "CalibrationConfig",
-    "Engine",
     "GenerationsConfig",
     "GroupSize",
-    "Int4",
     "KVCache",
     "MMLUConfig",
     "MeasureConfig",
@@ -43,6 +36,7 @@ __all__ = [
     "Name",
     "NoiseFloorConfig",
     "PerplexityConfig",
+    "Reading",
     "Resources",
     "RunConfig",
     "SustainedConfig",

@@ -1,27 +1,37 @@
-"""The backends' options: one class a kind, listed in `qbench.config.kinds`."""
+"""The options that every kind of backend has, and what is asked of a kind without loading a model.
+
+A kind is a module with `CONFIG`, a subclass of `Backend`; see `qbench.config.kinds`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from qbench.config.base import Name, Resources, Strict
+from qbench.config.target import Target
 
 GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 """Consecutive weights of a row that are quantized together; -1: the whole row."""
 
 
 class Backend(Strict):
-    """Options that every backend has."""
+    """Options that every backend has, and hooks with which a kind says what is known of it before it runs."""
 
     install: ClassVar[str] = "pip install qbench"
     """The command that makes the backend importable."""
     libraries: ClassVar[tuple[str, ...]] = ("qbench", "torch", "transformers")
     """Distributions that decide its figures."""
+    modules: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    """Modules that `load` imports: `qbench backends` tries them."""
     quantization: ClassVar[tuple[str, ...]] = ()
     """Settings that decide the weights of a checkpoint that it makes; empty where it makes none."""
+    color: ClassVar[str | None] = None
+    """Of its marks in plots, #rrggbb; one that no other kind has unless given."""
+    hub_library: ClassVar[str] = "qbench"
+    """The model hub's name of the library that loads its checkpoints."""
 
     kind: str
     label: Name = ""
@@ -46,78 +56,46 @@ class Backend(Strict):
         """Whether loading reads the calibration text."""
         return False
 
-
-class FP16(Backend):
-    """The 16-bit reference: the checkpoint as published, in the run's compute dtype."""
-
-    kind: Literal["fp16"] = "fp16"
-
     @property
-    def weight_bits(self) -> int:
-        return 16
+    def joins_projections(self) -> bool:
+        """Whether query, key and value are one product, and gate and up, whose output lives until all are used."""
+        return False
+
+    def resolved(self) -> Self:
+        """The options with those that a ready checkpoint decides.
+
+        Raises:
+            QbenchError: the checkpoint is not there or damaged, or was made with other options than are asked for.
+        """
+        return self
+
+    def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
+        """Bytes of a block's linear without its bias: codes, scales, zeros, code books."""
+        return out_features * in_features * self.weight_bits // 8
+
+    def head_bytes(self, vocab_size: int, hidden_size: int, target: Target, *, tied: bool) -> int:
+        """Bytes of the output embedding; none where it is `tied` to the input embedding."""
+        return 0 if tied else vocab_size * hidden_size * target.value_bytes
+
+    def product_bytes(self, out_features: int, in_features: int, tokens: int, target: Target) -> int:
+        """Bytes that the product of x [tokens, in_features] and a linear holds for a while, beside x and its output.
+
+        On a CPU the kernels of most backends read codes; on CUDA bitsandbytes' and most of gptqmodel's dequantize.
+        """
+        dequantizes = self.weight_bits < 16 and target.device == "cuda"
+        return out_features * in_features * target.value_bytes if dequantizes else 0
+
+    def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
+        """About what loading and quantizing takes of a CPU's memory at its peak.
+
+        Args:
+            weight_bytes: of the loaded model.
+            parameters: weights of the whole model.
+            largest_linear: weights of the largest linear.
+        """
+        return weight_bytes
 
 
-class Int4(Backend):
-    """The project's own INT4: group-wise integers with a scale and an offset each, two codes a byte."""
-
-    quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
-    kind: Literal["int4"] = "int4"
-    bits: Literal[4, 8] = 4
-    group_size: GroupSize | Literal[0] = Field(
-        default=128, description="weights that share a scale and an offset; 0: the whole tensor"
-    )
-    symmetric: bool = Field(default=False, description="scales only, without offsets")
-    search: Literal["mse", "none"] = Field(
-        default="mse", description="mse: scales of the least squared error; none: plain round-to-nearest"
-    )
-    kernel: Literal["auto", "triton", "cpu", "aten", "reference"] = Field(
-        default="auto", description="what multiplies; the fastest that serves here unless given"
-    )
-    lm_head: Literal["16bit", "int8"] = Field(default="16bit", description="int8: the output embedding, too, in 8 bits")
-    checkpoint: Path | None = Field(
-        default=None, description="folder that `qbench quantize` wrote; nothing is quantized while loading"
-    )
-
-    @property
-    def weight_bits(self) -> int:
-        return self.bits
-
-
-class NF4(Backend):
-    """bitsandbytes' 4-bit NormalFloat, blocks of 64."""
-
-    install: ClassVar[str] = "pip install 'qbench[nf4]'"
-    libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "bitsandbytes")
-    kind: Literal["nf4"] = "nf4"
-    double_quant: bool = Field(default=False, description="quantize the block scales, too")
-
-
-class Calibrated(Backend):
-    """Options of the backends that gptqmodel quantizes with a calibration text."""
-
-    install: ClassVar[str] = "pip install 'qbench[gptq]'"
-    libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "gptqmodel")
-    group_size: GroupSize = Field(default=128, description="weights that share a scale")
-    checkpoint: str | None = Field(
-        default=None, description="folder or hub id of a checkpoint that is already quantized; nothing is calibrated"
-    )
-
-    @property
-    def calibrates(self) -> bool:
-        return self.checkpoint is None
-
-
-class AWQ(Calibrated):
-    """Activation-aware weight quantization, asymmetric, by gptqmodel."""
-
-    quantization: ClassVar[tuple[str, ...]] = ("group_size",)
-    kind: Literal["awq"] = "awq"
-
-
-class GPTQ(Calibrated):
-    """GPTQ, by gptqmodel."""
-
-    quantization: ClassVar[tuple[str, ...]] = ("group_size", "desc_act", "sym")
-    kind: Literal["gptq"] = "gptq"
-    desc_act: bool = Field(default=False, description="quantize columns in the order of their activations")
-    sym: bool = Field(default=True, description="symmetric codes, without zero points")
+def groups(in_features: int, group_size: int) -> int:
+    """Groups of a row; with a group size of -1 (the row) or 0 (the tensor) one."""
+    return 1 if group_size < 1 else -(-in_features // group_size)

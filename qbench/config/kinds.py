@@ -1,9 +1,10 @@
 """The kinds of backends: those that qbench ships, and those that other distributions register.
 
-A distribution registers a kind as an entry point of the group `qbench.backends`, whose name is the kind and whose value
-a module with `CONFIG`, a subclass of `Backend`, and `load` (see `qbench.backends.base.BackendModule`). Entry points are
-read where a kind is not one of ours, and such a module is imported where a configuration names its kind: a command on a
-configuration without plug-ins pays for none of it.
+A kind is a module with `CONFIG`, a subclass of `Backend`, and `load` (see `qbench.backends.base.BackendModule`). Those
+of `SHIPPED` are modules of `qbench.backends`; a distribution registers another as an entry point of the group
+`qbench.backends`, whose name is the kind and whose value the module. Entry points are read where a kind is not one of
+ours, and such a module is imported where a configuration names its kind: a command on a configuration without plug-ins
+pays for none of it.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Union, get_args
 
-from pydantic import Field, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter
 
-from qbench.config.backends import AWQ, FP16, GPTQ, NF4, Backend, Int4
+from qbench import __version__
+from qbench.config.backends import Backend
 from qbench.errors import QbenchError
 
 GROUP = "qbench.backends"
 """Name of the entry points, and of the package of the kinds that are shipped."""
 
-Shipped = Annotated[FP16 | Int4 | NF4 | AWQ | GPTQ, Field(discriminator="kind")]
+SHIPPED = ("fp16", "int4", "nf4", "awq", "gptq")
+"""Modules of `qbench.backends`, as they are listed everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
-    """A kind that another distribution registers."""
+class Registered:
+    """The module of a kind, and the distribution that registers it."""
 
     kind: str
     module: str
@@ -39,7 +42,7 @@ class Plugin:
 
     @property
     def remedy(self) -> str:
-        """What to do where it cannot be used."""
+        """What to do where its options cannot be imported."""
         return f"mend or reinstall {self.distribution}, which registers it"
 
     def load_config(self) -> type[Backend]:
@@ -67,18 +70,18 @@ class Plugin:
 
 
 @functools.cache
-def plugins() -> dict[str, Plugin]:
+def plugins() -> dict[str, Registered]:
     """The registered kinds by name, sorted; nothing of theirs is imported.
 
     Raises:
         QbenchError: two distributions register the same kind, or one that qbench ships.
     """
-    found: dict[str, Plugin] = {}
+    found: dict[str, Registered] = {}
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         name, version = (point.dist.name, point.dist.version) if point.dist else (point.value, "")
-        plugin = Plugin(point.name, point.module, name, version)
+        plugin = Registered(point.name, point.module, name, version)
         other = found.get(point.name)
-        if point.name in backend_kinds():
+        if point.name in SHIPPED:
             raise QbenchError(f"backend {point.name}: {name} registers a kind that qbench ships; uninstall it")
         if other and other != plugin:
             raise QbenchError(
@@ -90,14 +93,18 @@ def plugins() -> dict[str, Plugin]:
 
 @functools.cache
 def backend_kinds() -> dict[str, type[Backend]]:
-    """The kinds that qbench ships, in the order of their declaration."""
-    union, _discriminator = get_args(Shipped)
-    return {cls.model_fields["kind"].default: cls for cls in get_args(union)}
+    """The kinds that qbench ships, in the order of `SHIPPED`."""
+    return {kind: _shipped(kind).load_config() for kind in SHIPPED}
 
 
 def kind_names() -> list[str]:
     """All that a configuration may name: the shipped kinds, then the registered ones."""
-    return [*backend_kinds(), *plugins()]
+    return [*SHIPPED, *plugins()]
+
+
+def registered(kind: str) -> Registered | None:
+    """A kind of either sort; None if there is no such kind. Others' entry points are read only for kinds of theirs."""
+    return _shipped(kind) if kind in SHIPPED else plugins().get(kind)
 
 
 def backend_class(kind: str) -> type[Backend] | None:
@@ -106,47 +113,39 @@ def backend_class(kind: str) -> type[Backend] | None:
     Raises:
         QbenchError: it is registered, and cannot be used.
     """
-    if kind in backend_kinds():
-        return backend_kinds()[kind]
-    plugin = plugins().get(kind)
-    return plugin.load_config() if plugin else None
+    found = registered(kind)
+    return found.load_config() if found else None
 
 
-def module_name(kind: str) -> str:
-    """The module that loads models of a kind."""
-    if kind == "int4":
-        return f"{GROUP}.int4.load"
-    return f"{GROUP}.{kind}" if kind in backend_kinds() else plugins()[kind].module
+def _shipped(kind: str) -> Registered:
+    return Registered(kind, f"{GROUP}.{kind}", "qbench", __version__)
 
 
 def plugin_facts(kind: str) -> dict[str, str]:
-    """What decides the figures of a registered kind besides its settings: the source of its module.
-
-    Empty for the kinds that qbench ships.
-    """
-    if kind in backend_kinds():
+    """What decides the figures of a kind of another distribution besides its settings: the source of its module."""
+    if kind in SHIPPED:
         return {}
-    spec = find_spec(module_name(kind))
+    spec = find_spec(plugins()[kind].module)
     source = Path(spec.origin).read_bytes() if spec and spec.origin else b""
     return {"plugin.code": hashlib.sha256(source).hexdigest()[:16]}
 
 
 @functools.cache
-def _adapter(cls: type[Backend]) -> TypeAdapter[Any]:
-    """Checks one registered kind; as a branch of a union, so that errors stand where those of shipped kinds do."""
-    branches: Any = Annotated[FP16 | cls, Field(discriminator="kind")]
-    return TypeAdapter(branches)
+def _adapter(*others: type[Backend]) -> TypeAdapter[Any]:
+    """Checks the shipped kinds and `others`: a union by kind, so that an error names it, and stands below it."""
+    union: Any = Union[*backend_kinds().values(), *others]
+    return TypeAdapter(Annotated[union, Field(discriminator="kind")])
 
 
-def _check(value: Any, shipped: ValidatorFunctionWrapHandler) -> Backend:
+def _check(value: Any) -> Backend:
     """A cell of any kind."""
-    if isinstance(value, Backend) and value.kind not in backend_kinds():
+    if isinstance(value, Backend):
         return value
     kind = value.get("kind") if isinstance(value, dict) else None
-    plugin = plugins().get(kind) if isinstance(kind, str) and kind not in backend_kinds() else None
-    cell: Backend = _adapter(plugin.load_config()).validate_python(value) if plugin else shipped(value)
+    plugin = plugins().get(kind) if isinstance(kind, str) and kind not in SHIPPED else None
+    cell: Backend = _adapter(*([plugin.load_config()] if plugin else [])).validate_python(value)
     return cell
 
 
-BackendConfig = Annotated[SerializeAsAny[Shipped], WrapValidator(_check)]
-"""A cell of a run. In a run's JSON a registered kind is written as itself, not as one of the union."""
+BackendConfig = Annotated[Backend, PlainValidator(_check, json_schema_input_type=Any), SerializeAsAny()]
+"""A cell of a run, by its kind. In a run's JSON it is written with all of its options."""

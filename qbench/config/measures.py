@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from qbench.config.backends import Backend
 from qbench.config.base import Strict
 
-Engine = Literal["prefix", "stock"]
-"""Who runs the model for lm-evaluation-harness: prefix reads what prompts share once, stock is its own code."""
+Reading = Literal["prefix", "stock"]
+"""prefix reads what prompts share once; stock reads every prompt whole, as lm-evaluation-harness does."""
 
 KVCache = Literal["16bit", "int8", "int4"]
 """What keys and values are kept in: the compute dtype, or groups of integers by HQQ."""
@@ -123,7 +123,7 @@ class MMLUConfig(Measure):
     subjects: tuple[str, ...] | None = Field(default=None, min_length=1, description="only these; marks rows partial")
     limit: int | None = Field(default=None, ge=1, description="questions a subject; marks rows partial")
     batch_size: int = Field(default=8, ge=1)
-    engine: Engine = Field(default="prefix", description="prefix reads shared examples once, stock for each question")
+    engine: Reading = Field(default="prefix", description="prefix reads shared examples once, stock for each question")
 
     @property
     def partial(self) -> bool:
@@ -151,7 +151,7 @@ class TasksConfig(Measure):
     )
     limit: int | None = Field(default=None, ge=1, description="questions a task; marks rows partial")
     batch_size: int = Field(default=8, ge=1)
-    engine: Engine = Field(default="prefix", description="prefix reads what prompts share once, stock each time")
+    engine: Reading = Field(default="prefix", description="prefix reads what prompts share once, stock each time")
     data: dict[str, Path] = Field(
         default={},
         description="by task: a folder with <split>.jsonl, .json, .csv or .parquet, or one file of its questions; "

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qbench.config.backends import FP16, Backend
+from qbench.config.backends import Backend
 from qbench.config.base import Name, Resources, Strict
 from qbench.config.kinds import BackendConfig
 from qbench.config.measures import MeasureConfig
@@ -152,4 +152,4 @@ class RunConfig(Strict):
         """The 16-bit cell that divergence is measured against: the first of them; None where it is not measured."""
         if not (self.measure.perplexity and self.measure.perplexity.divergence):
             return None
-        return next((backend for backend in self.backends if isinstance(backend, FP16)), None)
+        return next((backend for backend in self.backends if backend.kind == "fp16"), None)

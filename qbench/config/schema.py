@@ -19,8 +19,7 @@ def build() -> dict[str, Any]:
     besides."""
     schema = RunConfig.model_json_schema()
     sections = schema["$defs"]
-    cells = [sections[cls.__name__] for cls in backend_kinds().values()]
-    for cell in (*cells, *_registered(schema)):
+    for cell in _add_kinds(schema):
         # With a kind, an editor knows which options there are.
         cell["required"] = ["kind", *cell.get("required", ())]
         # Empty means the kind, which is no name by its pattern.
@@ -45,11 +44,13 @@ def build() -> dict[str, Any]:
     return {"$schema": DRAFT, **schema, "title": "qbench configuration"}
 
 
-def _registered(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put the kinds that other distributions register into the schema; the sections of their options."""
-    cells, union = [], schema["properties"]["backends"]["items"]
-    for kind, plugin in plugins().items():
-        cell = plugin.load_config().model_json_schema(ref_template="#/$defs/{model}")
+def _add_kinds(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put the kinds of backends into the schema; the sections of their options."""
+    union: dict[str, Any] = {"discriminator": {"mapping": {}, "propertyName": "kind"}, "oneOf": []}
+    schema["properties"]["backends"]["items"] = union
+    cells = []
+    for kind, cls in (backend_kinds() | {kind: plugin.load_config() for kind, plugin in plugins().items()}).items():
+        cell = cls.model_json_schema(ref_template="#/$defs/{model}")
         schema["$defs"] |= {**cell.pop("$defs", {}), kind: cell}
         union["oneOf"].append({"$ref": f"#/$defs/{kind}"})
         union["discriminator"]["mapping"][kind] = f"#/$defs/{kind}"

@@ -16,14 +16,12 @@ from pydantic import ValidationError
 
 from qbench.analysis.compare import reference_label
 from qbench.analysis.stats import summarize
+from qbench.config import Backend, backend_class
 from qbench.config.load import one_line, suggestion
 from qbench.errors import QbenchError
 from qbench.records.rows import GenerationRow
 from qbench.records.run import Run
 from qbench.show.card import body
-
-LIBRARIES = {"fp16": "transformers", "nf4": "transformers", "awq": "transformers", "gptq": "transformers"}
-"""What loads a backend's checkpoint, where it is not qbench alone."""
 
 NOT_A_SETTING = ("kind", "label", "python", "checkpoint")
 """Keys of a backend's configuration that say nothing of the weights, or name a place of this machine."""
@@ -84,7 +82,7 @@ def metadata(run: Run, row: Mapping[Any, Any]) -> dict[str, Any]:
     found = ModelCardData(
         base_model=model.get("id"),
         base_model_relation="quantized" if model.get("id") and quantized else None,
-        library_name=LIBRARIES.get(backend, "qbench"),
+        library_name=(backend_class(backend) or Backend).hub_library,
         pipeline_tag="text-generation",
         tags=[*(["quantized", f"{int(cell['bits'])}-bit"] if quantized else []), backend, "qbench"],
         quantization=quantization if quantized else None,

@@ -1,4 +1,5 @@
-"""What runs a model, behind one contract.
+"""What runs a model, behind one contract: measures know engines, never a library.
 
-Begin with `torch`.
+An engine may import what its model runs on, and of qbench the model, the machine, the records and the configuration.
+`base` is the contract and imports no torch; `torch` runs transformers models. Begin with `base`.
 """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qbench.int4.kernels import Kernel, WeightSpec, choose
 from qbench.int4.kernels import kernel as kernel_of
-from qbench.int4.quantize import QuantizedTensor, Search, dequantize, quantize
+from qbench.int4.quantizer import QuantizedTensor, Search, dequantize, quantize
 
 
 class QuantLinear(nn.Module):

@@ -1,4 +1,4 @@
-"""What a measure is given besides the loaded model: who it measures for, and where rows and progress go."""
+"""What a measure is given besides the engine: who it measures for, and where rows and progress go."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from qbench.backends.base import LoadedModel
 from qbench.config import MeasureConfig
+from qbench.config.measures import Measure
+from qbench.engine.base import Capability, Engine, Ints
 from qbench.machine.conditions import Sampler
 from qbench.records.rows import Identity, Row
 
@@ -58,16 +58,19 @@ class Context:
     """A file for what a unit knows before it is done; it is removed then."""
 
 
-def make_sampler(device: torch.device) -> Sampler:
+def make_sampler(engine: Engine) -> Sampler:
     """What looks at the machine around a timed region, and at the device if it is a GPU."""
-    if device.type != "cuda":
-        return Sampler()
-    return Sampler(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    return Sampler(engine.about.gpu_uuid) if engine.about.gpu_uuid else Sampler()
 
 
-def random_prompt(loaded: LoadedModel, batch_size: int, tokens: int, seed: int) -> Tensor:
+def random_prompt(engine: Engine, batch_size: int, tokens: int, seed: int) -> Ints:
     """Token ids [batch_size, tokens], uniform over the vocabulary, the same for every cell of a run."""
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = loaded.model.config.get_text_config(decoder=True).vocab_size
-    ids = torch.randint(vocabulary, (batch_size, tokens), generator=generator)
-    return ids.to(loaded.device)
+    return np.random.default_rng(seed).integers(engine.about.vocab_size, size=(batch_size, tokens))
+
+
+def lacking(engine: Engine, needs: frozenset[Capability], settings: Measure) -> str | None:
+    """Why an engine cannot take a measure that needs this, with these settings; None if it can."""
+    if getattr(settings, "kv_cache", "16bit") != "16bit":
+        needs |= {Capability.KV_CACHE}
+    missing = sorted(needs - engine.can)
+    return f"the engine cannot do what it needs: {', '.join(missing)}" if missing else None

@@ -16,27 +16,33 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
 from qbench.analysis import stats
+from qbench.engine.base import Floats, Ints, Scores
 from qbench.errors import QbenchError
 from qbench.measure.base import Reference
 
 
 class Observer(Protocol):
-    """Sees every prediction as it is made."""
+    """Sees every window as it is scored."""
 
-    def see(self, window: int, rows: slice, logprobs: Tensor, truth: Tensor) -> None:
-        """Predictions `logprobs` float32 [rows, vocabulary] of a window, and log p of the true tokens, [rows]."""
+    @property
+    def top_k(self) -> int | None:
+        """Most probable words that it wants outlined."""
+
+    def words(self, window: int) -> Ints | None:
+        """Words [window - 1, k] that it wants outlined instead."""
+
+    def see(self, window: int, scores: Scores) -> None:
+        """The scores of a window, with outlines."""
 
     def end(self) -> dict[str, float | int | None]:
         """All are seen: the columns of the row that this gives."""
 
 
-def observer(tokens: Tensor, top_k: int, reference: Reference) -> Observer:
+def observer(tokens: Ints, top_k: int, reference: Reference) -> Observer:
     """A recorder for the 16-bit cell, a comparison for any other; `tokens` are all windows, [windows, window].
 
     Raises:
@@ -45,7 +51,7 @@ def observer(tokens: Tensor, top_k: int, reference: Reference) -> Observer:
     facts = {
         "window": str(tokens.shape[1]),
         "windows": str(len(tokens)),
-        "tokens_sha256": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+        "tokens_sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "top_k": str(top_k),
         "model_fingerprint": reference.model_fingerprint,
     }
@@ -62,18 +68,24 @@ class Recorder:
     by 2e-5 on average, and its 99th percentile for 8-bit weights of the demo model 2e-4 instead of 8e-5.
     """
 
-    def __init__(self, tokens: Tensor, top_k: int, path: Path, facts: dict[str, str]) -> None:
-        self._top_k, self._path, self._facts = top_k, path, facts
-        self._shape = (len(tokens), tokens.shape[1] - 1)
-        self._kept: dict[str, Tensor] = {}
+    def __init__(self, tokens: Ints, top_k: int, path: Path, facts: dict[str, str]) -> None:
+        self.top_k = top_k
+        self._path, self._facts = path, facts
+        self._windows = len(tokens)
+        self._kept: dict[str, np.ndarray[Any, Any]] = {}
 
-    def see(self, window: int, rows: slice, logprobs: Tensor, truth: Tensor) -> None:
-        words = logprobs.topk(min(self._top_k, logprobs.shape[1])).indices
-        seen = {"words": words.int(), "outlines": outline(logprobs, words), "truth": truth}
+    def words(self, window: int) -> None:
+        """The most probable ones, whatever they are."""
+
+    def see(self, window: int, scores: Scores) -> None:
+        """Keep the window's outlines."""
+        assert scores.words is not None
+        assert scores.outlines is not None
+        seen = {"words": scores.words.astype(np.int32), "outlines": scores.outlines, "truth": scores.truth}
         for name, values in seen.items():
             if name not in self._kept:
-                self._kept[name] = torch.empty(*self._shape, *values.shape[1:], dtype=values.dtype)
-            self._kept[name][window, rows] = values.cpu()
+                self._kept[name] = np.empty((self._windows, *values.shape), dtype=values.dtype)
+            self._kept[name][window] = values
 
     def end(self) -> dict[str, float | int | None]:
         """Write the file, whole or not at all; the 16-bit cell has no divergence from itself."""
@@ -87,23 +99,30 @@ class Recorder:
 class Comparison:
     """Holds predictions against what the 16-bit cell has left."""
 
-    def __init__(self, tokens: Tensor, top_k: int, reference: Reference, facts: dict[str, str]) -> None:
+    top_k = None
+
+    def __init__(self, tokens: Ints, top_k: int, reference: Reference, facts: dict[str, str]) -> None:
         self._kept = _open(reference, facts)
         self._top_k = top_k
         shape = (len(tokens), tokens.shape[1] - 1)
         self._kl, self._agree, self._delta = (np.full(shape, np.nan) for _ in range(3))
 
-    def see(self, window: int, rows: slice, logprobs: Tensor, truth: Tensor) -> None:
-        words, expected, expected_truth = (
-            self._kept.get_slice(name)[window : window + 1, rows][0].to(logprobs.device)
-            for name in ("words", "outlines", "truth")
-        )
-        words = words.long()
-        self._kl[window, rows] = kl_divergence(expected, outline(logprobs, words)).cpu().numpy()
+    def words(self, window: int) -> Ints:
+        """Those of the 16-bit cell."""
+        return self._of("words", window).astype(np.int64)
+
+    def see(self, window: int, scores: Scores) -> None:
+        """Compare the window's outlines with those of the 16-bit cell."""
+        assert scores.best is not None
+        assert scores.outlines is not None
+        self._kl[window] = kl_divergence(self._of("outlines", window), scores.outlines)
         # Logits of 16 bits tie: the expected word is right wherever none is more probable.
-        first = logprobs.gather(1, words[:, :1])[:, 0]
-        self._agree[window, rows] = (first == logprobs.amax(1)).cpu().numpy()
-        self._delta[window, rows] = (truth.double() - expected_truth.double()).cpu().numpy()
+        self._agree[window] = scores.outlines[:, 0] == scores.best
+        self._delta[window] = scores.truth.astype(np.float64) - self._of("truth", window).astype(np.float64)
+
+    def _of(self, name: str, window: int) -> np.ndarray[Any, Any]:
+        found: np.ndarray[Any, Any] = self._kept.get_slice(name)[window : window + 1][0]
+        return found
 
     def end(self) -> dict[str, float | int | None]:
         """Means over all tokens with their standard errors."""
@@ -122,20 +141,12 @@ class Comparison:
         }
 
 
-def outline(logprobs: Tensor, words: Tensor) -> Tensor:
-    """Log-probabilities [rows, k + 1] of `words` [rows, k] and, last, of all others together.
-
-    The last is a sum over the others, not 1 less that of the words: of that difference, next to certainty, nothing
-    would be left.
-    """
-    others = logprobs.scatter(1, words, -torch.inf).logsumexp(1, keepdim=True)
-    return torch.cat([logprobs.gather(1, words), others], 1)
-
-
-def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+def kl_divergence(p: Floats, q: Floats) -> np.ndarray[Any, np.dtype[np.float64]]:
     """KL(p || q) of log-probabilities [rows, classes], in nats, float64 [rows]. A class without p adds nothing."""
-    p, q = p.double(), q.double()
-    return torch.where(p > -torch.inf, p.exp() * (p - q), 0).sum(1)
+    p64, q64 = p.astype(np.float64), q.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a class that neither has
+        terms = np.exp(p64) * (p64 - q64)
+    return np.asarray(np.where(p64 > -np.inf, terms, 0).sum(1))
 
 
 def _open(reference: Reference, facts: dict[str, str]) -> Any:
@@ -147,7 +158,7 @@ def _open(reference: Reference, facts: dict[str, str]) -> Any:
             "mend it and run again, or set measure.perplexity.divergence to false"
         )
     try:
-        kept: Any = safe_open(path, framework="pt")
+        kept: Any = safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise QbenchError(f"{path}: damaged ({error}); {again}") from error
     found = kept.metadata() or {}

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from lm_eval.api.task import ConfigurableTask
 
-from qbench.backends.base import LoadedModel
 from qbench.config import MMLUConfig
+from qbench.engine.base import Capability, Engine
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
@@ -22,23 +22,26 @@ from qbench.measure.lm_eval.journal import Journal
 from qbench.measure.lm_eval.mmlu_data import LETTERS, PREFIX, load_tasks, subject_of, task_manager
 from qbench.records.rows import AccuracyRow
 
+NEEDS = frozenset({Capability.LOGLIKELIHOODS})
+"""Capabilities without which a cell's measure is unsupported."""
 
-def measure(loaded: LoadedModel, config: MMLUConfig, context: Context) -> None:
+
+def measure(engine: Engine, config: MMLUConfig, context: Context) -> None:
     """Evaluate the model, write the answers to `context.answers` and emit a row a subject.
 
     Raises:
         QbenchError: the questions cannot be read (see `load_tasks`), the model has no tokenizer, or its logits are NaN.
     """
-    if loaded.tokenizer is None:
+    if Capability.TEXT not in engine.can:
         raise QbenchError("measure.mmlu: the model has no tokenizer; choose one that has, or remove mmlu")
     journal = Journal(context.journal)
     with quiet_harness():
         tasks = load_tasks(config)
         found = evaluate(
-            loaded,
+            engine,
             tasks,
             what="mmlu",
-            engine=config.engine,
+            share=config.engine == "prefix",
             batch_size=config.batch_size,
             num_fewshot=config.num_fewshot,
             limit=config.limit,

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from qbench.analysis.paired import count_flips
-from qbench.backends.base import LoadedModel
 from qbench.config import NOISE_SUFFIX, NoiseFloorConfig
+from qbench.engine.base import Capability, Engine
 from qbench.errors import QbenchError
 from qbench.measure import mmlu
 from qbench.measure.base import Context
@@ -25,7 +25,11 @@ from qbench.records.rows import NoiseRow
 LOGPROBS = ["logprob_a", "logprob_b", "logprob_c", "logprob_d"]
 
 
-def measure(loaded: LoadedModel, config: NoiseFloorConfig, context: Context) -> None:
+NEEDS = frozenset({Capability.LOGLIKELIHOODS})
+"""Capabilities without which a cell's measure is unsupported."""
+
+
+def measure(engine: Engine, config: NoiseFloorConfig, context: Context) -> None:
     """Evaluate MMLU again, keep its answers as `<label>.noise.parquet`, and emit a `NoiseRow`.
 
     Raises:
@@ -37,7 +41,7 @@ def measure(loaded: LoadedModel, config: NoiseFloorConfig, context: Context) -> 
     before = context.measures.mmlu
     again = before.model_copy(update={"batch_size": config.batch_size or before.batch_size // 2 or 2})
     start = time.perf_counter()
-    mmlu.measure(loaded, again, _aside(context))
+    mmlu.measure(engine, again, _aside(context))
     second = first.with_name(f"{first.stem}{NOISE_SUFFIX}.parquet")
     context.emit(
         NoiseRow(

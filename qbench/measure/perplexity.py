@@ -9,21 +9,22 @@ import math
 import time
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from qbench.analysis import stats
-from qbench.backends.base import LoadedModel
 from qbench.config import PerplexityConfig
+from qbench.engine.base import Capability, Engine, Ints
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.divergence import Observer, observer
-from qbench.measure.windows import cut, log_probabilities, window_length
+from qbench.measure.windows import cut, window_length
 from qbench.model import texts
 from qbench.records.rows import PerplexityRow
 
+NEEDS = frozenset({Capability.SCORE})
+"""Capabilities without which a cell's measure is unsupported."""
 
-def measure(loaded: LoadedModel, config: PerplexityConfig, context: Context) -> None:
+
+def measure(engine: Engine, config: PerplexityConfig, context: Context) -> None:
     """Emit one `PerplexityRow`; the 16-bit cell also leaves what the others are compared with.
 
     A cell that finds nothing to be compared with keeps its perplexity, and fails then.
@@ -32,14 +33,14 @@ def measure(loaded: LoadedModel, config: PerplexityConfig, context: Context) -> 
         QbenchError: the text cannot be read or is too short, the model has no tokenizer or too short a context, its
             logits are NaN, or there is nothing to compare with (see `qbench.measure.divergence.observer`).
     """
-    if loaded.tokenizer is None:
+    if Capability.TEXT not in engine.can:
         raise QbenchError("measure.perplexity: the model has no tokenizer; choose one that has, or remove perplexity")
     start = time.perf_counter()
     text = config.text or "wikitext2"
-    window = window_length(loaded.model, config.window)
-    tokens = cut(loaded.tokenizer, texts.read(text, "test", "measure.perplexity.text"), window, config.limit)
+    window = window_length(engine.about.context, config.window)
+    tokens = cut(engine.encode(texts.read(text, "test", "measure.perplexity.text")), window, config.limit)
     watching, refusal = _observer(tokens, config, context)
-    nll = _negative_log_likelihoods(loaded, tokens, watching, context)
+    nll = _negative_log_likelihoods(engine, tokens, watching, context)
     mean, stderr = stats.mean_of_windows(nll)
     columns = {
         **context.identity,
@@ -58,7 +59,7 @@ def measure(loaded: LoadedModel, config: PerplexityConfig, context: Context) -> 
         raise refusal
 
 
-def _observer(tokens: Tensor, config: PerplexityConfig, context: Context) -> tuple[Observer | None, QbenchError | None]:
+def _observer(tokens: Ints, config: PerplexityConfig, context: Context) -> tuple[Observer | None, QbenchError | None]:
     if not config.divergence or context.reference is None:
         return None, None
     try:
@@ -67,20 +68,20 @@ def _observer(tokens: Tensor, config: PerplexityConfig, context: Context) -> tup
         return None, error
 
 
-@torch.inference_mode()
 def _negative_log_likelihoods(
-    loaded: LoadedModel, tokens: Tensor, watching: Observer | None, context: Context
+    engine: Engine, tokens: Ints, watching: Observer | None, context: Context
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """-log p(token) of all tokens of each window but the first, [windows, window - 1], in nats."""
     nll = np.empty((len(tokens), tokens.shape[1] - 1))
-    for i, window in enumerate(tokens):
+    for i in range(len(tokens)):
+        window = tokens[i]
         context.progress("perplexity", i, len(tokens))
-        targets = window[1:].to(loaded.device)
-        for rows, logprobs in log_probabilities(loaded, window):
-            truth = logprobs.gather(1, targets[rows, None])[:, 0]
-            nll[i, rows] = -truth.double().cpu().numpy()
-            if watching:
-                watching.see(i, rows, logprobs, truth)
+        if watching:
+            scores = engine.score(window, top_k=watching.top_k, words=watching.words(i))
+            watching.see(i, scores)
+        else:
+            scores = engine.score(window)
+        nll[i] = -scores.truth.astype(np.float64)
         if not np.isfinite(nll[i]).all():
             raise QbenchError(
                 f"perplexity: the model's log-probabilities are NaN or infinite, first seen in window {i + 1}: "

@@ -10,23 +10,25 @@ import time
 from dataclasses import asdict
 
 from qbench.analysis import stats
-from qbench.backends.base import LoadedModel
 from qbench.config import SustainedConfig
-from qbench.engine.torch.decode import generate, make_decoder, resolve_mode
+from qbench.engine.base import Capability, Engine
 from qbench.machine.conditions import Sampler
 from qbench.measure.base import Context, make_sampler, random_prompt
 from qbench.records.rows import SustainedRow
 
+NEEDS = frozenset({Capability.GENERATE})
+"""Capabilities without which a cell's measure is unsupported."""
 
-def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:
+
+def measure(engine: Engine, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:
     """Emit a `SustainedRow` for every window. `sampler` looks at the machine between windows, as in throughput."""
-    mode = resolve_mode(config.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=config.kv_cache)
-    decoder = make_decoder(loaded.model, mode, config.batch_size, config.seq_len, config.kv_cache)
-    prompt = random_prompt(loaded, config.batch_size, config.prompt_tokens, context.seed)
-    sampler = sampler or make_sampler(loaded.device)
+    mode = engine.decode_mode(config.decode, config.kv_cache)
+    session = engine.session(config.batch_size, config.seq_len, decode=config.decode, kv_cache=config.kv_cache)
+    prompt = random_prompt(engine, config.batch_size, config.prompt_tokens, context.seed)
+    sampler = sampler or make_sampler(engine)
     minutes_s = 60 * config.minutes
     # Captures the graph and reaches every allocation; no row needs it, and it is too short to warm the machine.
-    generate(decoder, prompt, 2)
+    session.generate(prompt, 2)
     time.sleep(config.cooldown_s)
     began, t_s = time.perf_counter(), 0.0
     before = sampler.sample()
@@ -34,7 +36,7 @@ def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, samp
         context.progress("sustained", round(t_s), round(minutes_s))
         window_ends, step_s, generations = min(t_s + config.window_s, minutes_s), list[float](), 0
         while t_s < window_ends:
-            step_s += generate(decoder, prompt, config.new_tokens).step_s
+            step_s += session.generate(prompt, config.new_tokens).step_s
             generations += 1
             t_s = time.perf_counter() - began
         conditions, before = sampler.since(before), sampler.sample()
@@ -55,3 +57,4 @@ def measure(loaded: LoadedModel, config: SustainedConfig, context: Context, samp
             )
         )
     context.progress("sustained", round(minutes_s), round(minutes_s))
+    session.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from qbench.backends.base import LoadedModel
 from qbench.config import TasksConfig
+from qbench.engine.base import Capability, Engine
 from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
@@ -14,14 +14,17 @@ from qbench.measure.lm_eval.journal import Journal
 from qbench.measure.lm_eval.tasks_data import load_tasks
 from qbench.records.rows import AccuracyRow
 
+NEEDS = frozenset({Capability.LOGLIKELIHOODS})
+"""Capabilities without which a cell's measure is unsupported."""
 
-def measure(loaded: LoadedModel, config: TasksConfig, context: Context) -> None:
+
+def measure(engine: Engine, config: TasksConfig, context: Context) -> None:
     """Emit a row for every task, one for each of its tasks if it is a tag or group; a name when all before it are done.
 
     Raises:
         QbenchError: the model has no tokenizer, its logits are NaN, or a task cannot be measured (see `load_tasks`).
     """
-    if loaded.tokenizer is None:
+    if Capability.TEXT not in engine.can:
         raise QbenchError("measure.tasks: the model has no tokenizer; choose one that has, or remove tasks")
     context.progress("tasks, reading their index", 0, 1)
     with quiet_harness():
@@ -33,10 +36,10 @@ def measure(loaded: LoadedModel, config: TasksConfig, context: Context) -> None:
                 continue
             journal = Journal(context.journal and context.journal.with_suffix(f".{name}.jsonl"))
             found = evaluate(
-                loaded,
+                engine,
                 tasks,
                 what=name,
-                engine=config.engine,
+                share=config.engine == "prefix",
                 batch_size=config.batch_size,
                 num_fewshot=config.num_fewshot,
                 limit=config.limit,

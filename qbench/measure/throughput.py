@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import asdict
 
-import torch
-from torch import Tensor
-
 from qbench.analysis import stats
-from qbench.backends.base import LoadedModel
 from qbench.config import ThroughputConfig
-from qbench.engine.torch.decode import Decoder, Generation, generate, make_decoder, resolve_mode
+from qbench.engine.base import Capability, Engine, Generation, Ints, Session
 from qbench.errors import describe_fault
 from qbench.machine.conditions import Conditions, Sampler
 from qbench.measure.base import Context, make_sampler, random_prompt
-from qbench.measure.memory import peak_bytes
 from qbench.records.rows import Status, ThroughputRow
 
+NEEDS = frozenset({Capability.GENERATE})
+"""Capabilities without which a cell's measure is unsupported."""
 
-def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler | None = None) -> None:
+
+def measure(engine: Engine, config: ThroughputConfig, context: Context, sampler: Sampler | None = None) -> None:
     """Emit a `ThroughputRow` for every batch size and trial.
 
     When a batch does not fit into memory it gets one row with status oom, and so does every larger one. `sampler`
     looks at the machine around each trial; by default the real one.
     """
-    trials = _Trials(loaded, config, context, sampler or make_sampler(loaded.device))
+    trials = _Trials(engine, config, context, sampler or make_sampler(engine))
     for i, batch_size in enumerate(config.batch_sizes):
         try:
             trials.run(batch_size)
@@ -42,11 +39,9 @@ def measure(loaded: LoadedModel, config: ThroughputConfig, context: Context, sam
 class _Trials:
     """The timed repetitions of one cell."""
 
-    def __init__(self, loaded: LoadedModel, config: ThroughputConfig, context: Context, sampler: Sampler) -> None:
-        self._loaded, self._config, self._context, self._sampler = loaded, config, context, sampler
-        self._mode = resolve_mode(
-            config.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=config.kv_cache
-        )
+    def __init__(self, engine: Engine, config: ThroughputConfig, context: Context, sampler: Sampler) -> None:
+        self._engine, self._config, self._context, self._sampler = engine, config, context, sampler
+        self._mode = engine.decode_mode(config.decode, config.kv_cache)
         self._done = 0
         self._trial = 0
         self._total = len(config.batch_sizes) * (1 + config.warmup + config.trials)
@@ -58,44 +53,58 @@ class _Trials:
         if not missing:
             return
         self._trial = missing[0]
-        self._free()
-        decoder = make_decoder(self._loaded.model, self._mode, batch_size, config.seq_len, config.kv_cache)
-        prompt = random_prompt(self._loaded, batch_size, config.prompt_tokens, self._context.seed)
-        self._progress(batch_size, "memory")
-        # Two tokens reach every allocation of a generation whose cache has its full size from the start.
-        tokens = 2 if config.kv_cache == "16bit" else config.new_tokens
-        peak = sum(peak_bytes(self._loaded, lambda: generate(decoder, prompt, tokens)))
+        session = self._engine.session(batch_size, config.seq_len, decode=config.decode, kv_cache=config.kv_cache)
+        try:
+            self._measure(session, batch_size, missing)
+        finally:
+            session.close()
+
+    def _measure(self, session: Session, batch_size: int, missing: list[int]) -> None:
+        config = self._config
+        prompt = random_prompt(self._engine, batch_size, config.prompt_tokens, self._context.seed)
+        peak = self._peak(session, batch_size, prompt)
         for i in range(config.warmup):
             self._progress(batch_size, f"warm-up {i + 1}/{config.warmup}")
-            self._generate(decoder, prompt)
+            self._generate(session, prompt)
         for self._trial in missing:
             self._progress(batch_size, f"trial {self._trial + 1}/{config.trials}")
-            self._emit(batch_size, peak, *self._valid_trial(decoder, prompt))
+            self._emit(batch_size, peak, *self._valid_trial(session, prompt))
+
+    def _peak(self, session: Session, batch_size: int, prompt: Ints) -> int | None:
+        """Of a generation; None where the engine cannot tell."""
+        self._progress(batch_size, "memory")
+        if Capability.PEAK_MEMORY not in self._engine.can:
+            return None
+        # Two tokens reach every allocation of a generation whose cache has its full size from the start.
+        tokens = 2 if self._config.kv_cache == "16bit" else self._config.new_tokens
+        return sum(self._engine.peak_memory(lambda: session.generate(prompt, tokens)))
 
     def fail(self, batch_size: int, status: Status, reason: str) -> None:
         """The row of the trial that failed, or of one that was not even tried."""
         self._keep(self._row(batch_size, status=status, error=reason))
         self._trial = 0
 
-    def _valid_trial(self, decoder: Decoder, prompt: Tensor) -> tuple[Generation, Conditions, int]:
+    def _valid_trial(self, session: Session, prompt: Ints) -> tuple[Generation, Conditions, int]:
         """The first trial that nothing disturbed, or the last that may be made; and how many were made."""
-        sample, conditions = self._attempt(decoder, prompt)
+        sample, conditions = self._attempt(session, prompt)
         attempts = 1
         while conditions.validity != "ok" and attempts <= self._config.max_retries_invalid:
-            sample, conditions = self._attempt(decoder, prompt)
+            sample, conditions = self._attempt(session, prompt)
             attempts += 1
         return sample, conditions, attempts
 
-    def _attempt(self, decoder: Decoder, prompt: Tensor) -> tuple[Generation, Conditions]:
+    def _attempt(self, session: Session, prompt: Ints) -> tuple[Generation, Conditions]:
         time.sleep(self._config.cooldown_s)
         before = self._sampler.sample()
-        sample = self._generate(decoder, prompt)
+        sample = self._generate(session, prompt)
         return sample, self._sampler.since(before)
 
-    def _generate(self, decoder: Decoder, prompt: Tensor) -> Generation:
-        return generate(decoder, prompt, self._config.new_tokens)
+    def _generate(self, session: Session, prompt: Ints) -> Generation:
+        return session.generate(prompt, self._config.new_tokens)
 
-    def _emit(self, batch_size: int, peak: int, sample: Generation, conditions: Conditions, attempts: int) -> None:
+    def _emit(
+        self, batch_size: int, peak: int | None, sample: Generation, conditions: Conditions, attempts: int
+    ) -> None:
         self._keep(
             self._row(
                 batch_size,
@@ -131,12 +140,6 @@ class _Trials:
     def _progress(self, batch_size: int, what: str) -> None:
         self._context.progress(f"throughput, batch {batch_size}, {what}", self._done, self._total)
         self._done += 1
-
-    def _free(self) -> None:
-        """Give back the previous batch's cache, so that it is neither counted nor in the way."""
-        gc.collect()
-        if self._loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _unit(batch_size: int, trial: int) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qbench import demo
-from qbench.config import ModelConfig
+from qbench.config import ModelConfig, RunConfig
+from qbench.config import resolve as auto
 from qbench.config.load import suggestion
 from qbench.errors import QbenchError
 
@@ -65,6 +66,19 @@ def resolve(config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], 
         folder = config.path.expanduser().resolve()
     check_folder(folder)
     return folder
+
+
+def find_model(config: RunConfig, *, cuda: bool, say: Callable[[str], None]) -> Path:
+    """The local folder of a run's model; random weights are made in the dtype that it computes in.
+
+    Args:
+        cuda: whether the machine has a GPU.
+
+    Raises:
+        QbenchError: see `resolve`.
+    """
+    device = auto.device_type(auto.device(config.device, cuda=cuda))
+    return resolve(config.model, dtype=auto.dtype(config.dtype, device), seed=config.seed, say=say)
 
 
 def check_folder(folder: Path) -> None:

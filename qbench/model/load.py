@@ -10,6 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from qbench.config import resolve
 from qbench.errors import QbenchError
 
 
@@ -39,9 +40,7 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         QbenchError: CUDA asked for where there is none.
     """
-    if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device("cuda:0" if device == "cuda" else device)
+    chosen = torch.device(resolve.device(device, cuda=torch.cuda.is_available()))
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise QbenchError(
             f"device: {device} asked for, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
@@ -51,10 +50,8 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The compute dtype that `auto` stands for: float16 on CUDA, else bfloat16, since CPUs are slow at float16."""
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.bfloat16
-    resolved: torch.dtype = getattr(torch, dtype)
+    """The compute dtype that `auto` stands for."""
+    resolved: torch.dtype = getattr(torch, resolve.dtype(dtype, resolve.device_type(device.type)))
     return resolved
 
 

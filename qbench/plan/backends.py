@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from qbench.config import backend_kinds, kind_names
-from qbench.config.kinds import module_name, plugins
+from qbench.config import kind_names
+from qbench.config.kinds import registered
 from qbench.errors import QbenchError
 
 TIMEOUT_S = 300.0
@@ -48,23 +48,23 @@ def _probe(kind: str) -> Availability:
 
 def _attempt(kind: str) -> str:
     """A program that fails where a kind does not work."""
-    if kind in backend_kinds():
-        return f"import {module_name(kind)}"
-    # A registered module imports its libraries when it loads a model, so it is asked which they are.
+    # The module of a kind imports its libraries when it loads a model, so it is asked which they are.
     return (
-        "from importlib import metadata; from qbench.config import Backend, backend_class; "
-        f"[metadata.version(name) for name in backend_class({kind!r}).libraries if name not in Backend.libraries]"
+        "from importlib import import_module, metadata; from qbench.config import Backend, backend_class; "
+        f"kind = backend_class({kind!r}); "
+        "[metadata.version(name) for name in kind.libraries if name not in Backend.libraries]; "
+        "[import_module(name) for name in kind.modules]"
     )
 
 
 def _remedy(kind: str) -> str:
     """What installs it."""
-    if kind in backend_kinds():
-        return backend_kinds()[kind].install
+    found = registered(kind)
+    assert found is not None, f"{kind} is none of `kind_names()`"
     try:
-        return plugins()[kind].load_config().install
+        return found.load_config().install
     except QbenchError:
-        return plugins()[kind].remedy
+        return found.remedy
 
 
 def table(found: Sequence[Availability]) -> Table:

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from qbench.config import RunConfig
+from qbench.config.target import Target
 from qbench.machine.bandwidth import Bandwidth
 from qbench.model.architecture import of_model
 from qbench.plan.forecast import ceiling
-from qbench.plan.memory import Prediction, Target
+from qbench.plan.memory import Prediction
 from qbench.records.run import Run
 
 COLUMNS = (
@@ -44,9 +45,10 @@ def compare(run: Run, speed: Bandwidth | None = None) -> pd.DataFrame:
             device="cpu" if cell["device"] == "cpu" else "cuda",
             value_bytes=4 if cell["dtype"] == "float32" else 2,
             cpu_features=run.record.environment.cpu_features,
-            spread=config.device_map == "auto",
+            device_map_auto=config.device_map == "auto",
+            kernel=str(cell["kernel"]),
         )
-        predicted = Prediction(model, backend, target, str(cell["kernel"]))
+        predicted = Prediction(model, backend, target)
         if not pd.isna(cell["peak_memory_bytes"]):
             rows.append(_forward(config, predicted, int(cell["peak_memory_bytes"])))
         rows += _generations(config, predicted, run.throughput, speed)

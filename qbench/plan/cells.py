@@ -3,16 +3,56 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from qbench.backends.int4.manifest import settle as settle_cell
-from qbench.config import Backend, Int4, RunConfig
+from qbench.config import Backend, RunConfig
 from qbench.config.load import suggestion
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
 from qbench.model.find import shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run that nothing speaks against."""
+
+    config: RunConfig
+    """Resolved, see `resolve`."""
+    cells: tuple[Backend, ...]
+    """Those that are chosen, in the order of the configuration."""
+    machine: Environment
+    """The one that they will run on."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures should know of it."""
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Labels of the cells as they run."""
+        return tuple(cell.label for cell in shuffle(self.config, self.cells))
+
+
+Prepare = Callable[[RunConfig, Sequence[Backend], Callable[[str], None]], Environment]
+"""The machine that cells will run on, and what to say of it: `prepare` of `qbench.run.executor.Executor`."""
+
+
+def make_plan(config: RunConfig, prepare: Prepare, only: Sequence[str] = ()) -> Plan:
+    """What a run will do, before anything is loaded.
+
+    Args:
+        only: labels of the cells to run; all unless given.
+
+    Raises:
+        QbenchError: something is missing or cannot work, see `resolve`, `select`, `preflight` and `prepare`.
+    """
+    config = resolve(config)
+    cells = select(config, only)
+    notes: list[str] = []
+    machine = prepare(config, cells, notes.append)
+    preflight(config, machine)
+    return Plan(config, tuple(cells), machine, tuple(notes))
 
 
 def select(config: RunConfig, only: Sequence[str] = (), *, option: str = "--only") -> list[Backend]:
@@ -38,7 +78,7 @@ def shuffle(config: RunConfig, cells: Sequence[Backend]) -> list[Backend]:
     return sorted(drawn, key=lambda backend: backend is not config.reference)
 
 
-def settle(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig) -> RunConfig:
     """The configuration with what it leaves to others: the settings of its cells' checkpoints, and perplexity's text.
 
     Rows then say how a weight really was quantized, and `run.json` what was read.
@@ -46,7 +86,7 @@ def settle(config: RunConfig) -> RunConfig:
     Raises:
         QbenchError: a checkpoint is not there or damaged, or the configuration asks for other settings than its own.
     """
-    cells = [settle_cell(backend) if isinstance(backend, Int4) else backend for backend in config.backends]
+    cells = [backend.resolved() for backend in config.backends]
     measures = config.measure
     if measures.perplexity and measures.perplexity.text is None:
         named = measures.perplexity.model_copy(update={"text": texts.natural(config.model)})
@@ -87,10 +127,11 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(f"model.shape: unknown shape {config.model.shape!r}{hint} (valid: {', '.join(shapes())})")
 
 
-def describe(config: RunConfig, cells: Sequence[Backend]) -> list[str]:
-    """The plan in lines: the model, the cells with what they differ in, the measures with their settings."""
+def describe(plan: Plan) -> list[str]:
+    """A plan in lines: the model, the cells with what they differ in, the measures with their settings."""
+    config = plan.config
     lines = [f"{config.name}: {config.model.name}, device {config.device}, dtype {config.dtype}"]
-    for backend in cells:
+    for backend in plan.cells:
         options = backend.model_dump(mode="json", exclude={"kind", "label", "python", "resources"}, exclude_none=True)
         shown = ", ".join(f"{key} {value}" for key, value in options.items())
         lines.append(f"  cell {backend.label}: {backend.kind}{f' ({shown})' if shown else ''}")
@@ -99,3 +140,9 @@ def describe(config: RunConfig, cells: Sequence[Backend]) -> list[str]:
             values = settings.model_dump(mode="json", exclude_none=True)
             lines.append(f"  measure {name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
     return lines
+
+
+def describe_all(plans: Sequence[Plan]) -> list[str]:
+    """Several plans in lines, how many there are first."""
+    lines = [f"{len(plans)} runs, {sum(len(plan.cells) for plan in plans)} cells"] if len(plans) > 1 else []
+    return lines + [line for plan in plans for line in describe(plan)]

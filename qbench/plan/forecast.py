@@ -11,14 +11,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from qbench.config import RunConfig, TimedGeneration
+from qbench.config import RunConfig, TimedGeneration, resolve
+from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth
 from qbench.machine.bandwidth import Bandwidth
 from qbench.machine.environment import Environment
 from qbench.model.architecture import of_model
 from qbench.plan import cells as plan
-from qbench.plan.memory import Prediction, Target
+from qbench.plan.memory import Prediction
 
 MARGIN = 0.10
 """Of a predicted peak: as far as a prediction may be off."""
@@ -106,7 +107,7 @@ def make(
             `qbench.model.architecture.of_model`).
     """
     chosen = plan.select(config, only)
-    config = plan.settle(config)
+    config = plan.resolve(config)
     model = of_model(config.model)
     target = target_of(config, machine)
     memory, memory_source = _memory(target, machine, memory_bytes)
@@ -117,7 +118,7 @@ def make(
         model=config.model.name,
         parameters=model.parameters,
         device=target.device,
-        dtype=dtype_of(config, target.device),
+        dtype=resolve.dtype(config.dtype, target.device),
         memory_bytes=memory,
         memory_source=memory_source,
         bandwidth_bytes_per_s=speed.bytes_per_s if speed else None,
@@ -137,22 +138,13 @@ def to_json(forecasts: Sequence[Forecast]) -> str:
 
 def target_of(config: RunConfig, machine: Environment) -> Target:
     """Where and in what a run computes on a machine."""
-    device: Literal["cpu", "cuda"] = (
-        "cuda" if config.device.startswith("cuda") or (config.device == "auto" and machine.gpus) else "cpu"
-    )
+    device = resolve.device_type(resolve.device(config.device, cuda=bool(machine.gpus)))
     return Target(
         device,
-        4 if dtype_of(config, device) == "float32" else 2,
+        4 if resolve.dtype(config.dtype, device) == "float32" else 2,
         machine.cpu_features,
-        spread=config.device_map == "auto" and device == "cuda",
+        device_map_auto=config.device_map == "auto" and device == "cuda",
     )
-
-
-def dtype_of(config: RunConfig, device: str) -> str:
-    """The dtype that `auto` stands for, see `qbench.model.load.resolve_dtype`."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "float16" if device == "cuda" else "bfloat16"
 
 
 def fit(peak_bytes: int, memory_bytes: int | None) -> Fit | None:
@@ -170,7 +162,7 @@ def _memory(target: Target, machine: Environment, given: int | None) -> tuple[in
     if target.device == "cpu":
         return machine.memory_bytes, "this machine's"
     if machine.gpus:
-        used = machine.gpus if target.spread else machine.gpus[:1]
+        used = machine.gpus if target.device_map_auto else machine.gpus[:1]
         return sum(gpu.memory_bytes for gpu in used), " + ".join(gpu.name for gpu in used)
     return None, "no GPU is visible here; give --memory"
 
@@ -254,8 +246,9 @@ def ceiling(predicted: Prediction, timed: TimedGeneration, batch_size: int, spee
     graph, whose cache has one length, all of it. GPUs that share a model's layers compute one after another.
     """
     target = predicted.target
-    auto = target.device == "cuda" and not target.spread and timed.kv_cache == "16bit"
-    graph = timed.decode == "graph" or (timed.decode == "auto" and auto)
-    cached = timed.seq_len if graph else timed.prompt_tokens + timed.new_tokens / 2
+    mode = resolve.decode_mode(
+        timed.decode, target.device, device_map_auto=target.device_map_auto, kv_cache=timed.kv_cache
+    )
+    cached = timed.seq_len if mode == "graph" else timed.prompt_tokens + timed.new_tokens / 2
     flops = speed.flops if target.value_bytes == 2 else None
     return predicted.decode_tokens_per_s(batch_size, cached, speed.bytes_per_s, flops, timed.kv_cache)

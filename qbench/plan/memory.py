@@ -13,44 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qbench.config import AWQ, FP16, GPTQ, NF4, Backend, Int4, KVCache
-from qbench.model.architecture import Architecture, Linear
+from qbench.config import Backend, KVCache
+from qbench.config.target import Target
+from qbench.model.architecture import Architecture
 from qbench.model.kv_cache import RESIDUAL, QuantizedKeysAndValues
-
-CODE_BOOK_BYTES = 64
-"""NF4's sixteen float32 values, which every linear holds."""
 
 CUDA_WORKSPACE_BYTES = 32 << 20
 """Of cuBLAS on Hopper, which torch's allocator counts; 8 MiB on older devices."""
 
 LOG_PROBABILITIES = 1 << 25
 """float32 values that `qbench.measure.windows` makes at once of a window's logits."""
-
-AMX_BLOCK, AMX_FROM = 1 << 24, 1536
-OTHER_BLOCK, OTHER_FROM = 1 << 21, 64
-"""Bytes of the block of weights that the CPU's INT4 kernel dequantizes for a product of so many rows or more, see
-`qbench.int4.kernels.cpu`."""
-
-TRITON_DEQUANTIZES_FROM = 65
-"""Rows from which the Triton kernel dequantizes the whole weight."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where and in what a cell computes."""
-
-    device: Literal["cpu", "cuda"]
-    value_bytes: int
-    """Of a number of the compute dtype: 2, or 4 for float32."""
-    cpu_features: tuple[str, ...] = ()
-    """As `qbench.machine.environment` names them."""
-    spread: bool = False
-    """Whether the layers are laid over several GPUs, where nothing is a CUDA graph."""
-
-    @property
-    def multiplies_bfloat16(self) -> bool:
-        """Whether the CPU's INT4 kernel takes 16-bit activations as they are."""
-        return self.value_bytes == 2 and "avx512_vnni" in self.cpu_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +62,19 @@ class Prediction:
     model: Architecture
     backend: Backend
     target: Target
-    kernel: str | None = None
-    """The one that ran, where that is known."""
 
     def weights(self) -> Weights:
         """Bytes of the loaded model."""
         model, values = self.model, self.target.value_bytes
-        embedding = model.embedding_weights * values
-        head = 0 if model.tied else embedding
-        if isinstance(self.backend, Int4) and self.backend.lm_head == "int8":
-            head = model.embedding_weights + 2 * model.vocab_size  # a code each, and a 16-bit scale a row
+        linears = [
+            self.backend.linear_bytes(linear.out_features, linear.in_features, self.target) for linear in model.linears
+        ]
+        head = self.backend.head_bytes(model.vocab_size, model.hidden_size, self.target, tied=model.tied)
         frequencies = 2 * 4 * (model.head_dim // 2)  # inv_freq and original_inv_freq, float32
         return Weights(
-            linear_bytes=model.num_hidden_layers * sum(self._linear_bytes(linear) for linear in model.linears),
+            linear_bytes=model.num_hidden_layers * sum(linears),
             linear_weights=model.linear_weights,
-            embedding_bytes=embedding,
+            embedding_bytes=model.embedding_weights * values,
             head_bytes=head,
             other_bytes=model.other_weights * values + frequencies,
         )
@@ -162,10 +132,10 @@ class Prediction:
         # counted elsewhere, is not there yet.
         attention = (3 * hidden + query + max(3 * query, query + 3 * model.key_value_size)) * tokens * values
         head = (hidden * tokens + model.vocab_size * batch_size) * values
-        gated = 4 * hidden * tokens * values + self._product_bytes(tokens, (inner, inner))
+        gated = 4 * hidden * tokens * values + self._products_bytes(tokens, (inner, inner))
         # Again without the last layer's cache.
         rows = (query, model.key_value_size, model.key_value_size)
-        projected = (3 * hidden - 2 * model.key_value_size) * tokens * values + self._product_bytes(tokens, rows)
+        projected = (3 * hidden - 2 * model.key_value_size) * tokens * values + self._products_bytes(tokens, rows)
         rotary = prompt * (2 * model.head_dim * values + 8)  # cosines, sines and positions, the same for all sequences
         return max(mlp, attention, head, gated, projected) + rotary
 
@@ -177,17 +147,9 @@ class Prediction:
         return self.weights().total + max(logits, self.prefill_bytes(1, window)) + self._workspace_bytes
 
     def load_bytes(self) -> int:
-        """About what loading and quantizing takes of the host's memory on a CPU.
-
-        What gptqmodel and bitsandbytes quantize stands there in 16 bit, twice in part; `int4` needs two tensors beside
-        what it has made.
-        """
-        final = self.weights().total
-        if isinstance(self.backend, NF4) or self.backend.calibrates:
-            return max(final, 2 * 2 * self.model.parameters)
-        if isinstance(self.backend, Int4) and self.backend.checkpoint is None:
-            return final + 2 * 2 * max(linear.weights for linear in self.model.linears)
-        return final
+        """About what loading and quantizing takes of the host's memory on a CPU."""
+        largest = max(linear.weights for linear in self.model.linears)
+        return self.backend.load_bytes(self.weights().total, self.model.parameters, largest)
 
     def decode_tokens_per_s(
         self,
@@ -221,89 +183,14 @@ class Prediction:
 
     @property
     def _joins(self) -> bool:
-        """Whether gate and up are one product, whose output lives until both are used (`qbench.backends.int4.fuse`)."""
-        return self.model.family.fused or (isinstance(self.backend, Int4) and self.backend.group_size != 0)
+        """Whether linears that read the same input are one product, whose output lives until all are used."""
+        return self.model.family.fused or self.backend.joins_projections
 
-    def _product_bytes(self, tokens: int, rows: tuple[int, ...]) -> int:
-        """What products of one input hold where their weights are dequantized for them, outputs included.
+    def _products_bytes(self, tokens: int, rows: tuple[int, ...]) -> int:
+        """What products of one input hold while the last of them is computed, outputs included.
 
         `rows` are the out_features of linears that read the same hidden state: query, key and value, or gate and up.
         """
-        values = self.target.value_bytes
-        output = sum(rows) * tokens * values
-        weights = sum(rows) * self.model.hidden_size * values
-        if not isinstance(self.backend, Int4):
-            # On a CPU their products read the codes; on CUDA bitsandbytes and most of gptqmodel's kernels dequantize.
-            dequantizes = self.backend.weight_bits < 16 and self.target.device == "cuda"
-            return output + max(rows) * self.model.hidden_size * values if dequantizes else 0
-        match self.kernel or int4_kernel(self.backend, self.target):
-            case "cpu":
-                return _cpu_product_bytes(self.model.hidden_size, sum(rows), self.target, tokens)
-            case "reference":
-                return output + 2 * weights  # as integers and as numbers
-            case "triton" if tokens >= TRITON_DEQUANTIZES_FROM:
-                return output + weights
-            case _:
-                return 0
-
-    def _linear_bytes(self, linear: Linear) -> int:
-        """Bytes of one linear, without its bias."""
-        on_cpu = self.target.device == "cpu"
-        match self.backend:
-            case Int4() as backend:
-                # The fast kernels hold an offset beside each scale, also where it is zero.
-                plain = (self.kernel or int4_kernel(backend, self.target)) == "reference"
-                values = 1 if backend.symmetric and plain else 2
-                scales = linear.out_features * _groups(linear, backend.group_size) * values
-                return linear.weights * backend.bits // 8 + 2 * scales
-            case NF4() as backend:
-                return linear.weights // 2 + CODE_BOOK_BYTES + _nf4_scale_bytes(linear, backend, self.target)
-            case AWQ() | GPTQ() as backend:
-                # A scale and a zero in 16 bits, on a CPU once more for its kernel; on CUDA zeros have 4 bits.
-                scales = linear.out_features * _groups(linear, backend.group_size) * (16 if on_cpu else 5) // 2
-                # The order of columns, and on a CPU its inverse; and the shifts that unpack eight codes.
-                order = (8 if on_cpu else 4) * linear.in_features + 32 if isinstance(backend, GPTQ) else 0
-                return linear.weights // 2 + scales + order
-            case FP16():
-                return linear.weights * self.target.value_bytes
-            case _:  # a registered kind, of which only the bits of a code are known
-                return linear.weights * self.backend.weight_bits // 8
-
-
-def int4_kernel(backend: Int4, target: Target) -> str:
-    """The kernel that `auto` takes, where one was compiled."""
-    if backend.kernel != "auto":
-        return backend.kernel
-    if backend.bits == 8:
-        return "reference"
-    return "triton" if target.device == "cuda" else "cpu"
-
-
-def _cpu_product_bytes(columns: int, rows: int, target: Target, tokens: int) -> int:
-    """`qbench.int4.kernels.cpu`: a block of rows dequantized, its product, and the output it is copied to."""
-    values = target.value_bytes if target.multiplies_bfloat16 else 4
-    amx = target.multiplies_bfloat16 and "amx_int8" in target.cpu_features
-    block, start = (AMX_BLOCK, AMX_FROM) if amx else (OTHER_BLOCK, OTHER_FROM)
-    held = rows * tokens * values
-    if tokens >= start:
-        at_once = max(1, block // (columns * values * 16)) * 16
-        held += min(rows, at_once) * tokens * values + block
-    if values == target.value_bytes:
-        return held
-    # Activations are made float32 and, once the blocks are gone, the output 16 bit again.
-    return columns * tokens * values + max(held, rows * tokens * (values + target.value_bytes))
-
-
-def _groups(linear: Linear, group_size: int) -> int:
-    """Of a row; -1 and 0 are one."""
-    return 1 if group_size < 1 else -(-linear.in_features // group_size)
-
-
-def _nf4_scale_bytes(linear: Linear, backend: NF4, target: Target) -> int:
-    """Of blocks of 64: see `qbench.backends.nf4`."""
-    blocks = -(-linear.weights // 64)
-    if target.device == "cpu" and target.value_bytes == 2 and "avx512_bf16" in target.cpu_features:
-        return 2 * blocks  # repacked with bfloat16 scales
-    if backend.double_quant:
-        return blocks + 4 * -(-blocks // 256) + 1024 + 4  # an 8-bit scale each, and theirs with a code book
-    return 4 * blocks
+        hidden, values = self.model.hidden_size, self.target.value_bytes
+        at_once = sum(rows) if self._joins else max(rows)
+        return sum(rows) * tokens * values + self.backend.product_bytes(at_once, hidden, tokens, self.target)

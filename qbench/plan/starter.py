@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from qbench.config import ModelConfig, backend_class, backend_kinds, kind_names
 from qbench.config import load as configfile
 from qbench.config.load import suggestion
+from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model.architecture import Architecture, of_model
 from qbench.model.find import known_config, shapes
 from qbench.plan.forecast import fit
-from qbench.plan.memory import Prediction, Target
+from qbench.plan.memory import Prediction
 from qbench.records.files import write_atomically
 
 BATCH_SIZES = (1, 8, 32)

@@ -63,6 +63,8 @@ class CellRow(Row):
     """Whether the quantized weights came from the cache: quantize_s is of the time they were made. None without it."""
     read_bytes_per_s: float | None = None
     """On a CPU, how fast the machine read its memory just before loading: see `qbench.machine.bandwidth.of_host`."""
+    unsupported: str | None = None
+    """Measures that the cell's engine cannot take, with the reasons."""
 
 
 class MemoryRow(Row):

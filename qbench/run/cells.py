@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from qbench.config import RunConfig
-from qbench.model import find
-from qbench.records import folders
+from qbench.records.files import remove
 from qbench.records.rows import CellRow
-from qbench.run import parallel
 from qbench.run.events import EventLog, ProgressEvent
 from qbench.run.executor import Ending, Executor
 from qbench.run.fingerprint import CELL
 from qbench.run.folder import RunFolder
 from qbench.run.job import Job, cell_row, config_of
+
+MAX_THREADS = 64
+"""Cells that are under way or wait for room at once."""
 
 
 class Reporter(Protocol):
@@ -36,6 +38,7 @@ class CellRunner:
     config: RunConfig
     folder: RunFolder
     model: Path
+    model_fingerprint: str
     executor: Executor
     reporter: Reporter
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
@@ -44,7 +47,7 @@ class CellRunner:
         """Measure what is missing of the cells, in this order or side by side; their rows."""
         if self.executor.side_by_side:
             first = self.config.reference.label if self.config.reference else None
-            return parallel.run(order, first, self._measure_beside_others, self.executor.stop)
+            return _side_by_side(order, first, self._measure_beside_others, self.executor.stop)
         rows = []
         for number, label in enumerate(order, start=1):
             row = self._kept(label)
@@ -55,7 +58,7 @@ class CellRunner:
         return rows
 
     def _measure_beside_others(self, label: str) -> CellRow:
-        return self._kept(label) or self._finish(self._measure(label, parallel.Lines(label, self.reporter.say)))
+        return self._kept(label) or self._finish(self._measure(label, _Lines(label, self.reporter.say)))
 
     def _kept(self, label: str) -> CellRow | None:
         """The cell's row if nothing of it is missing; says what a rerun finds."""
@@ -83,7 +86,7 @@ class CellRunner:
             folder=self.model,
             answers=self.folder.answers.resolve(),
             reference=self.folder.reference.resolve(),
-            model_fingerprint=find.fingerprint(self.model),
+            model_fingerprint=self.model_fingerprint,
             units=dict(self.folder.units[label]),
             missing=tuple(self.folder.missing(label)),
         )
@@ -112,4 +115,47 @@ def _clear_attempt(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for path in out.iterdir():
         if path.is_symlink() or path.name not in ("events.jsonl", "journal"):
-            folders.remove(path)
+            remove(path)
+
+
+def _side_by_side(
+    labels: Sequence[str], first: str | None, measure: Callable[[str], CellRow], stop: Callable[[], None]
+) -> list[CellRow]:
+    """Measure cells side by side.
+
+    Args:
+        first: is measured alone, before the others, if it is one of them.
+        measure: measures one cell; called from several threads.
+        stop: makes all that is under way end soon. It is called when a cell raises, or when we are interrupted.
+
+    Returns:
+        The rows in the order of `labels`.
+    """
+    rows: dict[str, CellRow] = {}
+    with ThreadPoolExecutor(min(MAX_THREADS, max(len(labels), 1))) as pool:
+        try:
+            for alone in (True, False):
+                measured = {pool.submit(measure, label): label for label in labels if (label == first) == alone}
+                for done in as_completed(measured):
+                    rows[measured[done]] = done.result()
+        except BaseException:
+            stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [rows[label] for label in labels]
+
+
+class _Lines:
+    """Progress of one of several cells: a line for each step that begins, and for each further tenth of it."""
+
+    def __init__(self, label: str, say: Callable[[str], None]) -> None:
+        self._label, self._say = label, say
+        self._last = ("", -1)
+
+    def __call__(self, event: ProgressEvent) -> None:
+        """Say it, unless it has been said."""
+        now = (event.what, 10 * event.done // max(event.total, 1))
+        if now != self._last and not event.done == event.total == 1:
+            self._last = now
+            share = f" {event.done}/{event.total}" if event.total > 1 else ""
+            self._say(f"{self._label}: {event.what}{share}")

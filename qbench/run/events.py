@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
+from qbench.records.files import end_last_line
 from qbench.records.redact import Redactor
 from qbench.records.rows import ROW_TYPES, Row
 
@@ -119,16 +120,6 @@ class EventReader:
                     yield _EVENT.validate_json(line)
                 except ValidationError:
                     continue
-
-
-def end_last_line(path: Path) -> None:
-    """End a line that a writer was cut off in, so that the next line is not lost with it."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
 
 
 def read_units(path: Path) -> dict[str, UnitEvent]:

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qbench.analysis.stats import summarize
 from qbench.config import NOISE_SUFFIX, Backend, RunConfig
 from qbench.errors import QbenchError
-from qbench.records import folders
-from qbench.records.files import write_atomically
+from qbench.records.files import remove, write_atomically
 from qbench.records.redact import Redactor
 from qbench.records.rows import LINES, TABLES, CellRow, Row
-from qbench.records.run import RunRecord, read_run, write_frame, write_lines, write_record, write_table
+from qbench.records.run import RunRecord, read_run, write_lines, write_record, write_table
 from qbench.run import fingerprint
 from qbench.run.events import UnitEvent, read_units
 from qbench.run.fingerprint import CELL, Facts
@@ -98,7 +96,7 @@ class RunFolder:
     def _clear(self) -> None:
         derived = (*(f"{stem}.csv" for stem in TABLES), *(f"{stem}.jsonl" for stem in LINES))
         for name in (*FOLDERS, "run.json", "summary.csv", *derived):
-            folders.remove(self.path / name)
+            remove(self.path / name)
 
     def check_reference(self, cells: Sequence[Backend], *, fresh: bool) -> None:
         """Make sure that the cells which `cells` lacks now will find what they are compared with.
@@ -171,10 +169,6 @@ class RunFolder:
     def write_record(self, record: RunRecord) -> None:
         """Write run.json."""
         write_record(self.path / "run.json", record, Redactor.here())
-
-    def write_summary(self) -> None:
-        """Derive summary.csv; limited evaluations stay out of it."""
-        write_frame(self.path / "summary.csv", summarize(read_run(self.path)))
 
 
 LOCK = ".lock"

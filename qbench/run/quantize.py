@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.backends.int4 import Int4
 from qbench.backends.int4.manifest import read_manifest
-from qbench.config import Int4, RunConfig
+from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.machine import environment
+from qbench.model.find import find_model
 from qbench.plan import cells as plan
-from qbench.run import runner
 from qbench.run.cells import Reporter
 from qbench.run.events import ProgressEvent
 
@@ -43,7 +44,7 @@ def quantize(
     check_out(out, force=force)
     machine = environment.detect()
     plan.preflight(config, machine)
-    model = runner.find_model(config, machine, reporter.say)
+    model = find_model(config, cuda=bool(machine.gpus), say=reporter.say)
     reporter.cell_started(cell.label, 1, 1)
 
     def progress(what: str, done: int, total: int) -> None:

@@ -1,40 +1,44 @@
-"""Runs the cells of a configuration, one after another, and leaves tables that are complete at every moment."""
+"""Runs the cells of a plan, and leaves tables that are complete at every moment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from qbench.config import Backend, RunConfig
 from qbench.errors import QbenchError
-from qbench.machine.environment import Environment
 from qbench.model import find
-from qbench.plan import cells as plan
+from qbench.plan.cells import Plan
 from qbench.records.redact import Redactor
 from qbench.records.run import RunRecord, read_run
 from qbench.run import fingerprint as keys
 from qbench.run.cells import CellRunner, Reporter
-from qbench.run.executor import Executor, LocalExecutor
+from qbench.run.executor import Executor
 from qbench.run.folder import RunFolder, locked
 
 
 def run(
-    config: RunConfig,
+    plan: Plan,
     results: Path,
     reporter: Reporter,
     *,
+    executor: Executor,
     command: str,
-    only: Sequence[str] = (),
+    summarize: Callable[[Path], None],
     fresh: bool = False,
-    executor: Executor | None = None,
 ) -> tuple[Path, bool]:
-    """Run what is missing of a configuration.
+    """Run what is missing of a plan.
 
     What was measured before under the same keys (see `qbench.run.fingerprint`) is kept; what is missing or failed is
     measured.
+
+    Args:
+        results: the folder of runs; this one goes to a folder of its name.
+        executor: runs the cells, and has prepared the plan.
+        command: what the record says that was typed.
+        summarize: called with the run's folder once its tables are written, whatever ended the run.
+        fresh: delete what was measured before.
 
     Returns:
         The run's folder, and whether every chosen cell is ok.
@@ -42,30 +46,28 @@ def run(
     Raises:
         QbenchError: nothing was run; the message says why.
     """
-    executor = executor or LocalExecutor()
-    config = plan.settle(config)
-    cells = plan.select(config, only)
-    machine = executor.prepare(config, cells, reporter.say)
-    plan.preflight(config, machine)
-    model = find_model(config, machine, reporter.say)
+    config = plan.config
+    for note in plan.notes:
+        reporter.say(note)
+    model = find.find_model(config, cuda=bool(plan.machine.gpus), say=reporter.say)
     fingerprint = find.fingerprint(model)
-    units = {backend.label: keys.units(config, backend, machine, fingerprint) for backend in config.backends}
+    units = {backend.label: keys.units(config, backend, plan.machine, fingerprint) for backend in config.backends}
     # As they stand in run.json.
-    facts = Redactor.here().value(keys.run_facts(config, machine, fingerprint))
+    facts = Redactor.here().value(keys.run_facts(config, plan.machine, fingerprint))
     folder = RunFolder(results / config.name, config, facts, units)
     folder.check(fresh=fresh)
-    folder.check_reference(cells, fresh=fresh)
+    folder.check_reference(plan.cells, fresh=fresh)
     with locked(folder.path), _writing(folder.path):
         folder.check(fresh=fresh)  # another run may have come and gone
         folder.make(fresh=fresh)
-        record = _record(config, cells, folder, command, machine, fingerprint)
+        record = _record(plan, folder, command, fingerprint)
         folder.write_record(record)
         try:
-            rows = CellRunner(config, folder, model, executor, reporter).run(record.order)
+            rows = CellRunner(config, folder, model, fingerprint, executor, reporter).run(record.order)
         finally:
             folder.write_tables()
             folder.write_record(record.model_copy(update={"finished": datetime.now(UTC)}))
-            folder.write_summary()
+            summarize(folder.path)
     return folder.path, all(row.status == "ok" for row in rows)
 
 
@@ -81,34 +83,16 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _record(
-    config: RunConfig, cells: Sequence[Backend], folder: RunFolder, command: str, machine: Environment, fingerprint: str
-) -> RunRecord:
+def _record(plan: Plan, folder: RunFolder, command: str, fingerprint: str) -> RunRecord:
     """What run.json says before the first cell."""
-    now = datetime.now(UTC)
     return RunRecord(
-        name=config.name,
-        model=config.model.name,
+        name=plan.config.name,
+        model=plan.config.model.name,
         command=command,
-        config=_dump(config),
+        config=plan.config.model_dump(mode="json"),
         model_fingerprint=fingerprint,
         facts=folder.facts,
-        order=tuple(cell.label for cell in plan.shuffle(config, cells)),
-        environment=machine,
-        started=read_run(folder.path).record.started if folder.holds_run else now,
+        order=plan.order,
+        environment=plan.machine,
+        started=read_run(folder.path).record.started if folder.holds_run else datetime.now(UTC),
     )
-
-
-def find_model(config: RunConfig, machine: Environment, say: Callable[[str], None]) -> Path:
-    """The local folder of the configuration's model.
-
-    Raises:
-        QbenchError: see `qbench.model.find.resolve`.
-    """
-    dtype = ("float16" if machine.gpus else "bfloat16") if config.dtype == "auto" else config.dtype
-    return find.resolve(config.model, dtype=dtype, seed=config.seed, say=say)
-
-
-def _dump(config: RunConfig) -> dict[str, Any]:
-    dumped: dict[str, Any] = config.model_dump(mode="json")
-    return dumped

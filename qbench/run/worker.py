@@ -1,5 +1,5 @@
 """The child process of one cell: `python -m qbench.run.worker OUT_DIR`, with the job on standard input
-(`qbench.run.lifeline`).
+(`qbench.run.job`).
 
 Loads the model once, takes every measure on it and appends each row to OUT_DIR/events.jsonl the moment it exists. It
 always ends with a row of `cells.csv`, whatever goes wrong, as long as Python itself lives; what happens when it does
@@ -14,29 +14,36 @@ import importlib
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from qbench.backends.base import BackendModule, LoadedModel, QuantizingModule, import_backend
+from qbench.backends.base import BackendModule, QuantizingModule, import_backend
 from qbench.config import Backend
 from qbench.config.measures import Measure
-from qbench.engine.torch.decode import resolve_mode
+from qbench.engine.base import Engine
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import describe_fault
 from qbench.machine import bandwidth
+from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
-from qbench.measure.base import Context, Reference
-from qbench.measure.memory import ResidentPeak
+from qbench.measure.base import Context, Reference, lacking
 from qbench.model import calibration
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
-from qbench.records.rows import MemoryRow, Row, ThroughputRow
-from qbench.run import checkpoints, fingerprint, lifeline
+from qbench.records.rows import MemoryRow, Row, Status, ThroughputRow
+from qbench.run import checkpoints, fingerprint
 from qbench.run.events import EventLog
 from qbench.run.fingerprint import CELL
-from qbench.run.job import Job, cell_row
+from qbench.run.job import Job, cell_row, receive
+
+ABOUT_COLUMNS = (
+    *("dtype", "kernel", "quantized_layers", "expected_layers", "lm_head_bits", "weight_bytes"),
+    *("effective_bits_per_weight", "quantize_s"),
+)
+"""Columns of `cells.csv` that an engine's `About` fills."""
 
 
 class Cell:
@@ -52,19 +59,25 @@ class Cell:
     def run(self) -> None:
         """Measure, and end with the cell's row."""
         try:
-            self._measure(self._load())
-            self._known.setdefault("status", "ok")
+            engine = self._load()
         except ImportError as error:
             traceback.print_exc()
             remedy = f"`{self._job.backend.install}` installs what it needs"
-            self._known |= {"status": "unavailable", "error": f"{type(error).__name__}: {error}; {remedy}"}
+            self._fail("unavailable", f"{type(error).__name__}: {error}; {remedy}")
         except Exception as error:
             traceback.print_exc()
-            status, reason = describe_fault(error)
-            self._known |= {"status": status, "error": reason}
+            self._fail(*describe_fault(error))
+        else:
+            self._measure(engine)
+            self._known.setdefault("status", "ok")
         self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
 
-    def _load(self) -> LoadedModel:
+    def _fail(self, status: Status, reason: str) -> None:
+        """The first fault is the cell's status; all of them are in its error."""
+        errors = [self._known["error"], reason] if "error" in self._known else [reason]
+        self._known = {"status": status} | self._known | {"error": "; ".join(errors)}
+
+    def _load(self) -> Engine:
         job, config = self._job, self._job.config
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -86,29 +99,23 @@ class Cell:
         )
         if device.type == "cpu":
             self._known["read_bytes_per_s"] = bandwidth.of_host().bytes_per_s
-        self._resident = resident = ResidentPeak()
+        self._resident = ResidentPeak()
         settings = self._quantized(backend, options, calibrated)
         self._log.progress("loading", 0, 1)
         started = time.perf_counter()
         loaded = backend.load(options, settings, calibrated)
         elapsed = time.perf_counter() - started
-        self._known |= {
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-            "kernel": loaded.kernel,
-            "quantized_layers": len(loaded.quantized),
-            "expected_layers": len(loaded.expected),
-            "lm_head_bits": loaded.lm_head_bits,
-            "load_s": elapsed - (loaded.quantize_s or 0.0),
-            "weight_bytes": loaded.weight_bytes,
-            "effective_bits_per_weight": loaded.effective_bits_per_weight,
-            "load_peak_bytes": load_peak_bytes(loaded.devices, resident),
-        }
-        if loaded.quantize_s is not None:
-            self._known["quantize_s"] = loaded.quantize_s
-        loaded.check()
+        engine = TorchEngine(loaded) if isinstance(loaded, LoadedModel) else loaded
+        about = engine.about
+        columns = {name: getattr(about, name) for name in ABOUT_COLUMNS}
+        self._known |= {name: value for name, value in columns.items() if value is not None}
+        self._known["load_s"] = elapsed - (about.quantize_s or 0.0)
+        self._known["load_peak_bytes"] = load_peak_bytes(loaded, self._resident)
+        if isinstance(loaded, LoadedModel):
+            loaded.check()
         gc.collect()
-        resident.restart()
-        return loaded
+        self._resident.restart()
+        return engine
 
     def _quantized(self, backend: BackendModule, options: LoadOptions, calibrated: Calibration | None) -> Backend:
         """The cell's settings, with the checkpoint of the cache that they describe if there is to be one."""
@@ -131,8 +138,11 @@ class Cell:
         self._known |= {"cached": found, "quantize_s": entry.manifest.quantize_s}
         return type(settings).model_validate({**settings.model_dump(), "checkpoint": str(entry.folder)})
 
-    def _measure(self, loaded: LoadedModel) -> None:
-        """Every measure that the configuration asks for: the keys of `measure:` are the names of their modules."""
+    def _measure(self, engine: Engine) -> None:
+        """Every measure that the configuration asks for: the keys of `measure:` are the names of their modules.
+
+        One that fails leaves the others running, and is measured again by the next run.
+        """
         context = Context(
             identity=self._job.identity,
             emit=self._emit_memory,
@@ -142,18 +152,33 @@ class Cell:
             measures=self._job.config.measure,
             reference=self._reference(),
         )
-        memory.measure(loaded, context.measures.memory, context)
-        if timed := context.measures.throughput:
-            self._known["decode_mode"] = resolve_mode(
-                timed.decode, loaded.device, spread=len(loaded.devices) > 1, kv_cache=timed.kv_cache
-            )
-        if loaded.device.type == "cpu":
-            self._known["peak_rss_bytes"] = self._resident.bytes()
-        for name, settings in context.measures.of(self._job.backend).items():
-            if name != "memory" and self._job.wants(name):
-                self._take(name, settings, loaded, context)
+        measures = context.measures.of(self._job.backend)
+        modules = {name: importlib.import_module(f"qbench.measure.{name}") for name in measures}
+        refusals = {name: lacking(engine, module.NEEDS, measures[name]) for name, module in modules.items()}
+        unsupported = [f"{name}: {reason}" for name, reason in refusals.items() if reason]
+        self._known["unsupported"] = "; ".join(unsupported) or None
+        for name, settings in measures.items():
+            if refusals[name]:
+                self._pass_over(name)
+                continue
+            try:
+                if name == "memory":
+                    memory.measure(engine, context.measures.memory, context)
+                elif self._job.wants(name):
+                    self._take(name, settings, engine, context)
+            except Exception as error:
+                traceback.print_exc()
+                self._fail(*describe_fault(error))
+            if name == "memory" and engine.about.gpu_uuid is None:
+                self._known["peak_rss_bytes"] = self._resident.bytes()
 
-    def _take(self, name: str, settings: Measure, loaded: LoadedModel, context: Context) -> None:
+    def _pass_over(self, name: str) -> None:
+        """What an engine cannot measure is done, without rows."""
+        for unit, key in self._job.units.items():
+            if unit == name or unit.startswith(f"{name}/"):
+                self._log.unit(unit, key, [])
+
+    def _take(self, name: str, settings: Measure, engine: Engine, context: Context) -> None:
         """One measure, or what is missing of it."""
         journal = self._out / "journal" / f"{name}-{self._job.units[CELL]}.jsonl"
         pending: list[Row] = []
@@ -170,7 +195,7 @@ class Cell:
             context, emit=emit, wants=lambda unit: f"{name}/{unit}" in self._job.missing, journal=journal
         )
         try:
-            importlib.import_module(f"qbench.measure.{name}").measure(loaded, settings, own)
+            importlib.import_module(f"qbench.measure.{name}").measure(engine, settings, own)
         except Exception:
             if pending:
                 self._log.unit(name, self._job.units[name], pending, complete=False)
@@ -194,8 +219,10 @@ class Cell:
 
     def _note(self, row: Row) -> None:
         """What a row says of the cell as a whole."""
-        if isinstance(row, ThroughputRow) and row.status != "ok":
-            self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
+        if isinstance(row, ThroughputRow):
+            self._known["decode_mode"] = row.decode_mode
+            if row.status != "ok":
+                self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
 
 
 def device_name(device: torch.device) -> str:
@@ -203,16 +230,16 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def load_peak_bytes(devices: Sequence[torch.device], resident: ResidentPeak) -> int:
+def load_peak_bytes(loaded: LoadedModel | Engine, resident: ResidentPeak) -> int:
     """Peak over loading and quantizing: allocated on CUDA, summed over its devices; resident elsewhere."""
-    if devices[0].type == "cuda":
-        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    if isinstance(loaded, LoadedModel) and loaded.device.type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(device) for device in loaded.devices)
     return resident.bytes()
 
 
 def main() -> None:
     """Read the job and measure its cell."""
-    Cell(Job.model_validate_json(lifeline.receive()), Path(sys.argv[1])).run()
+    Cell(Job.model_validate_json(receive()), Path(sys.argv[1])).run()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 from qbench.int4 import QuantLinear, dequantize, quantize
 from qbench.int4.kernels import WeightSpec, choose, kernel, tuning
-from qbench.int4.quantize import PER_ROW, PER_TENSOR, QuantizedTensor
+from qbench.int4.quantizer import PER_ROW, PER_TENSOR, QuantizedTensor
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}

@@ -13,6 +13,6 @@ from tests.support.warm import WarmExecutor
 
 def qbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """What `qbench` with these arguments printed in the folder `cwd`, and its exit status."""
-    with chdir(cwd), patch("qbench.run.executor.LocalExecutor", WarmExecutor):
+    with chdir(cwd), patch("qbench.run.local.LocalExecutor", WarmExecutor):
         done = CliRunner().invoke(app, arguments)
     return subprocess.CompletedProcess(["qbench", *arguments], done.exit_code, done.stdout, done.stderr)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from qbench.backends.base import LoadedModel
 from qbench.config import PerplexityConfig
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.measure import perplexity
 from qbench.measure.base import Context, Reference
 from qbench.records.rows import PerplexityRow, Row
@@ -40,7 +41,7 @@ class Cell:
             answers=self.folder,
             reference=Reference("fp16", self.label == "fp16", self.logprobs, self.fingerprint),
         )
-        perplexity.measure(loaded, PerplexityConfig.model_validate(settings), context)
+        perplexity.measure(TorchEngine(loaded), PerplexityConfig.model_validate(settings), context)
         return self.rows[-1]
 
     def _keep(self, row: Row) -> None:

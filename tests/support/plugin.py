@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "int8_rows"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def install(folder: Path, name: str, kinds: dict[str, str], modules: dict[str, str], version: str = "1.0") -> Path:
@@ -20,9 +20,10 @@ def install(folder: Path, name: str, kinds: dict[str, str], modules: dict[str, s
     return folder
 
 
-def install_example(folder: Path) -> Path:
-    """Put the example of the documentation into `folder`."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+def install_example(folder: Path, name: str = "int8_rows") -> Path:
+    """Put an example of the documentation into `folder`."""
+    example = EXAMPLES / name
+    project = tomllib.loads((example / "pyproject.toml").read_text())["project"]
     kinds = project["entry-points"]["qbench.backends"]
-    modules = {module: (EXAMPLE / f"{module}.py").read_text() for module in kinds.values()}
+    modules = {module: (example / f"{module}.py").read_text() for module in kinds.values()}
     return install(folder, project["name"], kinds, modules, project["version"])

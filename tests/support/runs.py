@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from qbench.config import RunConfig
-from qbench.run import runner
+from tests.support.running import execute
 from tests.support.warm import WarmExecutor
 from tests.support.watchers import Watcher
 
@@ -33,7 +33,7 @@ def run(
     settings: RunConfig, results: Path, *, fresh: bool = False, only: tuple[str, ...] = ()
 ) -> tuple[Path, bool, Watcher]:
     watcher = Watcher()
-    folder, ok = runner.run(
+    folder, ok = execute(
         settings, results, watcher, command="qbench run x", fresh=fresh, only=only, executor=WarmExecutor()
     )
     return folder, ok, watcher

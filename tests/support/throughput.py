@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qbench.backends.base import LoadedModel
 from qbench.config import ThroughputConfig
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.machine.conditions import Conditions
 from qbench.measure import throughput
 from qbench.measure.base import Context
@@ -43,5 +44,5 @@ def measured(loaded: LoadedModel, sampler: Script | None, folder: Path, **settin
         seed=0,
         answers=folder,
     )
-    throughput.measure(loaded, ThroughputConfig.model_validate(SHORT | settings), context, sampler)
+    throughput.measure(TorchEngine(loaded), ThroughputConfig.model_validate(SHORT | settings), context, sampler)
     return [row for row in emitted if isinstance(row, ThroughputRow)]

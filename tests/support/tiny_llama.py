@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from qbench.backends.base import LoadedModel
+from qbench.engine.torch.loaded import LoadedModel
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import psutil
 
 from qbench.records.redact import Redactor
-from qbench.run import executor, lifeline
+from qbench.run import job as jobs
+from qbench.run import local
 from qbench.run.events import EventReader, ProgressEvent
-from qbench.run.executor import Ending, LocalExecutor
+from qbench.run.executor import Ending
 from qbench.run.job import Job
+from qbench.run.local import LocalExecutor
 from qbench.run.logs import BoundedLog, PipeReader
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -39,7 +41,7 @@ class WarmExecutor(LocalExecutor):
             pass
         job_read, job_write = FORKS.Pipe(duplex=False)
         log_read, log_write = FORKS.Pipe(duplex=False)
-        process = FORKS.Process(target=_work, args=(out, job_read, log_write, executor._environment(job), Path.cwd()))
+        process = FORKS.Process(target=_work, args=(out, job_read, log_write, local._environment(job), Path.cwd()))
         with BoundedLog(log, Redactor.here()) as kept:
             process.start()
             job_read.close()
@@ -47,7 +49,7 @@ class WarmExecutor(LocalExecutor):
             line = os.fdopen(os.dup(job_write.fileno()), "wb", buffering=0)
             output = PipeReader(os.fdopen(os.dup(log_read.fileno()), "rb", buffering=0), kept.write)
             try:
-                lifeline.send(job.model_dump_json(), line)
+                jobs.send(job.model_dump_json(), line)
                 return self._watch(Forked(process), job, events, progress)
             finally:
                 with suppress(ProcessLookupError):

@@ -8,4 +8,5 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 
 import qbench.backends.fp16
 import qbench.backends.int4
+import qbench.measure.lm_eval.adapter
 import qbench.run.worker  # noqa: F401

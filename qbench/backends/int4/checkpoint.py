@@ -30,12 +30,12 @@ from transformers import PreTrainedModel
 
 from qbench import __version__
 from qbench.backends.int4.manifest import Manifest, read_manifest
+from qbench.backends.int4.options import Int4
 from qbench.backends.int4.shards import INDEX, read_header, sha256
 from qbench.backends.int4.stream import Assembly, QuantizeOne, source_tensors
-from qbench.config import Int4
 from qbench.errors import QbenchError
 from qbench.int4.pack import PER_BYTE
-from qbench.int4.quantize import PER_TENSOR, QuantizedTensor, group_columns
+from qbench.int4.quantizer import PER_TENSOR, QuantizedTensor, group_columns
 from qbench.model.find import MODEL_FILES, fingerprint
 from qbench.model.load import LoadOptions
 

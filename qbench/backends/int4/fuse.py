@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qbench.int4.linear import QuantLinear
 from qbench.int4.native import give_back
-from qbench.int4.quantize import PER_TENSOR, QuantizedTensor
+from qbench.int4.quantizer import PER_TENSOR, QuantizedTensor
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of linears that a block calls with the same input, in this order."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qbench.config import GroupSize, Int4, Name
+from qbench.config import GroupSize, Name
 from qbench.errors import QbenchError
 
 METHOD: Final = "qbench_int4"
@@ -66,22 +66,3 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
         raise QbenchError(f"{file}: quantization_config is damaged ({wrong}); quantize the model again") from error
-
-
-def settle(config: Int4) -> Int4:
-    """A cell with the settings of its checkpoint, if it has one.
-
-    Raises:
-        QbenchError: the configuration asks for another setting; or see `read_manifest`.
-    """
-    if config.checkpoint is None:
-        return config
-    manifest = read_manifest(config.checkpoint.expanduser())
-    for key in Int4.quantization:
-        asked, made = getattr(config, key), getattr(manifest, key)
-        if key in config.model_fields_set and asked != made:
-            raise QbenchError(
-                f"backends.{config.label}: {key} {asked} is asked for, but {config.checkpoint} was quantized with "
-                f"{key} {made}; remove `{key}:`, or quantize again"
-            )
-    return config.model_copy(update={key: getattr(manifest, key) for key in Int4.quantization})

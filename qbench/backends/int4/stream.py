@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from qbench.backends.base import block_linears
+from qbench.backends.int4.options import Int4
 from qbench.backends.int4.shards import StoredTensor, find_shards, read_header
-from qbench.config import Int4
+from qbench.engine.torch.loaded import block_linears
 from qbench.errors import QbenchError
 from qbench.int4.linear import QuantLinear
 from qbench.int4.native import give_back
-from qbench.int4.quantize import PER_ROW, QuantizedTensor, quantize
+from qbench.int4.quantizer import PER_ROW, QuantizedTensor, quantize
 from qbench.model.load import LoadOptions, skeleton
 
 QuantizeOne = Callable[[str, Tensor], QuantizedTensor]

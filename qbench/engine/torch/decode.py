@@ -13,32 +13,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from qbench.config import KVCache
+from qbench.config.resolve import DecodeMode
+from qbench.engine.base import Generation, KVCache
 from qbench.engine.torch.cache import quantized_cache
-from qbench.errors import QbenchError
-
-DecodeMode = Literal["eager", "graph"]
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Raw samples of one generation."""
-
-    tokens: Tensor
-    """int64 [batch_size, new_tokens]."""
-    ttft_s: float
-    """From the call until the first token is there."""
-    step_s: tuple[float, ...]
-    """Time between tokens: one for every token but the first."""
 
 
 class Decoder(Protocol):
@@ -49,27 +34,6 @@ class Decoder(Protocol):
 
     def step(self, token: Tensor) -> Tensor:
         """Append token [batch_size, 1] and return the next one, valid until the following call."""
-
-
-def resolve_mode(
-    mode: Literal["auto", "eager", "graph"],
-    device: torch.device,
-    *,
-    spread: bool = False,
-    kv_cache: KVCache = "16bit",
-) -> DecodeMode:
-    """The decode mode that `auto` stands for on this device.
-
-    Eager for a model that is `spread` over several, and for a quantized cache, which grows: a graph has one length.
-
-    Raises:
-        QbenchError: a CUDA graph asked for without CUDA.
-    """
-    if mode == "graph" and device.type != "cuda":
-        raise QbenchError("decode: graph needs a CUDA device; use auto or eager")
-    if mode == "auto":
-        return "graph" if device.type == "cuda" and not spread and kv_cache == "16bit" else "eager"
-    return mode
 
 
 def make_decoder(
@@ -99,7 +63,7 @@ def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Generation:
         tokens[:, i : i + 1] = token
         clock.mark()
     ttft_s, *step_s = clock.intervals()
-    return Generation(tokens, ttft_s, tuple(step_s))
+    return Generation(tokens.cpu().numpy(), ttft_s, tuple(step_s))
 
 
 class EagerDecoder:

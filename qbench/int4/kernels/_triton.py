@@ -22,8 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from qbench.int4.kernels.tuning import Config, configuration
+from qbench.int4.limits import TRITON_MAX_ROWS
 
-ROWS_GEMV, ROWS_DOT = 4, 64
+ROWS_GEMV = 4
 BLOCK = 128
 """Columns of a block of words."""
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -145,7 +146,7 @@ def w4a16(x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor, group_size: i
         return x.new_empty(0, rows)
     # Triton launches on the current device, whatever its arguments are on.
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        if len(x) > ROWS_DOT or x.dtype == torch.float32:
+        if len(x) > TRITON_MAX_ROWS or x.dtype == torch.float32:
             return x @ dequantized(words, scales, zeros, columns, group_size, x.dtype)
         return product(x, words, scales, zeros, group_size, configuration(len(x), rows, columns, x.device))
 
@@ -156,7 +157,7 @@ def _(x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor, group_size: int) 
 
 
 def product(x: Tensor, words: Tensor, scales: Tensor, zeros: Tensor, group_size: int, config: Config) -> Tensor:
-    """The product with a given configuration, of up to ROWS_DOT rows in 16 bits."""
+    """The product with a given configuration, of up to TRITON_MAX_ROWS rows in 16 bits."""
     (m, k), (blocks, _, n) = x.shape, words.shape
     split = min(config.split_k, blocks)
     parts = torch.empty(split, m, n, dtype=torch.float32, device=x.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from qbench.int4.kernels.base import Tensors, WeightSpec, full_scales, stored_scales
 from qbench.int4.pack import pack as pack_codes
 from qbench.int4.pack import unpack as unpack_codes
-from qbench.int4.quantize import QuantizedTensor
+from qbench.int4.quantizer import QuantizedTensor
 
 name = "aten"
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qbench.int4.quantize import PER_TENSOR, QuantizedTensor, group_columns
+from qbench.int4.quantizer import PER_TENSOR, QuantizedTensor, group_columns
 
 Tensors = Mapping[str, Tensor]
 

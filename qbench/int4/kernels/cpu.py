@@ -13,15 +13,17 @@ from torch.nn import functional as F
 
 from qbench.int4 import native
 from qbench.int4.kernels.base import Tensors, WeightSpec, full_scales, stored_scales
+from qbench.int4.limits import (
+    BLOCK_BYTES,
+    BLOCK_BYTES_AMX,
+    DEQUANTIZE_FROM,
+    DEQUANTIZE_FROM_AMX,
+    TILE_ROWS,
+)
 from qbench.int4.native import Weight
-from qbench.int4.quantize import QuantizedTensor
+from qbench.int4.quantizer import QuantizedTensor
 
-ROWS, K_ALIGN, MAX_SEGMENT = 16, 32, 128
-
-DEQUANTIZE_FROM, DEQUANTIZE_FROM_AMX = 64, 1536
-"""Rows of activations from which dequantizing a block and torch's product are faster than the product here."""
-BLOCK_BYTES, BLOCK_BYTES_AMX = 1 << 21, 1 << 24
-"""Of such a block."""
+K_ALIGN, MAX_SEGMENT = 32, 128
 
 name = "cpu"
 
@@ -43,13 +45,13 @@ def pack(q: QuantizedTensor) -> dict[str, Tensor]:
     """words int32 [tiles, kp / 8, 16] and scales [tiles, groups, 2, 16], see csrc/qint4.h."""
     rows, columns = q.shape
     padded = _padded(columns)
-    tiles = -(-rows // ROWS)
-    words = torch.empty(tiles, padded // 8, ROWS, dtype=torch.int32)
+    tiles = -(-rows // TILE_ROWS)
+    words = torch.empty(tiles, padded // 8, TILE_ROWS, dtype=torch.int32)
     codes = q.qweight.contiguous()
     native.loaded().qint4_pack(codes.data_ptr(), rows, codes.shape[1], padded, words.data_ptr())
     both = torch.stack(full_scales(q), dim=1)
-    even = F.pad(both, (0, 0, 0, 0, 0, tiles * ROWS - rows))
-    return {"words": words, "scales": even.view(tiles, ROWS, 2, -1).permute(0, 3, 2, 1).contiguous()}
+    even = F.pad(both, (0, 0, 0, 0, 0, tiles * TILE_ROWS - rows))
+    return {"words": words, "scales": even.view(tiles, TILE_ROWS, 2, -1).permute(0, 3, 2, 1).contiguous()}
 
 
 def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
@@ -96,12 +98,12 @@ def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
 def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, block_bytes: int) -> Tensor:
     """The product by blocks of rows of the weight."""
     best = native.level()
-    rows = max(1, block_bytes // (weight.kp * x.itemsize * ROWS)) * ROWS
+    rows = max(1, block_bytes // (weight.kp * x.itemsize * TILE_ROWS)) * TILE_ROWS
     block = x.new_empty(rows, weight.kp)
     out = x.new_empty(len(x), spec.out_features)
     for first in range(0, spec.out_features, rows):
         last = min(first + rows, spec.out_features)
-        tiles = first // ROWS, -(-last // ROWS)
+        tiles = first // TILE_ROWS, -(-last // TILE_ROWS)
         native.loaded().qint4_dequantize(
             weight, best, *tiles, x.dtype == torch.bfloat16, block.data_ptr(), torch.get_num_threads()
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qbench.int4.kernels.base import Tensors, WeightSpec
-from qbench.int4.quantize import QuantizedTensor, dequantize
+from qbench.int4.quantizer import QuantizedTensor, dequantize
 
 name = "reference"
 

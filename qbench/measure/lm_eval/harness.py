@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import statistics
@@ -17,19 +16,14 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from qbench.backends.base import LoadedModel
-from qbench.config import Engine
+from qbench.engine.base import Engine, TokenCount
 from qbench.errors import QbenchError
+from qbench.measure.lm_eval.adapter import EngineLM
 from qbench.measure.lm_eval.journal import Journal
-from qbench.measure.lm_eval.prefix_groups import TokenCount
-from qbench.measure.lm_eval.prefix_lm import PrefixModel
-from qbench.measure.lm_eval.stock_lm import HarnessModel, StockModel
 
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
-
-ENGINES: dict[Engine, type[HarnessModel]] = {"prefix": PrefixModel, "stock": StockModel}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +57,11 @@ class Evaluation:
 
 
 def evaluate(
-    loaded: LoadedModel,
+    engine: Engine,
     tasks: Sequence[ConfigurableTask],
     *,
     what: str,
-    engine: Engine,
+    share: bool,
     batch_size: int,
     num_fewshot: int | None,
     limit: int | None,
@@ -79,6 +73,7 @@ def evaluate(
 
     Args:
         what: the name under which progress and errors speak of the tasks.
+        share: whether what prompts have in common may be read once.
         num_fewshot: examples before a question; what each task asks for if None.
         limit: questions a task; all if None.
         manager: has to know nothing of the tasks, which are loaded.
@@ -87,9 +82,7 @@ def evaluate(
     Raises:
         QbenchError: the model's logits are NaN, or a continuation cannot be scored.
     """
-    # A copy, because the wrapper gives a tokenizer without a padding token one.
-    lm = ENGINES[engine](loaded, copy.deepcopy(loaded.tokenizer), batch_size)
-    lm.journal = journal or lm.journal
+    lm = EngineLM(engine, batch_size, share=share, journal=journal)
     lm.set_cache_hook(Watch(what, tasks, limit, progress))
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model=lm,

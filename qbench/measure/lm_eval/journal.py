@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from qbench.measure.lm_eval.prefix_groups import Query, Row
-from qbench.run.events import end_last_line
-
-Answer = tuple[float, bool]
-"""Log-probability of all tokens of an answer, and whether each of them is the most probable."""
+from qbench.engine.base import Answer
+from qbench.records.files import end_last_line
 
 
 class Journal:
@@ -45,22 +41,13 @@ class Journal:
         """Wall time since this was made, and that of the workers before until their last batch."""
         return self._before_s + time.perf_counter() - self._started
 
-    def get(self, rows: Iterable[Row]) -> dict[Query, Answer] | None:
+    def get(self, batch: str) -> list[Answer] | None:
         """The answers of a batch, if they are known."""
-        found = self._known.get(_key(rows))
-        return dict(zip(_queries(rows), found, strict=True)) if found else None
+        return self._known.get(batch)
 
-    def put(self, rows: Iterable[Row], answers: dict[Query, Answer]) -> None:
+    def put(self, batch: str, answers: Sequence[Answer]) -> None:
         """Keep the answers of a batch; one that was kept survives the end of this process."""
         if self._file:
-            values = [answers[query] for query in _queries(rows)]
-            self._file.write(json.dumps({"batch": _key(rows), "answers": values, "elapsed_s": self.elapsed_s}) + "\n")
+            line = {"batch": batch, "answers": answers, "elapsed_s": self.elapsed_s}
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-
-
-def _queries(rows: Iterable[Row]) -> list[Query]:
-    return [Query(row.stem, answer) for row in rows for answer in row.answers]
-
-
-def _key(rows: Iterable[Row]) -> str:
-    return hashlib.sha256(repr([(row.stem, row.answers) for row in rows]).encode()).hexdigest()

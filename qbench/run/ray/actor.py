@@ -20,9 +20,9 @@ from qbench.errors import QbenchError, describe_fault
 from qbench.machine import environment
 from qbench.machine.environment import Environment
 from qbench.model import find
-from qbench.run import runner
-from qbench.run.executor import GRACE_S, Ending, LocalExecutor
+from qbench.run.executor import Ending
 from qbench.run.job import Job
+from qbench.run.local import GRACE_S, LocalExecutor
 
 PIECE = 2**23
 """Bytes of events or log that are sent at once."""
@@ -103,7 +103,7 @@ class NodeCell:
     def start(self, parcel: Parcel, reference: bytes | None) -> str | None:
         """Begin, unless the node would measure something else: then the reason."""
         try:
-            self._job = self._settle(parcel, reference)
+            self._job = self._resolve(parcel, reference)
         except QbenchError as error:
             return str(error)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -136,7 +136,7 @@ class NodeCell:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _settle(self, parcel: Parcel, reference: bytes | None) -> Job:
+    def _resolve(self, parcel: Parcel, reference: bytes | None) -> Job:
         """The job with this node's paths.
 
         Raises:
@@ -147,7 +147,7 @@ class NodeCell:
         if os.path.isdir(parcel.cwd):
             os.chdir(parcel.cwd)
         job = Job.model_validate_json(parcel.job)
-        model = runner.find_model(job.config, parcel.machine, print)
+        model = find.find_model(job.config, cuda=bool(parcel.machine.gpus), say=print)
         if find.fingerprint(model) != job.model_fingerprint:
             raise QbenchError(f"{model} on {platform.node()} is not the model that the runner has; copy it again")
         self._folder = Path(tempfile.mkdtemp(prefix="qbench-cell-"))

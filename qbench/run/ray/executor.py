@@ -23,8 +23,9 @@ from qbench.errors import QbenchError, describe_fault
 from qbench.machine import environment
 from qbench.machine.environment import Environment
 from qbench.run.events import ProgressEvent
-from qbench.run.executor import GRACE_S, POLL_S, Ending
+from qbench.run.executor import Ending
 from qbench.run.job import Job
+from qbench.run.local import GRACE_S, POLL_S
 from qbench.run.ray import resources
 from qbench.run.ray.actor import INHERITED, NodeCell, NodeFacts, Parcel, check_version, facts
 from qbench.run.ray.resources import Request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections import Counter
@@ -23,6 +24,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
+from qbench.config import Backend, backend_class
 from qbench.records.run import Run
 
 DPI = 150
@@ -31,10 +33,9 @@ WIDTH_IN = 8.0
 
 INK, FAINT, GRID, ALARM = "#222222", "#666666", "#e3e3e3", "#a83c00"
 
-KIND_COLORS = {"fp16": "#7a7a7a", "int4": "#0072b2", "nf4": "#e69f00", "awq": "#009e73", "gptq": "#cc79a7"}
-"""Okabe–Ito, which colour-blind readers can tell apart; grey, in place of its black, is the reference."""
-
 SPARE_COLORS = ("#56b4e9", "#d55e00", "#f0e442")
+"""For kinds without a `color`. With those of the shipped kinds: Okabe–Ito, which colour-blind readers can tell apart;
+grey, in place of its black, is the reference."""
 
 HATCHES = ("", "///", "...", "xx")
 
@@ -122,8 +123,9 @@ def drawing() -> Iterator[None]:
 
 def cell_styles(kinds: Sequence[str]) -> list[CellStyle]:
     """The styles of cells of these kinds, in their order."""
-    unknown = sorted(set(kinds) - KIND_COLORS.keys())
-    colors = KIND_COLORS | {kind: SPARE_COLORS[i % len(SPARE_COLORS)] for i, kind in enumerate(unknown)}
+    own = {kind: (backend_class(kind) or Backend).color for kind in sorted(set(kinds))}
+    spare = itertools.cycle(SPARE_COLORS)
+    colors = {kind: color or next(spare) for kind, color in own.items()}
     seen: Counter[str] = Counter()
     styles = []
     for kind in kinds:

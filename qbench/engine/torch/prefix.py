@@ -1,10 +1,10 @@
-"""The loaded model for lm-evaluation-harness, reading what prompts have in common once.
+"""Log-likelihoods of many answers, reading what prompts have in common once.
 
 The prompts of an MMLU subject begin with the same five examples, and the choices of a question stand behind the same
 prompt. The keys and values of a shared beginning are computed once, at batch 1, and lent to every batch of what
 remains (as in Hydragen, arXiv:2402.05099, but without splitting the products); choices of several tokens stand in one
 row behind one copy of their prompt, with a mask that hides them from each other (a token tree, as in SpecInfer,
-arXiv:2305.09781). Everything else is the wrapper's: tokens, truncation from the left, the empty context.
+arXiv:2305.09781).
 """
 
 from __future__ import annotations
@@ -19,61 +19,39 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from qbench.backends.base import LoadedModel
-from qbench.measure.lm_eval import prefix_groups
-from qbench.measure.lm_eval.journal import Answer
-from qbench.measure.lm_eval.prefix_groups import Group, Query, Row, Tokens
-from qbench.measure.lm_eval.stock_lm import HarnessModel, TokenRequest
+from qbench.engine import prefix_groups
+from qbench.engine.base import Answer, Journal, Query, Tokens
+from qbench.engine.prefix_groups import Group, Row
+from qbench.engine.torch.loaded import LoadedModel
 
 
-class PrefixModel(HarnessModel):
-    """Equal log-likelihoods from fewer tokens; the order of requests changes nothing.
+class PrefixReader:
+    """Answers queries group by group. A batch stands for `batch_size` sequences at most."""
 
-    A batch stands for `batch_size` sequences at most. Models whose cache or positions cannot be shared (see
-    `can_share`) read every prompt whole.
-    """
-
-    def __init__(self, loaded: LoadedModel, tokenizer: Any, batch_size: int) -> None:
-        super().__init__(loaded, tokenizer, batch_size)
-        self._share = can_share(loaded.model)
+    def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal | None) -> None:
+        self._model, self._device, self._dtype = loaded.model, loaded.device, loaded.dtype
+        self._batch_size = batch_size
+        self._journal = journal
         self._explicit_positions = takes_positions(loaded.model)
-        self._dtype = loaded.dtype
 
-    def _loglikelihood_tokens(self, requests: list[TokenRequest], **_options: Any) -> list[Answer]:
-        self.check(requests)
-        waiting: dict[Query, list[int]] = {}
-        stems: dict[Tokens, Tokens] = {}
-        for i, (_, context, continuation) in enumerate(requests):
-            query = prefix_groups.cut(context, continuation, self.max_length)
-            # One copy of a prompt for all of its answers.
-            stem = stems.setdefault(query.stem, query.stem)
-            waiting.setdefault(Query(stem, query.answer), []).append(i)
-        groups = prefix_groups.plan(waiting, batch_size=self.batch_size, share=self._share)
-        self.forward_tokens += prefix_groups.count(groups, self.batch_size)
-        answers: dict[int, Answer] = {}
-        for batch in self._answer(groups):
-            for query, answer in batch.items():
-                for i in waiting[query]:
-                    answers[i] = answer
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
-        return [answers[i] for i in range(len(requests))]
-
-    def _answer(self, groups: Sequence[Group]) -> Iterator[dict[Query, Answer]]:
+    def read(self, groups: Sequence[Group]) -> Iterator[dict[Query, Answer]]:
         """The answers of every batch: first those in the journal, then the others as they are read."""
         missing: dict[int, list[tuple[Row, ...]]] = {}
         for group in groups:
-            for rows in prefix_groups.batches(group, self.batch_size):
-                known = self.journal.get(rows)
+            for rows in prefix_groups.batches(group, self._batch_size):
+                known = self._journal.get(prefix_groups.name_of(rows)) if self._journal else None
                 if known is None:
                     missing.setdefault(id(group), []).append(rows)
                 else:
-                    yield known
+                    yield dict(zip(prefix_groups.queries_of(rows), known, strict=True))
         for group, cache in self._caches(_with_parents(groups, missing)):
             for rows in missing.get(id(group), ()):
                 found = self._read_rows(rows, len(group.prefix), cache)
                 yield found
                 # Not before: whoever took them refuses NaN.
-                self.journal.put(rows, found)
+                if self._journal:
+                    answers = [found[query] for query in prefix_groups.queries_of(rows)]
+                    self._journal.put(prefix_groups.name_of(rows), answers)
 
     def _caches(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Cache | None]]:
         """Every group with its prefix in a cache; caches that no further group builds on are given up."""
@@ -90,19 +68,19 @@ class PrefixModel(HarnessModel):
     @torch.no_grad()
     def _read_prefix(self, group: Group, before: Cache | None) -> Cache:
         """Keys and values of a group's prefix, for batches of any size; those of its parent's are there."""
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self._model.config)
         if before is not None:
             for layer, known in zip(cache.layers, before.layers, strict=True):
                 layer.update(known.keys, known.values)
-        tokens = torch.tensor([group.fresh], device=self.device)
-        positions = torch.arange(len(group.prefix) - len(group.fresh), len(group.prefix), device=self.device)[None]
-        self.model(tokens, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        tokens = torch.tensor([group.fresh], device=self._device)
+        positions = torch.arange(len(group.prefix) - len(group.fresh), len(group.prefix), device=self._device)[None]
+        self._model(tokens, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return Cache(layers=[LentLayer(layer.keys, layer.values) for layer in cache.layers])
 
     @torch.no_grad()
     def _read_rows(self, rows: Sequence[Row], prefix: int, cache: Cache | None) -> dict[Query, Answer]:
         """Every answer of `rows`, whose first `prefix` tokens are in the cache."""
-        layout = lay_out(rows, prefix).to(self.device)
+        layout = lay_out(rows, prefix).to(self._device)
         options: dict[str, Any] = {}
         if self._explicit_positions:
             options["position_ids"] = layout.positions
@@ -110,15 +88,15 @@ class PrefixModel(HarnessModel):
             options["attention_mask"] = layout.mask(prefix, self._dtype)
         # Positions that predict something in any row of the batch.
         kept = sorted({position for _, position in layout.predicting})
-        output = self.model(
+        output = self._model(
             layout.tokens,
             past_key_values=cache,
             use_cache=cache is not None,
-            logits_to_keep=torch.tensor(kept, device=self.device),
+            logits_to_keep=torch.tensor(kept, device=self._device),
             **options,
         )
         columns = {position: column for column, position in enumerate(kept)}
-        index = torch.tensor([(row, columns[position]) for row, position in layout.predicting], device=self.device)
+        index = torch.tensor([(row, columns[position]) for row, position in layout.predicting], device=self._device)
         # float32 only for what is looked at.
         logprobs = output.logits[index[:, 0], index[:, 1]].float().log_softmax(-1)
         return layout.read_off(logprobs)

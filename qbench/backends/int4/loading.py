@@ -1,43 +1,22 @@
-"""The project's own INT4 (see `qbench.int4`)."""
+"""Loading a model in INT4: stream, join, place."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 from torch import Tensor
 
-from qbench.backends.base import LoadedModel, block_linears, storage_bytes
 from qbench.backends.int4 import checkpoint
 from qbench.backends.int4.fuse import join
-from qbench.backends.int4.manifest import settle
+from qbench.backends.int4.options import Int4
 from qbench.backends.int4.stream import place, place_head, quantizer, stream
-from qbench.config import Int4
+from qbench.engine.torch.loaded import LoadedModel, block_linears, storage_bytes
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, QuantLinear
-from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, load_tokenizer
 
 
-def quantize(
-    options: LoadOptions,
-    config: Int4,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
-    """Write what `qbench quantize` writes into the folder `out`; return the seconds spent quantizing.
-
-    Raises:
-        QbenchError: see `qbench.backends.int4.checkpoint.write`.
-    """
-    quantize_one = Stopwatch(config)
-    checkpoint.write(options, config, quantize_one, out, progress)
-    return quantize_one.seconds
-
-
-def load(options: LoadOptions, config: Int4, calibration: Calibration | None) -> LoadedModel:
+def load_quantized(options: LoadOptions, config: Int4) -> LoadedModel:
     """Quantize the linears of attention and MLP as they are read, or read them quantized from `config.checkpoint`.
 
     Raises:
@@ -46,7 +25,7 @@ def load(options: LoadOptions, config: Int4, calibration: Calibration | None) ->
     """
     if options.spread:
         raise QbenchError(f"backends.{config.label}: int4 loads onto one device; use device_map: none")
-    config = settle(config)
+    config = config.resolved()
     quantize_one = Stopwatch(config)
     if config.checkpoint is None:
         model, weights = stream(options, quantize_one)

@@ -6,24 +6,17 @@ of one token adds nothing to read. A `Group` is rows whose stems begin alike; th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-Tokens = tuple[int, ...]
+from qbench.engine.base import Query, TokenCount, Tokens
 
 GROUP_TOKENS = 256
 """What a group has to save: it costs a forward for its prefix, and a last batch that is not full."""
 
 BRANCH_TOKENS = 512
 """The most tokens behind one copy of a stem: attention over a row costs the square of its length."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One log-likelihood: that `answer` follows `stem`. A model reads the stem and all of the answer but its end."""
-
-    stem: Tokens
-    answer: Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +59,6 @@ class Group:
         return self.prefix[len(self.parent.prefix) :] if self.parent else self.prefix
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCount:
-    """Tokens that go through a model, without and with padding."""
-
-    read: int = 0
-    padded: int = 0
-
-    def __add__(self, other: TokenCount) -> TokenCount:
-        return TokenCount(self.read + other.read, self.padded + other.padded)
-
-
 def cut(context: Sequence[int], answer: Sequence[int], max_length: int) -> Query:
     """The query of a context and its answer, its beginning cut off where a model of `max_length` tokens needs it.
 
@@ -95,7 +77,7 @@ def plan(queries: Iterable[Query], *, batch_size: int, share: bool) -> list[Grou
         batch_size: the most branches a row may have.
         share: whether rows may branch and groups may share a prefix.
     """
-    rows = make_rows(queries, batch_size if share else 1)
+    rows = make_rows(queries, batch_size if share else 0)
     spans = shared_prefixes([row.stem for row in rows]) if share else []
     # The innermost span around every row; a span comes after the one around it.
     owner: list[int | None] = [None] * len(rows)
@@ -113,7 +95,10 @@ def plan(queries: Iterable[Query], *, batch_size: int, share: bool) -> list[Grou
 
 
 def make_rows(queries: Iterable[Query], most_branches: int) -> list[Row]:
-    """The distinct queries as rows, sorted by stem; answers of one token go with the first row of their stem."""
+    """The distinct queries as rows, sorted by stem; answers of one token go with the first row of their stem.
+
+    Without branches (0), a row is what a model that shares nothing reads for its answers.
+    """
     by_stem: dict[Tokens, set[Tokens]] = {}
     for query in queries:
         by_stem.setdefault(query.stem, set()).add(query.answer)
@@ -123,7 +108,11 @@ def make_rows(queries: Iterable[Query], most_branches: int) -> list[Row]:
         # Sorted by what is read, so that answers that share their branch stay together.
         for answer in sorted(by_stem[stem], key=lambda answer: (answer[:-1], answer)):
             wider = Row(stem, (*chunk, answer))
-            if chunk and (len(wider.branches) > most_branches or wider.tokens - len(stem) > BRANCH_TOKENS):
+            if not most_branches:
+                full = bool(chunk) and answer[:-1] != chunk[-1][:-1]
+            else:
+                full = len(wider.branches) > most_branches or wider.tokens - len(stem) > BRANCH_TOKENS
+            if chunk and full:
                 rows.append(Row(stem, tuple(chunk)))
                 chunk = []
             chunk.append(answer)
@@ -173,7 +162,7 @@ def shared_prefixes(stems: Sequence[Tokens]) -> list[Span]:
 def _tree(stems: Sequence[Tokens]) -> _Node:
     """The tree of shared beginnings, from the common lengths of neighbours.
 
-    Abouelhoda, Kurtz and Ohlebusch, «Replacing suffix trees with enhanced suffix arrays», 2004, algorithm 4.4.
+    Abouelhoda, Kurtz and Ohlebusch, “Replacing suffix trees with enhanced suffix arrays”, 2004, algorithm 4.4.
     """
     stack = [_Node(0, 0)]
     for end in range(1, len(stems) + 1):
@@ -209,6 +198,16 @@ def batches(group: Group, batch_size: int) -> list[tuple[Row, ...]]:
         batch.append(row)
         sequences += row.sequences
     return [*found, tuple(batch)] if batch else found
+
+
+def queries_of(rows: Iterable[Row]) -> list[Query]:
+    """Every query of a batch, in order."""
+    return [Query(row.stem, answer) for row in rows for answer in row.answers]
+
+
+def name_of(rows: Iterable[Row]) -> str:
+    """A name for a batch that stands for all of its tokens."""
+    return hashlib.sha256(repr([(row.stem, row.answers) for row in rows]).encode()).hexdigest()
 
 
 def count(groups: Iterable[Group], batch_size: int) -> TokenCount:

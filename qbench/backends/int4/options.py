@@ -1,0 +1,114 @@
+"""What a configuration may say of an int4 cell, and what is known of its memory before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
+
+from qbench.backends.int4.manifest import read_manifest
+from qbench.config import Backend, GroupSize
+from qbench.config.backends import groups
+from qbench.config.target import Target
+from qbench.errors import QbenchError
+from qbench.int4 import limits
+
+
+class Int4(Backend):
+    """The project's own INT4: group-wise integers with a scale and an offset each, two codes a byte."""
+
+    color: ClassVar[str | None] = "#0072b2"
+    quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
+    kind: Literal["int4"] = "int4"
+    bits: Literal[4, 8] = 4
+    group_size: GroupSize | Literal[0] = Field(
+        default=128, description="weights that share a scale and an offset; 0: the whole tensor"
+    )
+    symmetric: bool = Field(default=False, description="scales only, without offsets")
+    search: Literal["mse", "none"] = Field(
+        default="mse", description="mse: scales of the least squared error; none: plain round-to-nearest"
+    )
+    kernel: Literal["auto", "triton", "cpu", "aten", "reference"] = Field(
+        default="auto", description="what multiplies; the fastest that serves here unless given"
+    )
+    lm_head: Literal["16bit", "int8"] = Field(default="16bit", description="int8: the output embedding, too, in 8 bits")
+    checkpoint: Path | None = Field(
+        default=None, description="folder that `qbench quantize` wrote; nothing is quantized while loading"
+    )
+
+    @property
+    def weight_bits(self) -> int:
+        return self.bits
+
+    @property
+    def joins_projections(self) -> bool:
+        """See `qbench.backends.int4.fuse`."""
+        return self.group_size != 0
+
+    def resolved(self) -> Self:
+        if self.checkpoint is None:
+            return self
+        manifest = read_manifest(self.checkpoint.expanduser())
+        for key in self.quantization:
+            asked, made = getattr(self, key), getattr(manifest, key)
+            if key in self.model_fields_set and asked != made:
+                raise QbenchError(
+                    f"backends.{self.label}: {key} {asked} is asked for, but {self.checkpoint} was quantized with "
+                    f"{key} {made}; remove `{key}:`, or quantize again"
+                )
+        return self.model_copy(update={key: getattr(manifest, key) for key in self.quantization})
+
+    def kernel_on(self, target: Target) -> str:
+        """The kernel that ran; or else the one that `auto` takes, where one was compiled."""
+        if target.kernel or self.kernel != "auto":
+            return target.kernel or self.kernel
+        if self.bits == 8:
+            return "reference"
+        return "triton" if target.device == "cuda" else "cpu"
+
+    def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
+        # The fast kernels hold an offset beside each scale, also where it is zero.
+        values = 1 if self.symmetric and self.kernel_on(target) == "reference" else 2
+        scales = out_features * groups(in_features, self.group_size) * values
+        return out_features * in_features * self.bits // 8 + 2 * scales
+
+    def head_bytes(self, vocab_size: int, hidden_size: int, target: Target, *, tied: bool) -> int:
+        if self.lm_head == "16bit":
+            return super().head_bytes(vocab_size, hidden_size, target, tied=tied)
+        return vocab_size * hidden_size + 2 * vocab_size  # a code each, and a 16-bit scale a row
+
+    def product_bytes(self, out_features: int, in_features: int, tokens: int, target: Target) -> int:
+        weight = out_features * in_features * target.value_bytes
+        match self.kernel_on(target):
+            case "cpu":
+                return _cpu_product_bytes(out_features, in_features, tokens, target)
+            case "reference":
+                return 2 * weight  # as integers and as numbers
+            case "triton" if tokens > limits.TRITON_MAX_ROWS:
+                return weight
+            case _:
+                return 0
+
+    def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
+        """Two 16-bit tensors are there beside what has been made."""
+        return weight_bytes + (2 * 2 * largest_linear if self.checkpoint is None else 0)
+
+
+def _cpu_product_bytes(out_features: int, in_features: int, tokens: int, target: Target) -> int:
+    """`qbench.int4.kernels.cpu`: a block of rows dequantized, its product, and the output it is copied to."""
+    bfloat16 = target.value_bytes == 2 and "avx512_vnni" in target.cpu_features
+    amx = bfloat16 and "amx_int8" in target.cpu_features
+    values = target.value_bytes if bfloat16 else 4
+    output = out_features * tokens * values
+    held = output
+    if tokens >= (limits.DEQUANTIZE_FROM_AMX if amx else limits.DEQUANTIZE_FROM):
+        block = limits.BLOCK_BYTES_AMX if amx else limits.BLOCK_BYTES
+        tile = limits.TILE_ROWS
+        rows = max(1, block // (in_features * values * tile)) * tile
+        held += min(out_features, rows) * tokens * values + block
+    if values == target.value_bytes:
+        return held - output
+    # Activations are made float32 and, once the blocks are gone, the output 16 bit again.
+    final = out_features * tokens * target.value_bytes
+    return in_features * tokens * values + max(held, output + final) - final

@@ -1,0 +1,196 @@
+"""The contract between measures and whatever runs a model.
+
+NumPy arrays and Python numbers cross it, never a library's own tensors. Token ids are int64, log-probabilities natural
+logarithms in float32, times seconds, sizes bytes. An engine owns its clock and says what it cannot do (`can`); no call
+changes the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Tokens = tuple[int, ...]
+KVCache = Literal["16bit", "int8", "int4"]
+Decode = Literal["auto", "eager", "graph"]
+
+Answer = tuple[float, bool]
+"""Log-probability of all tokens of an answer, and whether each of them is the most probable."""
+
+
+class Capability(StrEnum):
+    """What a measure may need of an engine."""
+
+    TEXT = "text"
+    """It has a tokenizer: `encode` and `decode`."""
+    GENERATE = "generate"
+    """`session`."""
+    KV_CACHE = "kv_cache"
+    """Sessions whose keys and values are quantized."""
+    LOGLIKELIHOODS = "loglikelihoods"
+    SCORE = "score"
+    PEAK_MEMORY = "peak_memory"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What an engine holds; the columns of its cell's row."""
+
+    kernel: str
+    """What multiplies the quantized weights."""
+    dtype: str
+    """Of activations, as NumPy and torch name it."""
+    device: str
+    """`cpu`, or the GPU's name."""
+    weight_bytes: int
+    """Of all weights and buffers."""
+    effective_bits_per_weight: float
+    """Bytes that hold the linears of attention and MLP × 8 ÷ their weights."""
+    vocab_size: int
+    quantized_layers: int = 0
+    expected_layers: int = 0
+    lm_head_bits: int = 16
+    quantize_s: float | None = None
+    """Seconds spent quantizing while loading; None if nothing was quantized."""
+    context: int | None = None
+    """The most tokens that the model, or else its tokenizer, takes; None where neither says."""
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    gpu_uuid: str | None = None
+    """Of the first GPU that holds weights, as its driver reports it; None on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Raw samples of one generation."""
+
+    tokens: Ints
+    """[batch_size, new_tokens]."""
+    ttft_s: float
+    """From the call until the first token is there."""
+    step_s: tuple[float, ...]
+    """Time between tokens: one for every token but the first."""
+
+
+class Session(Protocol):
+    """Memory for sequences of a fixed number and length: a cache, a graph, or a server's slots."""
+
+    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+        """Greedily generate `new_tokens` tokens after prompts [batch_size, prompt_tokens]; nothing ends them early."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One log-likelihood: that `answer` follows `stem`. A model reads the stem and all of the answer but its end."""
+
+    stem: Tokens
+    answer: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """Tokens that go through a model, without and with padding."""
+
+    read: int = 0
+    padded: int = 0
+
+    def __add__(self, other: TokenCount) -> TokenCount:
+        return TokenCount(self.read + other.read, self.padded + other.padded)
+
+
+@dataclass(frozen=True, slots=True)
+class Loglikelihoods:
+    """Answers to queries, computed as they are taken."""
+
+    tokens: TokenCount
+    """What the model reads for all of them."""
+    batches: Iterator[dict[Query, Answer]]
+    """Every query once, in the order in which they are computed."""
+
+
+class Journal(Protocol):
+    """Keeps answered batches, so that an evaluation goes on where its process ended."""
+
+    def get(self, batch: str) -> list[Answer] | None:
+        """The answers of a batch, by a name that stands for its tokens."""
+
+    def put(self, batch: str, answers: Sequence[Answer]) -> None:
+        """Keep the answers of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a model says of the n - 1 tokens that follow the first of a window.
+
+    An outline of a prediction is the log-probabilities of k words and, last, of all others together: whole vocabularies
+    do not cross the contract.
+    """
+
+    truth: Floats
+    """[n - 1], of the tokens that really follow."""
+    best: Floats | None = None
+    """[n - 1], of the most probable token."""
+    words: Ints | None = None
+    """[n - 1, k], those of the outlines."""
+    outlines: Floats | None = None
+    """[n - 1, k + 1]."""
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    @property
+    def about(self) -> About:
+        """What it holds."""
+
+    @property
+    def can(self) -> frozenset[Capability]:
+        """What it can do; calling anything else raises NotImplementedError."""
+
+    def encode(self, text: str, *, special: bool | None = None) -> list[int]:
+        """Token ids. `special`: with or without the tokenizer's special tokens; its own default if None."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special ones included."""
+
+    def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
+        """The decode mode of a session that is asked for in these words, as rows name it: eager, graph, ….
+
+        Raises:
+            QbenchError: the engine has no such mode here.
+        """
+
+    def session(
+        self, batch_size: int, seq_len: int, *, decode: Decode = "auto", kv_cache: KVCache = "16bit"
+    ) -> Session:
+        """Memory for `batch_size` sequences of at most `seq_len` tokens.
+
+        Raises:
+            QbenchError: the model's cache cannot be quantized as asked.
+        """
+
+    def loglikelihoods(
+        self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
+    ) -> Loglikelihoods:
+        """Answer distinct queries in batches of at most `batch_size` sequences.
+
+        `share`: prompts that begin alike may be read once, with the same log-likelihoods but for the order of sums.
+        """
+
+    def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
+        """Score a window [n] in one forward.
+
+        Outlines are of the `top_k` most probable words, or of `words` [n - 1, k], or are left out.
+        """
+
+    def peak_memory(self, call: Callable[[], object]) -> list[int]:
+        """Bytes on each device at the worst moment of `call` there, weights included."""

@@ -1,0 +1,158 @@
+"""A transformers model behind the contract of `qbench.engine.base`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from qbench.config.resolve import DecodeMode, decode_mode
+from qbench.engine import prefix_groups
+from qbench.engine.base import (
+    About,
+    Capability,
+    Decode,
+    Generation,
+    Ints,
+    Journal,
+    KVCache,
+    Loglikelihoods,
+    Query,
+    Scores,
+)
+from qbench.engine.torch.decode import generate, make_decoder
+from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.logprobs import log_probabilities, outline
+from qbench.engine.torch.memory import peak_bytes
+from qbench.engine.torch.prefix import PrefixReader, can_share
+
+CONTEXT_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
+"""Where configurations keep the length of the context, in the order of lm-evaluation-harness."""
+
+TOKENIZER_INFINITY = 10**20
+"""What tokenizers without a length say is larger."""
+
+
+class TorchEngine:
+    """Runs what a torch backend has loaded."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+
+    @cached_property
+    def about(self) -> About:
+        """What it holds."""
+        loaded = self.loaded
+        on_gpu = loaded.device.type == "cuda"
+        tokenizer = loaded.tokenizer
+        return About(
+            kernel=loaded.kernel,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=torch.cuda.get_device_name(loaded.device) if on_gpu else loaded.device.type,
+            weight_bytes=loaded.weight_bytes,
+            effective_bits_per_weight=loaded.effective_bits_per_weight,
+            vocab_size=loaded.model.config.get_text_config(decoder=True).vocab_size,
+            quantized_layers=len(loaded.quantized),
+            expected_layers=len(loaded.expected),
+            lm_head_bits=loaded.lm_head_bits,
+            quantize_s=loaded.quantize_s,
+            context=_context(loaded),
+            bos_token_id=tokenizer.bos_token_id if tokenizer else None,
+            eos_token_id=tokenizer.eos_token_id if tokenizer else None,
+            gpu_uuid=f"GPU-{torch.cuda.get_device_properties(loaded.device).uuid}" if on_gpu else None,
+        )
+
+    @property
+    def can(self) -> frozenset[Capability]:
+        """Everything; text only with a tokenizer, which random weights of a bare shape lack."""
+        return frozenset(Capability) - (frozenset() if self.loaded.tokenizer else {Capability.TEXT})
+
+    def encode(self, text: str, *, special: bool | None = None) -> list[int]:
+        """Token ids."""
+        assert self.loaded.tokenizer is not None
+        options = {} if special is None else {"add_special_tokens": special}
+        # It would warn of texts that are longer than the model's context.
+        ids: list[int] = self.loaded.tokenizer(text, verbose=False, **options)["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        assert self.loaded.tokenizer is not None
+        text: str = self.loaded.tokenizer.decode(list(ids))
+        return text
+
+    def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
+        """`eager` or `graph`."""
+        several = len(self.loaded.devices) > 1
+        return decode_mode(asked, self.loaded.device.type, device_map_auto=several, kv_cache=kv_cache)
+
+    def session(
+        self, batch_size: int, seq_len: int, *, decode: Decode = "auto", kv_cache: KVCache = "16bit"
+    ) -> TorchSession:
+        """A decoder with its cache, which is allocated at the first prefill."""
+        mode = self.decode_mode(decode, kv_cache)
+        decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, kv_cache)
+        return TorchSession(lambda prompt, new_tokens: generate(decoder, prompt, new_tokens), self.loaded.device)
+
+    def loglikelihoods(
+        self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
+    ) -> Loglikelihoods:
+        """See `qbench.engine.torch.prefix`; models that cannot share read every prompt whole."""
+        groups = prefix_groups.plan(queries, batch_size=batch_size, share=share and can_share(self.loaded.model))
+        reader = PrefixReader(self.loaded, batch_size, journal)
+        return Loglikelihoods(prefix_groups.count(groups, batch_size), reader.read(groups))
+
+    @torch.inference_mode()
+    def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
+        """See `qbench.engine.base.Engine.score`."""
+        window = torch.from_numpy(tokens)
+        targets = window[1:].to(self.loaded.device)
+        watched = None if words is None else torch.from_numpy(words).to(self.loaded.device)
+        found: dict[str, list[torch.Tensor]] = {}
+        for rows, logprobs in log_probabilities(self.loaded, window):
+            seen = {"truth": logprobs.gather(1, targets[rows, None])[:, 0]}
+            chosen = None if watched is None else watched[rows]
+            if top_k:
+                chosen = logprobs.topk(min(top_k, logprobs.shape[1])).indices
+            if chosen is not None:
+                seen |= {"best": logprobs.amax(1), "words": chosen, "outlines": outline(logprobs, chosen)}
+            for name, values in seen.items():
+                found.setdefault(name, []).append(values.cpu())
+        return Scores(**{name: torch.cat(pieces).numpy() for name, pieces in found.items()})
+
+    def peak_memory(self, call: Callable[[], object]) -> list[int]:
+        """See `qbench.engine.torch.memory`."""
+        return peak_bytes(self.loaded, call)
+
+
+class TorchSession:
+    """A decoder that takes and gives NumPy arrays."""
+
+    def __init__(self, generate: Callable[[torch.Tensor, int], Generation], device: torch.device) -> None:
+        self._generate: Callable[[torch.Tensor, int], Generation] | None = generate
+        self._device = device
+
+    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+        """See `qbench.engine.torch.decode.generate`; the prompts are on the device before its clock begins."""
+        assert self._generate is not None, "the session is closed"
+        return self._generate(torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device), new_tokens)
+
+    def close(self) -> None:
+        """Give the cache back, so that it is neither counted nor in the way of the next one."""
+        self._generate = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _context(loaded: LoadedModel) -> int | None:
+    config = loaded.model.config
+    for part in (config.get_text_config(decoder=True), config):
+        for name in CONTEXT_NAMES:
+            if length := getattr(part, name, None):
+                return int(length)
+    length = getattr(loaded.tokenizer, "model_max_length", None)
+    return int(length) if length and length < TOKENIZER_INFINITY else None

@@ -1,0 +1,15 @@
+"""From how many rows of activations on a kernel dequantizes, and in blocks of which size: what its memory depends on.
+
+Imports nothing, so that memory can be predicted where torch is not loaded.
+"""
+
+TILE_ROWS = 16
+"""Rows of a weight that the C kernel keeps together."""
+
+DEQUANTIZE_FROM, DEQUANTIZE_FROM_AMX = 64, 1536
+"""Rows of activations from which dequantizing a block and torch's product are faster than the C kernel's product."""
+BLOCK_BYTES, BLOCK_BYTES_AMX = 1 << 21, 1 << 24
+"""Of such a block."""
+
+TRITON_MAX_ROWS = 64
+"""Rows of activations up to which Triton multiplies by codes; more of them meet a weight that was dequantized whole."""

@@ -1,0 +1,74 @@
+"""A measure that fails, or that an engine cannot take, leaves the others of its cell alone."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from qbench import demo
+from qbench.records.run import Run, read_run
+from tests.support.plugin import install_example
+
+QUICK = {"batch_sizes": [1], "seq_len": 12, "new_tokens": 4, "warmup": 0, "trials": 1}
+
+
+def qbench_run(folder: Path, backends: list[str], **measure: object) -> tuple[int, Run, str]:
+    settings = {
+        "name": "r",
+        "model": {"demo": True},
+        "dtype": "float32",
+        "backends": [{"kind": kind} for kind in backends],
+        "measure": {"memory": {"seq_len": 16}, **measure},
+    }
+    (folder / "r.yaml").write_text(yaml.safe_dump(settings))
+    paths = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "qbench", "run", "r.yaml"],
+        cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, read_run(folder / "results" / "r"), done.stdout + done.stderr
+
+
+def test_a_measure_that_fails_leaves_the_others_and_is_taken_again(tmp_path: Path) -> None:
+    """Questions that are damaged: speed and perplexity are measured all the same, and only MMLU the second time."""
+    data = shutil.copytree(demo.MMLU_DIR, tmp_path / "mmlu")
+    damaged = sorted((data / "test").glob("*.csv"))[0]
+    whole = damaged.read_text(encoding="utf-8")
+    damaged.write_text("only,three,columns\n", encoding="utf-8")
+    measures = {
+        "mmlu": {"data": str(data), "limit": 1, "num_fewshot": 0},
+        "throughput": QUICK,
+        "perplexity": {"text": "demo", "window": 64, "limit": 2},
+    }
+    status, run, _ = qbench_run(tmp_path, ["fp16"], **measures)
+    assert status == 1
+    (cell,) = run.cells.to_dict("records")
+    assert cell["status"] == "error"
+    assert damaged.name in cell["error"]
+    assert list(run.throughput["status"]) == ["ok"]
+    assert len(run.perplexity) == 1
+    assert run.accuracy.empty
+    damaged.write_text(whole, encoding="utf-8")
+    status, again, said = qbench_run(tmp_path, ["fp16"], **measures)
+    assert status == 0, said
+    assert list(again.cells["status"]) == ["ok"]
+    assert not again.accuracy.empty
+    assert again.throughput.equals(run.throughput)
+    assert again.perplexity.equals(run.perplexity)
+
+
+def test_what_an_engine_cannot_measure_is_said_and_is_no_failure(tmp_path: Path) -> None:
+    install_example(tmp_path / "site", "numpy_engine")
+    generations = {"prompts": ["Who"], "new_tokens": 2}
+    status, run, said = qbench_run(
+        tmp_path, ["numpy"], throughput=QUICK | {"kv_cache": "int8"}, generations=generations
+    )
+    assert status == 0, said
+    (cell,) = run.cells.to_dict("records")
+    assert cell["status"] == "ok"
+    assert cell["unsupported"] == "throughput: the engine cannot do what it needs: kv_cache"
+    assert run.throughput.empty
+    assert (run.folder / "generations.jsonl").read_text().count("\n") == 1
