@@ -1,5 +1,6 @@
 # make smoke       install, measure five backends on the demo model, draw the plots
-# make test        install, lint, types, tests
+# make test        install, lint, types, and every test but the long loops
+# make test-all    those, too
 # make docs        the documentation as a site, links checked
 # make audit       known vulnerabilities of the pinned packages
 # make bench       our INT4 against other kernels on this CPU
@@ -7,6 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests share what they measured, so they stay in one process.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
 STAMP := $(VENV)/installed
 # Also inside build environments, where a plain -c does not reach: gptqmodel builds from source.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -16,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OUT ?= results/bench
 STEPS ?= check tune linears models awq gptq
 
-.PHONY: help setup smoke test lint docs audit bench bench-gpu gpu-wheels clean
+.PHONY: help setup smoke test test-all lint docs audit bench bench-gpu gpu-wheels clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,8 +42,11 @@ lint: setup  ## ruff, mypy and the borders between folders
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## lint, types, tests
-	$(BIN)/pytest
+test: lint  ## lint, types, and every test but the long loops (10 minutes on 2 cores)
+	$(PYTEST) -m 'not long'
+
+test-all: test  ## `make test`, and then the loops of minutes
+	$(PYTEST) -m long
 
 docs:  ## the documentation as a site in site/, every link checked
 	$(PYTHON) -m venv build/docs

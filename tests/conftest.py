@@ -39,3 +39,26 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(f"w{index}" for index in word_ids()))
     return str(path)
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test fork their workers from a process that has imported their libraries."""
+    from tests.support.warm import WarmExecutor  # not at the top: most tests start no worker
+
+    monkeypatch.setattr("qbench.run.local.LocalExecutor", WarmExecutor)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail when anything but a GPU or its data was missing")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under `--no-skips`, a skip is a failure unless it wants a GPU, or data that nobody pointed at."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--no-skips") or reporter is None:
+        return
+    allowed = ("Skipped: gpu:",) if os.environ.get("QBENCH_TEST_DATA") else ("Skipped: gpu:", "Skipped: data:")
+    if any(not report.longrepr[2].startswith(allowed) for report in reporter.stats.get("skipped", [])):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from qbench.cli.app import app
 from qbench.errors import QbenchError
 from qbench.run import checkpoints, fingerprint
-from tests.test_runner import config, run
+from tests.support.runs import config, run
 
 FACTS = {"model": "m", "kind": "awq", "group_size": 128}
 

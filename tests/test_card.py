@@ -14,7 +14,7 @@ from qbench.errors import QbenchError
 from qbench.records.rows import GenerationRow
 from qbench.records.run import read_run
 from tests.support.made_up_run import FIVE_ANSWERS, MODEL, cell, five_cells, identity, made_up_run, measured, text
-from tests.test_markdown import read
+from tests.support.markdown import read
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 SMOKE = PUBLISHED / "smoke-xeon-2core"

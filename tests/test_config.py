@@ -11,12 +11,9 @@ import qbench.backends
 from qbench.config import ModelConfig, PerplexityConfig, RunConfig, backend_kinds, load, matrix
 from qbench.errors import QbenchError
 from qbench.model import find
+from tests.support.runs import run_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-
-
-def run_config(**changes: object) -> RunConfig:
-    return RunConfig.model_validate({"name": "r", "model": {"demo": True}, "backends": [{"kind": "fp16"}]} | changes)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

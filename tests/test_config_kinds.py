@@ -30,8 +30,10 @@ from qbench.run import fingerprint
 from qbench.run.job import config_of
 from qbench.show.plots.style import cell_styles
 from tests.support import tiny_llama as tiny
+from tests.support.architectures import LLAMA, architecture
 from tests.support.plugin import EXAMPLES, install, install_example
-from tests.test_predict import CPU, DIMENSIONS, LLAMA, architecture, measured_peak, options
+from tests.support.predictions import CPU, DIMENSIONS, measured_peak
+from tests.support.tiny_variants import options
 
 MODULE = "qbench_int8_rows"
 ROWS = tiny.LAYERS * (2 * tiny.HIDDEN + 2 * tiny.KV + 2 * tiny.INTERMEDIATE + tiny.HIDDEN)

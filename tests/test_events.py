@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from qbench.run.events import EventLog, EventReader, ProgressEvent, UnitEvent, read_units
-from tests.test_results import throughput
+from tests.support.rows import throughput
 
 
 def test_units_and_progress_come_back_in_order_and_once(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
 from qbench.config import RunConfig
@@ -20,26 +19,27 @@ from qbench.run.events import ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
-from qbench.run.local import LocalExecutor
 from tests.support.running import execute
-from tests.test_runner import QUICK, Watcher, config, interpreter, run
+from tests.support.runs import QUICK, config, interpreter, run
+from tests.support.warm import WarmExecutor, workers
+from tests.support.watchers import Watcher
 
-KILLS = 50
+LONGEST_S = 4.0
+"""Seconds after which a worker is killed at the latest, about what a cell takes."""
 TIMES = ("load_s", "quantize_s", "load_peak_bytes", "peak_rss_bytes", "cached", "read_bytes_per_s")
 """Columns of cells.csv that no two runs have alike."""
 
 
-class Killer(LocalExecutor):
+class Killer(WarmExecutor):
     """Kills the worker at a random moment of what it does."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.kills = 0
-        self.longest_s = 8.0
         self._random = random.Random(seed)
 
     def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
-        timer = threading.Timer(self._random.uniform(0, self.longest_s), self._kill)
+        timer = threading.Timer(self._random.uniform(0, LONGEST_S), self._kill)
         timer.start()
         try:
             return super().run(job, out, log, progress)
@@ -48,9 +48,9 @@ class Killer(LocalExecutor):
             timer.join()
 
     def _kill(self) -> None:
-        for child in psutil.Process().children():
+        for worker in workers():
             self.kills += 1
-            child.kill()
+            worker.kill()
 
 
 def everything() -> RunConfig:
@@ -82,8 +82,8 @@ def figures(folder: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-@pytest.mark.timeout(1500)  # fifty starts of a worker
-def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.long)])
+def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_path: Path, kills: int) -> None:
     settings = everything()
     expected = figures(run(settings, tmp_path / "undisturbed")[0])
     assert {name: len(frame) for name, frame in expected.items()} == {
@@ -92,15 +92,15 @@ def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_p
     }  # fmt: skip
     killer = Killer(seed=0)
     rounds = 0
-    while killer.kills < KILLS:
+    while killer.kills < kills:
         rounds += 1
-        for _ in range(KILLS):
+        for _ in range(kills + 1):
             folder, ok = execute(
                 settings,
                 tmp_path / str(rounds),
                 Watcher(),
                 command="",
-                executor=killer if killer.kills < KILLS else None,
+                executor=killer if killer.kills < kills else WarmExecutor(),
             )
             crashed = read_run(folder).cells.query("status != 'ok'")
             # Also a cell that the killed one was to be compared with.

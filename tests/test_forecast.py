@@ -8,7 +8,7 @@ from qbench.machine.environment import GPU, Environment
 from qbench.plan import cells as plan
 from qbench.plan import forecast
 from qbench.show import forecast as forecast_table
-from tests.test_config import run_config
+from tests.support.runs import run_config
 
 GIB = 2**30
 TIMED = {"throughput": {"batch_sizes": [1, 8, 32], "seq_len": 2048, "new_tokens": 128, "trials": 3, "warmup": 1}}

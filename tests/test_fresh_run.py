@@ -1,8 +1,6 @@
 """Every command on a run that was just made: what they read is what `qbench run` writes today."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +8,7 @@ import pytest
 import yaml
 
 from qbench.machine.bandwidth import of_host
+from tests.support.cli import qbench
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 SHORT = [
@@ -17,12 +16,6 @@ SHORT = [
     "measure.sustained={minutes: 0.02, window_s: 0.3, seq_len: 64, new_tokens: 16}", "measure.mmlu.limit=10",
     "measure.noise_floor=null", "measure.perplexity.limit=2048",
 ]  # fmt: skip
-
-
-def qbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "qbench", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,9 @@ from qbench.backends.int4.stream import quantizer
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, quantize
-from tests.support.running import execute
+from tests.support.runs import config, run
 from tests.support.tiny_llama import save_tiny_llama
-from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, qwen2, save
-from tests.test_int4_stream import options
-from tests.test_runner import Watcher, config
+from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, options, qwen2, save
 
 PLAIN = Int4(kind="int4", search="none", group_size=32)
 
@@ -170,14 +168,14 @@ def test_a_run_says_how_its_checkpoint_was_quantized(source: Path, whole: Path, 
         {"kind": "int4", "checkpoint": whole},
         {"kind": "int4", "label": "now", "search": "none", "group_size": 32},
     ]
-    folder, ok = execute(config(source, cells, measure={}), tmp_path, Watcher(), command="")
+    folder, ok, _ = run(config(source, cells, measure={}), tmp_path)
     assert ok
     rows = pd.read_csv(folder / "cells.csv").set_index("label")
     assert list(rows["group_size"]) == [32, 32]
     assert list(rows["effective_bits_per_weight"]) == [5, 5]
     assert list(rows["quantize_s"].isna()) == [True, False]
     with pytest.raises(QbenchError, match="group_size 64 is asked for"):
-        execute(config(source, [{**cells[0], "group_size": 64}], name="s", measure={}), tmp_path, Watcher(), command="")
+        run(config(source, [{**cells[0], "group_size": 64}], name="s", measure={}), tmp_path)
     assert not (tmp_path / "s").exists()
 
 

@@ -27,14 +27,10 @@ from qbench.engine.torch.loaded import block_linears
 from qbench.engine.torch.memory import peak_live_bytes
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, QuantLinear, dequantize, quantize, quantize_model
-from qbench.model.load import LoadOptions, load_pretrained
-from tests.support.tiny_variants import LARGEST_TENSOR, TOKENS, assert_same, llama, mixtral, neox, qwen2, save
+from qbench.model.load import load_pretrained
+from tests.support.tiny_variants import LARGEST_TENSOR, TOKENS, assert_same, llama, mixtral, neox, options, qwen2, save
 
 PLAIN = Int4(search="none", group_size=32, kernel="reference")
-
-
-def options(folder: Path, dtype: torch.dtype = torch.bfloat16) -> LoadOptions:
-    return LoadOptions(folder=folder, device=torch.device("cpu"), dtype=dtype, work=folder)
 
 
 def streamed(folder: Path, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:

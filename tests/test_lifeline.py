@@ -7,8 +7,7 @@ from pathlib import Path
 import psutil
 
 from qbench.run import job
-from tests.test_cli import YAML
-from tests.test_runner import interpreter
+from tests.support.runs import YAML, interpreter
 
 ECHO = (
     "import sys; from qbench.run import job; line = job.receive(); "

@@ -9,7 +9,7 @@ import pytest
 from qbench.records.redact import Redactor
 from qbench.run import logs
 from qbench.run.logs import BoundedLog, PipeReader
-from tests.test_runner import config, interpreter, run
+from tests.support.runs import config, interpreter, run
 
 NOTHING = Redactor(set(), set())
 SECRET = "the-secret-of-the-house"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
-
 import pytest
 from markdown_it import MarkdownIt
 
 from qbench.show.markdown import code, fenced, inline, preformatted
+from tests.support.markdown import read
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -28,25 +27,6 @@ HOSTILE = [
     "---",
     "===",
 ]
-
-
-class _Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def read(markdown: str) -> _Reader:
-    reader = _Reader()
-    reader.feed(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown))
-    return reader
 
 
 @pytest.mark.parametrize("text", HOSTILE)

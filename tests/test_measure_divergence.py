@@ -23,9 +23,9 @@ from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
 from qbench.measure.divergence import kl_divergence
 from qbench.records.run import read_run
+from tests.support.perplexity import WINDOW, Cell, logprobs_by_hand
+from tests.support.runs import config, interpreter, run
 from tests.support.tiny_llama import VOCAB, options, word_ids
-from tests.test_measure_perplexity import WINDOW, Cell, logprobs_by_hand
-from tests.test_runner import config, interpreter, run
 
 SETTINGS = {"window": WINDOW, "top_k": 8}
 DEMO = {"text": "demo", "window": 512, "limit": 4}

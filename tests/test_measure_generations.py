@@ -24,9 +24,8 @@ from qbench.measure import generations
 from qbench.measure.base import Context
 from qbench.records.rows import GenerationRow, Row
 from qbench.run.folder import RunFolder
-from tests.support.running import execute
+from tests.support.runs import config, run
 from tests.support.tiny_llama import options, save_tiny_llama
-from tests.test_runner import Watcher, config
 
 IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
 PROMPTS = ("w4 w5 w6", "w7", "w8 nowhere w9")
@@ -127,7 +126,7 @@ UNITS = {"fp16": {"cell": "k"}}
 def test_a_run_writes_a_line_a_prompt_and_fresh_removes_them(tiny_llama: Path, tmp_path: Path) -> None:
     measures = {"generations": {"prompts": PROMPTS, "new_tokens": 4}}
     settings = config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}], measure=measures)
-    folder, ok = execute(settings, tmp_path, Watcher(), command="")
+    folder, ok, _ = run(settings, tmp_path)
     assert ok
     lines = [json.loads(line) for line in (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["label"], line["prompt"]) for line in lines] == [(c, p) for c in ("fp16", "int4") for p in PROMPTS]

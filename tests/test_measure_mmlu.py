@@ -28,8 +28,7 @@ from qbench.measure.base import Context
 from qbench.measure.lm_eval import harness
 from qbench.measure.lm_eval.mmlu_data import find_subjects, known_subjects, load_tasks, read_questions, task_manager
 from qbench.records.rows import AccuracyRow, Row
-
-PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
+from tests.support.data import MMLU, needs_mmlu
 
 Record = tuple[str, str, str, str, str, str]
 
@@ -473,9 +472,9 @@ def test_demo_is_the_folder_of_the_demo_model(folder: Path, monkeypatch: pytest.
     assert [task.task_name for task in tasks] == [f"mmlu_{subject}" for subject in SUBJECTS]
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published questions are not at {PUBLISHED}")
+@needs_mmlu
 @pytest.mark.parametrize(("split", "count"), [("test", 14042), ("dev", 285)])
 def test_the_published_files_are_read_whole(split: str, count: int) -> None:
-    assert find_subjects(PUBLISHED) == known_subjects()
-    read = [row for s in known_subjects() for row in read_questions(PUBLISHED / split / f"{s}_{split}.csv", s)]
+    assert find_subjects(MMLU) == known_subjects()
+    read = [row for s in known_subjects() for row in read_questions(MMLU / split / f"{s}_{split}.csv", s)]
     assert len(read) == count

@@ -22,10 +22,8 @@ from qbench.measure import mmlu, noise_floor
 from qbench.measure.base import Context
 from qbench.records.rows import NoiseRow, Row
 from qbench.records.run import read_run
-from tests.support.running import execute
+from tests.support.runs import run, run_config
 from tests.support.tiny_llama import options
-from tests.test_config import run_config
-from tests.test_runner import Watcher
 
 SUBJECTS = ("invented_birds", "invented_rivers")
 MMLU = {"data": "demo", "subjects": SUBJECTS[:1], "limit": 3, "batch_size": 2}
@@ -136,7 +134,7 @@ def test_true_in_a_file_asks_for_the_defaults(tmp_path: Path) -> None:
 def test_a_limited_run_leaves_a_noise_floor_and_never_enters_the_summary(tmp_path: Path) -> None:
     measure = {"memory": {"seq_len": 8}, "mmlu": MMLU, "noise_floor": {"batch_size": 1}}
     settings = run_config(backends=[{"kind": "fp16"}, {"kind": "int4"}], measure=measure, threads=1)
-    folder, ok = execute(settings, tmp_path, Watcher(), command="")
+    folder, ok, _ = run(settings, tmp_path)
     assert ok
     data = read_run(folder)
     assert data.warnings == ()
@@ -158,7 +156,7 @@ def test_nan_is_an_error_row_that_says_so(tmp_path: Path) -> None:
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     measure = {"memory": {"seq_len": 8}, "mmlu": {"data": "demo", "subjects": SUBJECTS[:1], "limit": 1}}
     settings = run_config(model={"path": str(model)}, measure=measure, threads=1)
-    folder, ok = execute(settings, tmp_path, Watcher(), command="")
+    folder, ok, _ = run(settings, tmp_path)
     assert not ok
     row = pd.read_csv(folder / "summary.csv").iloc[0]
     assert row["status"] == "error"

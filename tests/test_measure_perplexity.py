@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,61 +15,19 @@ from transformers import AutoTokenizer
 from qbench import demo
 from qbench.backends import fp16
 from qbench.backends.fp16 import FP16
-from qbench.config import PerplexityConfig
 from qbench.engine.torch import logprobs
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel, block_linears
 from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
-from qbench.measure import perplexity, windows
-from qbench.measure.base import Context, Reference
-from qbench.records.rows import PerplexityRow, Row
+from qbench.measure import windows
+from tests.support.perplexity import WINDOW, Cell, logprobs_by_hand
 from tests.support.tiny_llama import VOCAB, options, save_tiny_llama, word_ids
-
-WINDOW = 16
-
-
-@dataclass
-class Cell:
-    """A cell of a run whose files lie in `folder`, and what it gave."""
-
-    folder: Path
-    label: str = "fp16"
-    fingerprint: str = "f"
-    rows: list[PerplexityRow] = field(default_factory=list)
-    steps: list[tuple[str, int, int]] = field(default_factory=list)
-
-    @property
-    def logprobs(self) -> Path:
-        return self.folder / "reference" / "logprobs.safetensors"
-
-    def measure(self, loaded: LoadedModel, **settings: object) -> PerplexityRow:
-        context = Context(
-            identity={"run": "r", "model": "m", "backend": "fp16", "label": self.label},
-            emit=self._keep,
-            progress=lambda *step: self.steps.append(step),
-            seed=0,
-            answers=self.folder,
-            reference=Reference("fp16", self.label == "fp16", self.logprobs, self.fingerprint),
-        )
-        perplexity.measure(TorchEngine(loaded), PerplexityConfig.model_validate(settings), context)
-        return self.rows[-1]
-
-    def _keep(self, row: Row) -> None:
-        assert isinstance(row, PerplexityRow)
-        self.rows.append(row)
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return fp16.load(options(tiny_llama, tmp_path_factory.mktemp("work"), torch.float32), FP16(), None)
-
-
-@torch.no_grad()
-def logprobs_by_hand(loaded: LoadedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """float64 [windows, window - 1, vocabulary], of a float64 copy of the model."""
-    exact = copy.deepcopy(loaded.model).double()
-    return torch.stack([exact(window[None]).logits[0, :-1].log_softmax(-1) for window in tokens])
 
 
 def test_perplexity_is_that_of_float64(loaded: LoadedModel, words_file: str, tmp_path: Path) -> None:

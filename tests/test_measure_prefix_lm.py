@@ -29,9 +29,9 @@ from qbench.errors import QbenchError
 from qbench.measure.lm_eval import harness
 from qbench.measure.lm_eval.adapter import EngineLM
 from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
+from tests.support.data import MMLU, needs_mmlu
 from tests.support.tiny_llama import options
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
 MAX_LENGTH = 128
 VOCABULARY = 400
 
@@ -286,8 +286,8 @@ def evaluate_subjects(loaded: LoadedModel, share: bool, config: MMLUConfig) -> t
     [
         MMLUConfig(data="demo", limit=12),
         pytest.param(
-            MMLUConfig(data=str(PUBLISHED), subjects=("abstract_algebra", "high_school_us_history"), limit=6),
-            marks=pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"no questions at {PUBLISHED}"),
+            MMLUConfig(data=str(MMLU), subjects=("abstract_algebra", "high_school_us_history"), limit=6),
+            marks=needs_mmlu,
         ),
     ],
     ids=["demo", "published"],

@@ -29,9 +29,9 @@ from qbench.model.kv_cache import QuantizedKeysAndValues, group_size
 from qbench.plan import cells
 from qbench.plan.memory import Prediction
 from tests.support import tiny_llama as tiny
-from tests.test_config import run_config
-from tests.test_measure_throughput import measured
-from tests.test_predict import architecture
+from tests.support.architectures import architecture
+from tests.support.runs import run_config
+from tests.support.throughput import measured
 
 needs_hqq = pytest.mark.skipif(find_spec("hqq") is None, reason="hqq is not installed")
 

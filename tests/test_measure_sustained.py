@@ -21,9 +21,9 @@ from qbench.measure import sustained
 from qbench.measure.base import Context
 from qbench.records.rows import Row, SustainedRow
 from qbench.records.run import read_run
+from tests.support.runs import config, run
+from tests.support.throughput import Script
 from tests.support.tiny_llama import options
-from tests.test_measure_throughput import Script
-from tests.test_runner import config, run
 
 IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
 SHORT = {"seq_len": 12, "new_tokens": 4}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,52 +11,16 @@ import torch
 
 from qbench.backends import fp16
 from qbench.backends.fp16 import FP16
-from qbench.config import ThroughputConfig
-from qbench.engine.torch.engine import TorchEngine, TorchSession
+from qbench.engine.torch.engine import TorchSession
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.machine.conditions import Conditions
 from qbench.measure import throughput
-from qbench.measure.base import Context
-from qbench.records.rows import Row, ThroughputRow
+from tests.support.throughput import Script, measured
 from tests.support.tiny_llama import options
-
-IDENTITY = {"run": "r", "model": "m", "backend": "fp16", "label": "fp16"}
-SHORT = {"batch_sizes": [2], "seq_len": 12, "new_tokens": 4, "warmup": 0}
-
-
-class Script:
-    """A sampler that finds one condition after another, and notes when it was asked."""
-
-    def __init__(self, validity: Sequence[str]) -> None:
-        self._validity = iter(validity)
-        self.calls: list[str] = []
-
-    def sample(self) -> str:
-        self.calls.append("sample")
-        return "before"
-
-    def since(self, before: str) -> Conditions:
-        assert before == "before"
-        self.calls.append("since")
-        return Conditions(validity=next(self._validity), foreign_cpu=0.01, steal=None, cpu_mhz=2600)
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return fp16.load(options(tiny_llama, tmp_path_factory.mktemp("work"), torch.float32), FP16(), None)
-
-
-def measured(loaded: LoadedModel, sampler: Script | None, folder: Path, **settings: Any) -> list[ThroughputRow]:
-    emitted: list[Row] = []
-    context = Context(
-        identity=IDENTITY,
-        emit=lambda *rows, unit: emitted.extend(rows),
-        progress=lambda *_: None,
-        seed=0,
-        answers=folder,
-    )
-    throughput.measure(TorchEngine(loaded), ThroughputConfig.model_validate(SHORT | settings), context, sampler)
-    return [row for row in emitted if isinstance(row, ThroughputRow)]
 
 
 def test_a_disturbed_trial_is_kept_and_marked(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from qbench.machine import environment
 from qbench.model import find
 from qbench.run.job import Job
 from qbench.run.ray.actor import NodeCell, Parcel, check_version, facts
-from tests.test_runner import interpreter
+from tests.support.runs import interpreter
 
 
 @pytest.fixture

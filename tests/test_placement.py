@@ -2,7 +2,7 @@ import pytest
 
 from qbench.errors import QbenchError
 from qbench.run.ray.resources import Request, request
-from tests.test_config import run_config
+from tests.support.runs import run_config
 
 CPU_NODE = {"CPU": 16.0, "memory": 64.0 * 2**30, "node:10.0.0.1": 1.0}
 SMALL_NODE = {"CPU": 4.0, "memory": 8.0 * 2**30}

@@ -7,7 +7,7 @@ from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.plan import cells
 from qbench.plan.cells import Plan
-from tests.test_config import run_config
+from tests.support.runs import run_config
 
 TWO = [{"kind": "fp16"}, {"kind": "int4"}]
 

@@ -1,6 +1,7 @@
 """Predictions against models that are really loaded and run, and against arithmetic by hand."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,32 +17,22 @@ from qbench.backends.int4 import Int4
 from qbench.backends.nf4 import NF4
 from qbench.config import Backend
 from qbench.config.target import Target
-from qbench.engine.torch.decode import make_decoder
-from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities
 from qbench.engine.torch.memory import peak_bytes
+from qbench.int4 import native
 from qbench.machine import environment
-from qbench.measure.base import random_prompt
 from qbench.model import random_weights
-from qbench.model.architecture import Architecture, parse
+from qbench.model.architecture import parse
 from qbench.model.find import shapes
-from qbench.model.load import LoadOptions
 from qbench.plan.memory import Prediction
+from tests.support.architectures import LLAMA, architecture
+from tests.support.levels import levels
+from tests.support.predictions import CPU, DIMENSIONS, measured_peak
+from tests.support.tiny_variants import options
 
-CPU = Target("cpu", 2, environment.detect().cpu_features)
 GPU = Target("cuda", 2)
 
-DIMENSIONS = {
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 2048,  # with which a thread's buffers of torch's own product are under 2 %
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-}
 MODELS = {
     "llama": {},
     "llama-biased": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
@@ -65,32 +56,35 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def architecture(folder: Path) -> Architecture:
-    return parse(json.loads((folder / "config.json").read_text()), "x")
-
-
-def options(folder: Path, dtype: torch.dtype = torch.bfloat16) -> LoadOptions:
-    return LoadOptions(folder=folder, device=torch.device("cpu"), dtype=dtype, work=folder)
-
-
-def measured_peak(loaded: LoadedModel, batch_size: int, prompt: int, seq_len: int) -> int:
-    tokens = torch.from_numpy(random_prompt(TorchEngine(loaded), batch_size, prompt, seed=0))
-
-    def forward() -> None:
-        with torch.inference_mode():
-            make_decoder(loaded.model, "eager", batch_size, seq_len).prefill(tokens)
-
-    return sum(peak_bytes(loaded, forward))
-
-
-@pytest.mark.parametrize("backend", [FP16(), Int4(group_size=32)], ids=["fp16", "int4"])
-def test_weights_and_peak_of_every_family_are_those_of_the_loaded_model(folder: Path, backend: Backend) -> None:
-    loaded = (fp16 if isinstance(backend, FP16) else int4).load(options(folder), backend, None)
-    predicted = Prediction(architecture(folder), backend, replace(CPU, kernel=loaded.kernel))
+def assert_predicted(loaded: LoadedModel, predicted: Prediction) -> None:
+    """Weights within 0.1 % and peaks within 2 %."""
     assert predicted.weights().total == pytest.approx(loaded.weight_bytes, rel=0.001)
     for batch_size, prompt in ((1, 256), (4, 240)):
         peak = predicted.generation_bytes(batch_size, prompt, 256)
         assert peak == pytest.approx(measured_peak(loaded, batch_size, prompt, 256), rel=0.02)
+
+
+def test_weights_and_peak_of_every_family_are_those_of_the_loaded_model(folder: Path) -> None:
+    loaded = fp16.load(options(folder), FP16(), None)
+    assert_predicted(loaded, Prediction(architecture(folder), FP16(), CPU))
+
+
+@pytest.fixture
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """INT4's kernels use these instructions at most."""
+    monkeypatch.setenv("QBENCH_CPU_LEVEL", request.param)
+    native.level.cache_clear()
+    yield
+    native.level.cache_clear()
+
+
+@pytest.mark.parametrize("level", levels(), indirect=True)
+@pytest.mark.usefixtures("level")
+def test_int4s_weights_and_peak_are_predicted_at_every_level(folder: Path) -> None:
+    backend = Int4(group_size=32)
+    loaded = int4.load(options(folder), backend, None)
+    target = Target("cpu", 2, environment.detect().cpu_features)
+    assert_predicted(loaded, Prediction(architecture(folder), backend, replace(target, kernel=loaded.kernel)))
 
 
 @pytest.mark.parametrize(
@@ -139,9 +133,6 @@ def test_shipped_shapes_have_the_parameters_that_transformers_builds(name: str, 
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**content))
     assert parse(content, name).parameters == sum(parameter.numel() for parameter in model.parameters())
     assert parse(content, name).parameters == pytest.approx(billions * 1e9, rel=0.005)
-
-
-LLAMA = parse(json.loads(shapes()["llama-3-8b"].read_text()), "llama-3-8b")
 
 
 @pytest.mark.parametrize(

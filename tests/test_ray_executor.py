@@ -27,7 +27,8 @@ from qbench.run.executor import Executor
 from qbench.run.local import LocalExecutor
 from qbench.run.ray.executor import connect
 from tests.support.running import execute
-from tests.test_runner import Watcher, interpreter
+from tests.support.runs import interpreter
+from tests.support.watchers import Watcher
 
 # Before ray is imported: it would take any other address of this machine for 127.0.0.1.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbench.records.redact import LINE_BYTES, MARGIN_BYTES, Redactor
-from tests.test_runner import config, interpreter, run
+from tests.support.runs import config, interpreter, run
 
 TOKEN = "hf_" + "aB3" * 10
 

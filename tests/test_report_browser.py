@@ -16,7 +16,10 @@ playwright = pytest.importorskip("playwright.sync_api")
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium; apt-get install chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium; apt-get install chromium"),
+]
 
 
 @dataclass

@@ -15,13 +15,7 @@ from qbench.records import csvtext
 from qbench.records.files import write_atomically
 from qbench.records.rows import TABLES, AccuracyRow, CellRow, Row, ThroughputRow
 from qbench.records.run import RunRecord, find_runs, read_run, read_table, write_frame, write_table
-
-IDENTITY = {"run": "r", "model": "m", "backend": "int4", "label": "int4"}
-
-
-def throughput(**fields: object) -> ThroughputRow:
-    base = {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 4, "decode_mode": "eager", "trial": 0, "status": "ok"}
-    return ThroughputRow.model_validate(IDENTITY | base | fields)
+from tests.support.rows import IDENTITY, throughput
 
 
 def record() -> RunRecord:

@@ -22,7 +22,7 @@ from qbench.records.run import read_run
 from qbench.run.events import EventLog, UnitEvent, read_units
 from qbench.run.fingerprint import CELL
 from qbench.run.folder import locked
-from tests.test_runner import QUICK, config, in_order, interpreter, run
+from tests.support.runs import QUICK, config, in_order, interpreter, run
 
 INT4 = [{"kind": "int4"}]
 
@@ -178,8 +178,7 @@ def test_a_run_that_was_killed_goes_on(tiny_llama: Path, tmp_path: Path) -> None
     config_file.write_text(settings.model_dump_json())
     code = (
         "import sys; from pathlib import Path; from tests.support.running import execute\n"
-        "from qbench.config import RunConfig\n"
-        "from tests.test_runner import Watcher\n"
+        "from qbench.config import RunConfig; from tests.support.watchers import Watcher\n"
         "execute(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Watcher(), "
         "command='')"
     )

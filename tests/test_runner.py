@@ -3,9 +3,7 @@
 The worker of a cell is whatever `python:` names, so a script in its place crashes, hangs or starves for real.
 """
 
-import random
 import signal
-import stat
 import sys
 import time
 from pathlib import Path
@@ -14,64 +12,17 @@ import pandas as pd
 import psutil
 import pytest
 
-from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.int4 import native
 from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
-from qbench.run.events import ProgressEvent
 from tests.support.running import execute
+from tests.support.runs import config, in_order, interpreter, run
+from tests.support.warm import WarmExecutor, workers
+from tests.support.watchers import Watcher
 
 KERNEL = "cpu" if native.library() else "aten"
-QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}
-
-
-class Watcher:
-    """Keeps what a reporter is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.finished: list[CellRow] = []
-        self.events: list[ProgressEvent] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def cell_started(self, label: str, number: int, total: int) -> None:
-        pass
-
-    def progress(self, event: ProgressEvent) -> None:
-        self.events.append(event)
-
-    def cell_finished(self, row: CellRow) -> None:
-        self.finished.append(row)
-
-
-def config(model: Path, backends: list[dict[str, object]], **changes: object) -> RunConfig:
-    base = {"name": "r", "model": {"path": model}, "backends": backends, "measure": QUICK}
-    return RunConfig.model_validate(base | changes)
-
-
-def run(
-    settings: RunConfig, results: Path, *, fresh: bool = False, only: tuple[str, ...] = ()
-) -> tuple[Path, bool, Watcher]:
-    watcher = Watcher()
-    folder, ok = execute(settings, results, watcher, command="qbench run x", fresh=fresh, only=only)
-    return folder, ok, watcher
-
-
-def in_order(cells: int) -> int:
-    """A seed under which cells run in the order of the configuration."""
-    return next(seed for seed in range(10**6) if random.Random(seed).sample(range(cells), cells) == [*range(cells)])
-
-
-def interpreter(folder: Path, script: str) -> str:
-    """An executable that stands in for a worker's Python."""
-    path = folder / f"python-{abs(hash(script))}"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +215,8 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
             signal.alarm(2)
 
     with pytest.raises(KeyboardInterrupt):
-        execute(settings, tmp_path / "results", Impatient(), command="qbench run x")
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+        execute(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=WarmExecutor())
+    assert not workers()
     data = read_run(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
     assert len(data.throughput) == 4

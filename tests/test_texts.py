@@ -12,8 +12,7 @@ from qbench import demo
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
 from qbench.model import texts
-
-WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext2" / "wiki.test.raw"
+from tests.support.data import WIKITEXT, needs_wikitext
 
 HUB_ROWS = ["", " = Robert Boulter = \n", "", " He acted in 2 @,@ 000 plays . \n"]
 PUBLISHED_FILE = " \n = Robert Boulter = \n \n He acted in 2 @,@ 000 plays . \n"
@@ -44,7 +43,7 @@ def test_any_other_file_is_its_text(tmp_path: Path) -> None:
     assert texts.name("wikitext2") == "wikitext2"
 
 
-@pytest.mark.skipif(not WIKITEXT.is_file(), reason="WikiText-2 is not here")
+@needs_wikitext
 def test_the_published_test_set_has_the_rows_of_the_hub() -> None:
     """4,358 rows; every one but the last, blank or not, is followed by two newlines."""
     text = texts.read(str(WIKITEXT), "test", "key")

@@ -21,6 +21,7 @@ from transformers import (
 
 from qbench.int4 import QuantLinear
 from qbench.model import random_weights
+from qbench.model.load import LoadOptions
 
 SHAPE = {
     "hidden_size": 64,
@@ -104,3 +105,8 @@ def contents(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     biases = {f"{n}.bias": layer.bias for n, layer in layers.items() if layer.bias is not None}
     rest = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return plain | biases | {name: t for name, t in rest if name.rpartition(".")[0] not in layers}
+
+
+def options(folder: Path, dtype: torch.dtype = torch.bfloat16) -> LoadOptions:
+    """Load `folder` on the CPU, and work in it."""
+    return LoadOptions(folder=folder, device=torch.device("cpu"), dtype=dtype, work=folder)

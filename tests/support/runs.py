@@ -1,0 +1,52 @@
+"""Configurations of small runs, and the runs themselves."""
+
+import random
+import stat
+from pathlib import Path
+
+from qbench.config import RunConfig
+from tests.support.running import execute
+from tests.support.warm import WarmExecutor
+from tests.support.watchers import Watcher
+
+QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}
+
+YAML = """
+name: tiny
+model: {{path: {model}}}
+backends: [{{kind: fp16}}, {{kind: int4}}]
+measure:
+  throughput: {{batch_sizes: [1, 2], seq_len: 24, new_tokens: 4, trials: 2}}
+"""
+
+
+def run_config(**changes: object) -> RunConfig:
+    return RunConfig.model_validate({"name": "r", "model": {"demo": True}, "backends": [{"kind": "fp16"}]} | changes)
+
+
+def config(model: Path, backends: list[dict[str, object]], **changes: object) -> RunConfig:
+    base = {"name": "r", "model": {"path": model}, "backends": backends, "measure": QUICK}
+    return RunConfig.model_validate(base | changes)
+
+
+def run(
+    settings: RunConfig, results: Path, *, fresh: bool = False, only: tuple[str, ...] = ()
+) -> tuple[Path, bool, Watcher]:
+    watcher = Watcher()
+    folder, ok = execute(
+        settings, results, watcher, command="qbench run x", fresh=fresh, only=only, executor=WarmExecutor()
+    )
+    return folder, ok, watcher
+
+
+def in_order(cells: int) -> int:
+    """A seed under which cells run in the order of the configuration."""
+    return next(seed for seed in range(10**6) if random.Random(seed).sample(range(cells), cells) == [*range(cells)])
+
+
+def interpreter(folder: Path, script: str) -> str:
+    """An executable that stands in for a worker's Python."""
+    path = folder / f"python-{abs(hash(script))}"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
