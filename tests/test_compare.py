@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from qbench.analysis.compare import compare, noise_floor, reference_label, tied
-from qbench.analysis.paired import Flips
+from qbench.analysis.formulas import Flips
 from qbench.records.rows import NoiseRow
 from tests.support.made_up_run import answers, cell, flipped, made_up_run, noise
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import t as student
 
 from qbench.analysis.effects import Answered, accuracy_difference, answered, newcombe_interval, speed_ratio, workload
-from qbench.analysis.paired import Flips
+from qbench.analysis.formulas import Flips
 from tests.support.made_up_run import answers, flipped, made_up_run, measured, subject, trial
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, bootstrap
 
-from qbench.analysis.paired import Flips, count_flips, delta_interval, holm, mcnemar_p_value
+from qbench.analysis.formulas import Flips, count_flips
+from qbench.analysis.paired import delta_interval, holm, mcnemar_p_value
 
 counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000)).map(
     lambda c: Flips(c[0] + c[1] + c[2], c[0], c[1])

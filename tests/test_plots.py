@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Path2D
 from matplotlib.text import Annotation, Text
 
-from qbench.analysis.stats import summarize, wilson_interval
+from qbench.analysis.formulas import wilson_interval
+from qbench.analysis.stats import summarize
 from qbench.config import backend_kinds
 from qbench.records.run import Run
 from qbench.show.plots import style as plot_style

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qbench.analysis.paired import Flips
-from qbench.analysis.stats import speedup
+from qbench.analysis.formulas import Flips, speedup
 from qbench.decide.compare import MemoryChange, compare_runs
 from qbench.decide.provenance import check_same_model, differences
 from qbench.errors import QbenchError

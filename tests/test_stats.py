@@ -11,20 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from qbench.analysis.stats import (
-    CHANCE_LEVEL,
-    batch_sizes,
+from qbench.analysis.formulas import (
     decode_tokens_per_s,
-    decode_trials,
     mean_of_windows,
     pareto_front,
     prefill_tokens_per_s,
     quantile,
     speedup,
     steady_state,
-    summarize,
     wilson_interval,
 )
+from qbench.analysis.stats import CHANCE_LEVEL, batch_sizes, decode_trials, summarize
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,

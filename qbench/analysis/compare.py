@@ -8,7 +8,8 @@ from itertools import combinations
 
 import pandas as pd
 
-from qbench.analysis.paired import Flips, count_flips, holm, mcnemar_p_value
+from qbench.analysis.formulas import Flips, count_flips
+from qbench.analysis.paired import holm, mcnemar_p_value
 from qbench.records.run import Run
 
 SIGNIFICANCE = 0.05

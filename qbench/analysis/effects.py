@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from qbench.analysis.compare import answer_flips
-from qbench.analysis.paired import Flips, delta_interval, mcnemar_p_value
-from qbench.analysis.stats import speedup, wilson_interval
+from qbench.analysis.formulas import Flips, speedup, wilson_interval
+from qbench.analysis.paired import delta_interval, mcnemar_p_value
 from qbench.analysis.validity import SPREAD_BOUND
 from qbench.records.answers import mmlu_rows
 from qbench.records.run import Run
@@ -30,7 +30,7 @@ class SpeedRatio:
     ratio: float
     low: float | None
     high: float | None
-    """The ends of `qbench.analysis.stats.speedup`'s interval; None where one of the two has a single trial."""
+    """The ends of `qbench.analysis.formulas.speedup`'s interval; None where one of the two has a single trial."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -47,7 +47,7 @@ class SpeedRatio:
 
 
 def speed_ratio(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> SpeedRatio:
-    """The second's speed over the first's, from the tokens/s of their trials; see `qbench.analysis.stats.speedup`.
+    """The second's speed over the first's, from the tokens/s of their trials; see `qbench.analysis.formulas.speedup`.
 
     Raises:
         ValueError: there is no trial, or a speed is not positive.

@@ -7,42 +7,12 @@ difference: those flips, in either direction, are all that is counted here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from qbench.analysis.formulas import Flips
 
 RESAMPLES = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Flips:
-    """How the second of two cells differs from the first on `n` common questions."""
-
-    n: int
-    right_to_wrong: int
-    wrong_to_right: int
-
-    @property
-    def flipped(self) -> int:
-        """right_to_wrong + wrong_to_right."""
-        return self.right_to_wrong + self.wrong_to_right
-
-    @property
-    def delta(self) -> float:
-        """Difference of the accuracies, second − first: (wrong_to_right − right_to_wrong) ÷ n."""
-        return (self.wrong_to_right - self.right_to_wrong) / self.n
-
-
-def count_flips(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Flips:
-    """Count over two arrays [questions] that say of each question whether the cell is right.
-
-    Raises:
-        ValueError: there is no question, or the arrays differ in length.
-    """
-    if first.shape != second.shape or not first.size:
-        raise ValueError(f"pairs need the same questions, at least one, not {first.size} and {second.size}")
-    return Flips(first.size, int((first & ~second).sum()), int((~first & second).sum()))
 
 
 def mcnemar_p_value(flips: Flips) -> float:

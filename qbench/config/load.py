@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from qbench.config import RunConfig, backend_class, kind_names
 from qbench.errors import QbenchError
+from qbench.text import one_line, suggestion
 
 MOST_BYTES = 256 << 10
 """Of a file: YAML is read at some 100 kB a second, and configurations are a hundredth of this."""
@@ -194,11 +194,6 @@ def describe(detail: ErrorDetails) -> str:
     return one_line(_described(detail))
 
 
-def one_line(text: str) -> str:
-    """`text` with everything escaped that would break a line or move a cursor."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def _shown(value: Any) -> str:
     """What somebody has written, in short."""
     try:
@@ -227,12 +222,6 @@ def _described(detail: ErrorDetails) -> str:
             return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
         case _:
             return f"{where}: {detail['msg'].lower()}, not {_shown(given)}"
-
-
-def suggestion(word: str, valid: Iterable[str]) -> str:
-    """`; did you mean X?` with the nearest valid word, or nothing."""
-    near = get_close_matches(word, list(valid), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:

@@ -21,12 +21,12 @@ from qbench.analysis.effects import (  # fmt: skip
     kept_in,
     workload,
 )
-from qbench.analysis.paired import Flips
+from qbench.analysis.formulas import Flips
 from qbench.analysis.stats import decode_trials, summarize
 from qbench.analysis.validity import REASONS
-from qbench.config.load import one_line
 from qbench.records.run import Run, display_label
 from qbench.show.phrases import signed
+from qbench.text import one_line
 
 
 @dataclass(frozen=True, slots=True)

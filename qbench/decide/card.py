@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from qbench.analysis.compare import reference_label
 from qbench.analysis.stats import summarize
 from qbench.config import Backend, backend_class
-from qbench.config.load import one_line, suggestion
 from qbench.errors import QbenchError
 from qbench.records.rows import GenerationRow
 from qbench.records.run import Run
 from qbench.show.card import body
+from qbench.text import one_line, suggestion
 
 NOT_A_SETTING = ("kind", "label", "python", "checkpoint")
 """Keys of a backend's configuration that say nothing of the weights, or name a place of this machine."""

@@ -21,9 +21,9 @@ from qbench.analysis.effects import (  # fmt: skip
 )
 from qbench.analysis.paired import holm
 from qbench.analysis.stats import batch_sizes, decode_trials, summarize
-from qbench.config.load import one_line
 from qbench.decide.provenance import Difference, differences
 from qbench.records.run import Run, display_label
+from qbench.text import one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qbench.analysis.stats import pareto_front
+from qbench.analysis.formulas import pareto_front
 from qbench.decide.candidates import Candidate, points, size
 
 UNLIMITED = math.inf

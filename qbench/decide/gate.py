@@ -19,11 +19,11 @@ from typing import Literal
 from qbench.analysis import between_runs
 from qbench.analysis.compare import SIGNIFICANCE
 from qbench.analysis.stats import decode_trials
-from qbench.config.load import one_line
 from qbench.decide.compare import CellChange, MemoryChange, RunComparison, SpeedChange, compare_runs
 from qbench.decide.provenance import Difference, check_same_conditions, check_same_model
 from qbench.errors import QbenchError
 from qbench.records.run import Run, display_label
+from qbench.text import one_line
 
 
 @dataclass(frozen=True, slots=True)

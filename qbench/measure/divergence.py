@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from qbench.analysis import stats
+from qbench.analysis import formulas
 from qbench.engine.base import Floats, Ints, Scores
 from qbench.errors import QbenchError
 from qbench.measure.base import Reference
@@ -127,7 +127,7 @@ class Comparison:
     def end(self) -> dict[str, float | int | None]:
         """Means over all tokens with their standard errors."""
         (kl, kl_stderr), (top1, top1_stderr), (delta, delta_stderr) = (
-            stats.mean_of_windows(values) for values in (self._kl, self._agree, self._delta)
+            formulas.mean_of_windows(values) for values in (self._kl, self._agree, self._delta)
         )
         return {
             "kl_mean": kl,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qbench.analysis.paired import count_flips
+from qbench.analysis.formulas import count_flips
 from qbench.config import NOISE_SUFFIX, NoiseFloorConfig
 from qbench.engine.base import Capability, Engine
 from qbench.errors import QbenchError

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from qbench.analysis import stats
+from qbench.analysis import formulas
 from qbench.config import PerplexityConfig
 from qbench.engine.base import Capability, Engine, Ints
 from qbench.errors import QbenchError
@@ -41,7 +41,7 @@ def measure(engine: Engine, config: PerplexityConfig, context: Context) -> None:
     tokens = cut(engine.encode(texts.read(text, "test", "measure.perplexity.text")), window, config.limit)
     watching, refusal = _observer(tokens, config, context)
     nll = _negative_log_likelihoods(engine, tokens, watching, context)
-    mean, stderr = stats.mean_of_windows(nll)
+    mean, stderr = formulas.mean_of_windows(nll)
     columns = {
         **context.identity,
         "dataset": texts.name(text),

@@ -1,7 +1,7 @@
 """Decode speed over minutes of generating without a pause; every window of some seconds is a row.
 
 A machine that is cool is faster than it stays: clocks fall when it is warm or its power budget is spent. What a user of
-hours gets is the speed at the end, see `qbench.analysis.stats.steady_state`.
+hours gets is the speed at the end, see `qbench.analysis.formulas.steady_state`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from qbench.analysis import stats
+from qbench.analysis import formulas
 from qbench.config import SustainedConfig
 from qbench.engine.base import Capability, Engine
 from qbench.machine.conditions import Sampler
@@ -51,7 +51,7 @@ def measure(engine: Engine, config: SustainedConfig, context: Context, sampler: 
                     "kv_cache": config.kv_cache,
                     "t_s": t_s,
                     "generations": generations,
-                    "tokens_per_s": stats.decode_tokens_per_s(config.batch_size, step_s),
+                    "tokens_per_s": formulas.decode_tokens_per_s(config.batch_size, step_s),
                     **asdict(conditions),
                 }
             )

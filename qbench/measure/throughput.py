@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from qbench.analysis import stats
+from qbench.analysis import formulas
 from qbench.config import ThroughputConfig
 from qbench.engine.base import Capability, Engine, Generation, Ints, Session
 from qbench.errors import describe_fault
@@ -110,10 +110,12 @@ class _Trials:
                 batch_size,
                 status="ok",
                 ttft_s=sample.ttft_s,
-                prefill_tokens_per_s=stats.prefill_tokens_per_s(batch_size, self._config.prompt_tokens, sample.ttft_s),
-                decode_tokens_per_s=stats.decode_tokens_per_s(batch_size, sample.step_s),
-                itl_p50_s=stats.quantile(sample.step_s, 0.5),
-                itl_p95_s=stats.quantile(sample.step_s, 0.95),
+                prefill_tokens_per_s=formulas.prefill_tokens_per_s(
+                    batch_size, self._config.prompt_tokens, sample.ttft_s
+                ),
+                decode_tokens_per_s=formulas.decode_tokens_per_s(batch_size, sample.step_s),
+                itl_p50_s=formulas.quantile(sample.step_s, 0.5),
+                itl_p95_s=formulas.quantile(sample.step_s, 0.95),
                 peak_memory_bytes=peak,
                 attempts=attempts,
                 **asdict(conditions),

@@ -18,8 +18,8 @@ from typing import Any
 from qbench import demo
 from qbench.config import ModelConfig, RunConfig
 from qbench.config import resolve as auto
-from qbench.config.load import suggestion
 from qbench.errors import QbenchError
+from qbench.text import suggestion
 
 SHAPES = Path(__file__).parent / "shapes"
 """A shape is a config.json without weights: `<name>.json`."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbench.config import Backend, RunConfig
-from qbench.config.load import suggestion
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
 from qbench.model.find import shapes
+from qbench.text import suggestion
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from qbench.config import ModelConfig, backend_class, backend_kinds, kind_names
 from qbench.config import load as configfile
-from qbench.config.load import suggestion
 from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
@@ -23,6 +22,7 @@ from qbench.model.find import known_config, shapes
 from qbench.plan.forecast import fit
 from qbench.plan.memory import Prediction
 from qbench.records.files import write_atomically
+from qbench.text import suggestion
 
 BATCH_SIZES = (1, 8, 32)
 

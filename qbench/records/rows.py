@@ -175,7 +175,7 @@ class NoiseRow(Row):
 
 
 class PerplexityRow(Row):
-    """A text of a cell. Standard errors are over windows, see `qbench.analysis.stats.mean_of_windows`.
+    """A text of a cell. Standard errors are over windows, see `qbench.analysis.formulas.mean_of_windows`.
 
     The divergence columns compare with the 16-bit cell, token by token, in nats (see `qbench.measure.divergence`). They
     are empty in the 16-bit cell's own row, where there is nothing to compare.

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qbench.config.load import one_line
 from qbench.decide.candidates import size
 from qbench.decide.compare import CellChange, MemoryChange, RunComparison, SpeedChange
 from qbench.decide.gate import Check, GateResult
@@ -16,6 +15,7 @@ from qbench.decide.provenance import Difference
 from qbench.show.phrases import p_words, signed
 from qbench.show.recommend import ratio_words
 from qbench.show.terminal import MISSING
+from qbench.text import one_line
 
 
 def print_comparison(console: Console, compared: RunComparison) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from qbench.config.load import one_line
+from qbench.text import one_line
 
 SPECIAL = re.compile(r"[\\`*_{}\[\]!|~$:@^]|(?<=www)\.|^[#+=-]|(?<=^\d)[.)]")
 """What begins markup in CommonMark and in GitHub's and the hub's Markdown, mentions and bare addresses included."""

@@ -14,8 +14,8 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from qbench.config import TasksConfig
-from qbench.config.load import suggestion
 from qbench.errors import QbenchError
+from qbench.text import suggestion
 
 OUTPUT_TYPES = ("loglikelihood", "multiple_choice")
 """Of a task that is scored by log-likelihoods of its answers alone."""

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from qbench.analysis import validity
 from qbench.analysis.compare import tied
 from qbench.analysis.effects import cache_words
-from qbench.analysis.stats import CHANCE_LEVEL, batch_sizes, decode_trials, pareto_front, summarize
+from qbench.analysis.formulas import pareto_front
+from qbench.analysis.stats import CHANCE_LEVEL, batch_sizes, decode_trials, summarize
 from qbench.records.run import Run, display_label
 from qbench.show.phrases import accuracy_difference
 from qbench.show.plots import style

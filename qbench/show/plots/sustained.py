@@ -19,7 +19,7 @@ MARKERS = "os^Dv<>p"
 
 
 def sustained_figure(run: Run, summary: pd.DataFrame) -> Figure | None:
-    """A line for each cell and, dashed, its steady state (`qbench.analysis.stats.steady_state`); None without rows."""
+    """A line for each cell and, dashed, its steady state (`formulas.steady_state`); None without rows."""
     rows = run.sustained
     if rows.empty:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from qbench.analysis.stats import pareto_front
+from qbench.analysis.formulas import pareto_front
 from qbench.show.plots.front import steps
 from qbench.show.plots.style import CellStyle
 from qbench.show.report import words

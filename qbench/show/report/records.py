@@ -66,7 +66,7 @@ class Sustained:
     windows: tuple[tuple[float, float, tuple[str, ...]], ...]
     """Seconds from the start, tokens/s in the window that ends then, and what speaks against that figure."""
     steady: float
-    """`qbench.analysis.stats.steady_state`: of the last third, and the best of the first third."""
+    """`qbench.analysis.formulas.steady_state`: of the last third, and the best of the first third."""
     peak: float
     validity: str | None
 
