@@ -134,7 +134,7 @@ def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.Monk
     before = (here / "results/tiny/run.json").read_bytes()
     unattended = cli.invoke(app, [*arguments, "--fresh"])
     assert unattended.exit_code == 2
-    assert "--fresh deletes the run in results/tiny; say --yes" in unattended.output
+    assert "--fresh deletes the run in results/tiny; pass --yes" in unattended.output
     monkeypatch.setattr(terminal, "is_attended", lambda: True)
     assert cli.invoke(app, [*arguments, "--fresh"], input="n\n").exit_code == 1
     assert (here / "results/tiny/run.json").read_bytes() == before

@@ -128,7 +128,7 @@ def test_random_weights_have_no_accuracy_in_any_task() -> None:
     [
         ({}, "names\n  Field required"),
         ({"names": []}, "at least 1 item"),
-        ({"names": ["piqa", "arc_easy", "piqa"]}, "piqa is there twice"),
+        ({"names": ["piqa", "arc_easy", "piqa"]}, "piqa is listed twice"),
         ({"names": ["mmlu"]}, "use measure.mmlu"),
         ({"names": ["piqa"], "data": {"pica": "x"}}, r"data: pica is not one of the names \(piqa\)"),
         ({"names": ["piqa"], "engine": "vllm"}, "'prefix' or 'stock'"),

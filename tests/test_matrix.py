@@ -88,7 +88,7 @@ def test_without_a_matrix_there_is_one_run(tmp_path: Path) -> None:
         ("  name.x: [1]", "name is a single value and has no key x"),
         ("  dtype: float16", "matrix.dtype: expected a list of values"),
         ("  dtype: []", "matrix.dtype: expected a list of values"),
-        ("  dtype: [float16, float16]", "matrix.dtype: float16 is there twice"),
+        ("  dtype: [float16, float16]", "matrix.dtype: float16 is listed twice"),
         ("  model.path: [a/x, b/X]", "matrix.model.path: a/x and b/X would both be named x; rename one of them"),
         ("  model.path: [/]", "'/' gives no name for a folder"),
         ("  backends: [[{kind: fp16}]]", "matrix.backends: cannot be varied"),

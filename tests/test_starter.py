@@ -105,7 +105,7 @@ def test_backends_can_be_named(tmp_path: Path, laptop: Environment) -> None:
     assert "calibration" not in (tmp_path / "x.yaml").read_text()
     with pytest.raises(QbenchError, match="unknown backend 'int5'; did you mean int4"):
         choice.with_backends(["int5"])
-    with pytest.raises(QbenchError, match="is there twice"):
+    with pytest.raises(QbenchError, match="is listed twice"):
         choice.with_backends(["int4", "int4"])
 
 

@@ -50,14 +50,14 @@ def main(
 @app.command(epilog="Example: `qbench run configs/smoke.yaml --only fp16 --only int4 --set measure.mmlu.limit=20`")
 def run(
     config: Config,
-    results: Annotated[Path, typer.Option(help="Folder for runs; this one goes to a folder of its name.")] = Path(
+    results: Annotated[Path, typer.Option(help="Folder for results; each run gets a folder of its name.")] = Path(
         "results"
     ),
     only: Only = None,
     overrides: Set = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what this run has measured.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: delete what was measured before.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="Where cells run: on this machine, or on a Ray cluster.")
     ] = "local",
@@ -123,9 +123,9 @@ def quantize(
         ),
     ] = None,
     overrides: Set = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing checkpoint.")] = False,
 ) -> None:
-    """Quantize a configuration's int4 cell once, into a folder that runs load without quantizing."""
+    """Quantize a configuration's int4 cell once, into a folder that later runs load."""
     from qbench.config import load
     from qbench.run import quantize as export
     from qbench.show import console
@@ -145,9 +145,9 @@ def quantize(
 @app.command(epilog="Example: `qbench plot results/smoke` or, for all runs, `qbench plot results/`")
 def plot(
     results: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for plots; each run's go to a folder of its name.")] = Path("plots"),
+    out: Annotated[Path, typer.Option(help="Folder for plots; each run gets a folder of its name.")] = Path("plots"),
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Draw limited evaluations, too, marked as such.")
+        bool, typer.Option("--allow-partial", help="Include limited evaluations, marked as partial.")
     ] = False,
 ) -> None:
     """Draw memory, tokens/s, accuracy and accuracy against memory, as PNG and SVG."""
@@ -170,7 +170,7 @@ def plot(
 
 @app.command(epilog="Example: `qbench backends`")
 def backends() -> None:
-    """Say of every backend kind whether it works here and, if not, why and what mends it."""
+    """Check which backends work here, and how to fix those that do not."""
     from qbench.plan import backends as availability
     from qbench.show import terminal
 
@@ -196,7 +196,7 @@ app.add_typer(plan.app)
 app.add_typer(report.app)
 app.add_typer(decide.app)
 
-cache_app = typer.Typer(no_args_is_help=True, help="Quantized checkpoints that runs have made and will use again.")
+cache_app = typer.Typer(no_args_is_help=True, help="Manage the cache of quantized checkpoints.")
 app.add_typer(cache_app, name="cache")
 
 
@@ -212,7 +212,7 @@ def cache_ls() -> None:
 @cache_app.command("rm", epilog="Example: `qbench cache rm 3f2a`, or `qbench cache rm --all`")
 def cache_rm(
     chosen: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY", help="The beginning of a key.", show_default=False)
+        list[str] | None, typer.Argument(metavar="KEY", help="A key, or the beginning of one.", show_default=False)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every checkpoint.")] = False,
 ) -> None:
@@ -232,7 +232,7 @@ def cache_rm(
 
 @cache_app.command("verify", epilog="Example: `qbench cache verify`")
 def cache_verify() -> None:
-    """Compare every file of every cached checkpoint with its hash. Exit status 1 if one is damaged."""
+    """Verify every cached checkpoint against its hashes. Exit status 1 if one is damaged."""
     from qbench.run import checkpoints
 
     damaged = {entry.manifest.key: entry.damaged() for entry in checkpoints.entries()}
@@ -274,7 +274,7 @@ def _confirm_deletion(folders: list[Path]) -> None:
     if not found:
         return
     if not terminal.is_attended():
-        raise QbenchError(f"--fresh deletes the run in {found}; say --yes, too, where nobody can be asked")
+        raise QbenchError(f"--fresh deletes the run in {found}; pass --yes when not running interactively")
     typer.confirm(f"Delete the run in {found} and measure all of it again?", abort=True)
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: bytes, tokens/s, fractions.")]
-AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Use limited evaluations, too.")]
+AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Include limited evaluations.")]
 
 
 class Objective(StrEnum):
-    """What is best among those that fit."""
+    """What `recommend` optimizes among the backends that fit."""
 
     SPEED = "speed"
     MEMORY = "memory"
@@ -39,24 +39,30 @@ class Objective(StrEnum):
 def recommend(
     results: Annotated[list[Path], typer.Argument(help="Runs' folders, or folders of runs.", show_default=False)],
     max_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Peak memory, e.g. 12GiB.", show_default=False)
+        str | None, typer.Option(metavar="SIZE", help="Largest peak memory, e.g. 12GiB.", show_default=False)
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(min=0, metavar="POINTS", help="Loss of accuracy against the 16-bit cell.", show_default=False),
+        typer.Option(
+            min=0, metavar="POINTS", help="Largest loss of accuracy against the 16-bit cell.", show_default=False
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size that will be served.")] = 1,
-    objective: Annotated[Objective, typer.Option(help="What is best among those that fit.")] = Objective.SPEED,
+    objective: Annotated[
+        Objective, typer.Option(help="What to optimize among the backends that fit.")
+    ] = Objective.SPEED,
     cost: Annotated[
         str | None,
         typer.Option(
-            metavar="RATE", help="Of the machine, e.g. 2.50/h: adds cost for a million tokens.", show_default=False
+            metavar="RATE",
+            help="Hourly price of the machine, e.g. 2.50/h: adds the cost of a million tokens.",
+            show_default=False,
         ),
     ] = None,
     allow_partial: AllowPartial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Name one backend, the runner-up, why, and what would change the answer."""
+    """Recommend one backend: why, the runner-up, and what would change the answer."""
     from qbench.decide import recommend as recommending
     from qbench.decide.constraints import UNLIMITED, Limits
     from qbench.show import recommend as recommend_text
@@ -77,12 +83,12 @@ def recommend(
 @app.command(epilog="Example: `qbench compare results/before results/after`. Exit status: 0 compared, 2 usage.")
 def compare(
     run_a: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
-    run_b: Annotated[Path, typer.Argument(help="Another of the same model.", show_default=False)],
-    force: Annotated[bool, typer.Option("--force", help="Compare different models, too.")] = False,
+    run_b: Annotated[Path, typer.Argument(help="The folder of another run of the same model.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Compare runs of different models.")] = False,
     allow_partial: AllowPartial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what changed between two runs, with intervals; other hardware, versions and settings first."""
+    """Show what changed between two runs: hardware, versions and settings first, then figures with intervals."""
     from dataclasses import asdict
 
     from qbench.decide import compare as run_comparison
@@ -111,23 +117,24 @@ def gate(
     baseline: Annotated[
         list[Path],
         typer.Option(
-            help="The run that it must not be worse than; more runs of the same thing teach what a new start changes.",
+            help="Baseline run; repeat with more runs of the same thing to estimate run-to-run variation.",
             show_default=False,
         ),
     ],
     max_slowdown: Annotated[
-        str | None, typer.Option(metavar="PERCENT", help="Of decode speed, e.g. 5%.", show_default=False)
+        str | None, typer.Option(metavar="PERCENT", help="Allowed loss of decode speed, e.g. 5%.", show_default=False)
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option(min=0, metavar="POINTS", help="Of accuracy, e.g. 0.5.", show_default=False)
+        float | None,
+        typer.Option(min=0, metavar="POINTS", help="Allowed loss of accuracy, e.g. 0.5.", show_default=False),
     ] = None,
     max_memory_growth: Annotated[
-        str | None, typer.Option(metavar="PERCENT", help="Of peak memory, e.g. 2%.", show_default=False)
+        str | None, typer.Option(metavar="PERCENT", help="Allowed growth of peak memory, e.g. 2%.", show_default=False)
     ] = None,
     allow_partial: AllowPartial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fail if a run is worse than its baseline by more than the limits, and by more than chance."""
+    """Exit with status 1 if a run is worse than its baseline by more than the limits and more than chance."""
     from dataclasses import asdict
 
     from qbench.decide import gate as gating
@@ -154,7 +161,7 @@ def card(
     run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
     backend: Annotated[str, typer.Option(metavar="LABEL", help="The cell.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("MODEL_CARD.md"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     allow_partial: AllowPartial = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print front matter and body as JSON, write nothing.")

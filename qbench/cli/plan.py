@@ -16,7 +16,7 @@ NOTHING_WRITTEN = "nothing was written"
 
 Memory = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Memory of the device, e.g. 12GiB; that of this machine unless given."),
+    typer.Option(metavar="SIZE", help="Memory of the device, e.g. 12GiB; by default this machine's."),
 ]
 
 
@@ -28,11 +28,13 @@ def plan(
     memory: Memory = None,
     bandwidth: Annotated[
         str | None,
-        typer.Option(metavar="RATE", help="Its read bandwidth, e.g. 1.5TB/s; known or measured unless given."),
+        typer.Option(
+            metavar="RATE", help="Memory bandwidth, e.g. 1.5TB/s; by default that of the data sheet, or measured."
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array of the runs, in bytes and seconds.")] = False,
 ) -> None:
-    """Say what will run, and predict memory and decode speed of every cell, without loading anything."""
+    """Show what will run, with predicted memory and decode speed, without loading anything."""
     from qbench.config import matrix
     from qbench.machine import environment
     from qbench.machine.bandwidth import parse_bytes, parse_rate
@@ -66,10 +68,10 @@ def init(
     memory: Memory = None,
     backends: Annotated[
         str | None,
-        typer.Option(metavar="KINDS", help="Comma-separated; those that fit the memory unless given."),
+        typer.Option(metavar="KINDS", help="Comma-separated; by default those that fit in memory."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented configuration for a model and this machine."""
     from qbench.machine import environment
@@ -96,7 +98,7 @@ def init(
 
 @app.command(epilog="Example: `qbench schema --out qbench.config.schema.json`")
 def schema(
-    out: Annotated[Path | None, typer.Option(help="Write it to a file.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to a file instead.", show_default=False)] = None,
 ) -> None:
     """Print the JSON Schema of a configuration, for editors."""
     from qbench.config import schema as schemas

@@ -26,7 +26,7 @@ def report(
         ),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Show limited evaluations, too, marked as such.")
+        bool, typer.Option("--allow-partial", help="Include limited evaluations, marked as partial.")
     ] = False,
 ) -> None:
     """Write runs as one HTML page, which needs no network, and as BENCHMARK.md."""

@@ -98,7 +98,7 @@ def _parse(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark else ""
         raise QbenchError(f"{where}{line}: not valid YAML: {one_line(problem)}") from error
     except RecursionError as error:
-        raise QbenchError(f"{where}: values stand too deep in each other") from error
+        raise QbenchError(f"{where}: values are nested too deeply") from error
     except Exception as error:  # whatever Python raises for a date, number or key that is none
         reason = one_line(str(error))
         raise QbenchError(f"{where}: not valid YAML: {type(error).__name__}: {reason}; quote what is a text") from error
@@ -169,7 +169,7 @@ def _child(node: Any, part: str, origin: str) -> Any:
     if isinstance(node, list):
         return node[index(node, part, origin)]
     if not isinstance(node, dict):
-        raise QbenchError(f"{origin}: nothing can stand below {part}")
+        raise QbenchError(f"{origin}: {part} is not a section")
     if node.get(part) is None:
         node[part] = {}
     return node[part]

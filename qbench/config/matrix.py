@@ -151,7 +151,7 @@ def _axis(path: str, values: Any) -> Axis:
         )
     twice = [value for value in values if values.count(value) > 1]
     if twice:
-        raise QbenchError(f"matrix.{path}: {twice[0]} is there twice")
+        raise QbenchError(f"matrix.{path}: {twice[0]} is listed twice")
     names = [_name(value) for value in values]
     lower = [name.lower() for name in names]
     for name, value in zip(names, values, strict=True):

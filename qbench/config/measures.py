@@ -166,7 +166,7 @@ class TasksConfig(Measure):
     def _names_are_distinct_tasks(self) -> Self:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise ValueError(f"names: {', '.join(twice)} is there twice")
+            raise ValueError(f"names: {', '.join(twice)} is listed twice")
         if "mmlu" in self.names:
             raise ValueError("names: mmlu is a measure of its own; use measure.mmlu")
         stray = sorted(set(self.data) - set(self.names))

@@ -68,7 +68,7 @@ class Choice:
                 hint = suggestion(kind, valid)
                 raise QbenchError(f"--backends: unknown backend {kind!r}{hint} (valid: {', '.join(valid)})")
         if len(set(kinds)) < len(kinds):
-            raise QbenchError("--backends: a kind is there twice; give cells labels of their own in the file instead")
+            raise QbenchError("--backends: a kind is listed twice; give cells labels of their own in the file instead")
         return replace(self, backends=tuple(kinds))
 
 
