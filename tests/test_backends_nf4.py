@@ -9,6 +9,7 @@ from bitsandbytes.functional import has_avx512bf16
 from qbench.backends import fp16, nf4
 from qbench.backends.fp16 import FP16
 from qbench.backends.nf4 import NF4
+from qbench.compat.bitsandbytes import state_tensors
 from qbench.engine.torch.loaded import LoadedModel
 from tests.support import tiny_llama as tiny
 
@@ -64,7 +65,7 @@ def test_a_forward_changes_no_bytes(loaded: LoadedModel) -> None:
     before = loaded.weight_bytes
     tiny.logits(loaded)
     states = [loaded.model.get_submodule(name).weight.quant_state for name in loaded.quantized]
-    scales = {tensor.data_ptr() for state in states for tensor in nf4.state_tensors(state)}
+    scales = {tensor.data_ptr() for state in states for tensor in state_tensors(state)}
     assert scales == {tensor.data_ptr() for tensor in loaded.extra_tensors}
     assert loaded.weight_bytes == before
 

@@ -7,9 +7,7 @@ float16 for AWQ on CUDA, and hand `sym` and `desc_act` over in the wrong order f
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,35 +16,19 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from qbench.backends._calibrated import Calibrated
+from qbench.compat.gptqmodel import BACKEND, BaseQuantLinear, GPTQModel, QuantizeConfig, let_go
 from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.errors import QbenchError
 from qbench.model.calibration import Calibration
 from qbench.model.find import MODEL_FILES, check_weights
 from qbench.model.load import LoadOptions, check_placed, load_tokenizer, skeleton
-
-# gptqmodel sets variables at import that would reach everything else in this process: the order of the GPUs, torch's
-# allocator, the hub's cache. They are given their usual values first. One CPU worker, its choice on two cores, it
-# refuses itself.
-for _variable, _value in {
-    "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
-    "PYTORCH_ALLOC_CONF": "expandable_segments:False",
-    "HF_HOME": constants.HF_HOME,
-    "HF_HUB_CACHE": constants.HF_HUB_CACHE,
-    "GPTQMODEL_CPU_WORKERS": str(min(12, max(2, (os.cpu_count() or 1) // 2))),
-}.items():
-    os.environ.setdefault(_variable, _value)
-
-import gptqmodel  # noqa: E402
-from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # noqa: E402
-from gptqmodel.nn_modules.hooked_linear import STOP_FORWARD_EXCEPTION  # noqa: E402
-from gptqmodel.nn_modules.qlinear import BaseQuantLinear  # noqa: E402
 
 __all__ = ["BACKEND", "Method", "load_quantized", "write_checkpoint"]
 
@@ -203,22 +185,8 @@ def write_checkpoint(
         quantize_s = time.perf_counter() - start
         quantizer.save(str(out))
     del quantizer
-    _let_go()
+    let_go()
     return quantize_s
-
-
-def _let_go() -> None:
-    """Free what gptqmodel keeps after quantizing, which would be measured as memory of the model.
-
-    The traceback of an exception that it raises again and again, and the idle threads with their last task, hold the
-    whole 16-bit model and the activations.
-    """
-    STOP_FORWARD_EXCEPTION.__traceback__ = None
-    gptqmodel.get_device_thread_pool().shutdown()
-    gptqmodel._DEVICE_THREAD_POOL = None  # a later quantization starts its own
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _load_for_inference(options: LoadOptions, folder: Path) -> PreTrainedModel:

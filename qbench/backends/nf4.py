@@ -15,9 +15,6 @@ from qbench.config import Backend
 from qbench.config.target import Target
 
 if TYPE_CHECKING:
-    import torch
-    from bitsandbytes.functional import QuantState
-
     from qbench.engine.torch.loaded import LoadedModel
     from qbench.model.calibration import Calibration
     from qbench.model.load import LoadOptions
@@ -64,6 +61,7 @@ def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> 
     from bitsandbytes.nn import Linear4bit
     from transformers import BitsAndBytesConfig
 
+    from qbench.compat.bitsandbytes import state_tensors
     from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
     from qbench.model.load import load_pretrained, load_tokenizer, skeleton
 
@@ -90,12 +88,3 @@ def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> 
         linear_bytes=storage_bytes([*(p for linear in linears.values() for p in linear.parameters()), *scales]),
         linear_weights=sum(linear.weight.numel() for linear in expected.values()),
     )
-
-
-def state_tensors(state: QuantState) -> list[torch.Tensor]:
-    """Block scales, code book and, with double quantization, the scales of the scales with their code book."""
-    import torch
-
-    tensors = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
-    nested = getattr(state, "state2", None)
-    return tensors + (state_tensors(nested) if nested is not None else [])

@@ -68,7 +68,9 @@ def code_hash() -> str:
     package = Path(__file__).parents[1]
     paths = [
         package / "model" / "calibration.py",
+        package / "engine" / "torch" / "loaded.py",
         *(package / "backends").rglob("*.py"),
+        *(package / "compat").rglob("*.py"),
         *(package / "int4").rglob("*"),
     ]
     digest = hashlib.sha256()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from qbench.backends.int4.options import Int4
 from qbench.backends.int4.shards import StoredTensor, find_shards, read_header
+from qbench.compat.transformers import ignored_on_load, kept_dtypes, renamer
 from qbench.engine.torch.loaded import block_linears
 from qbench.errors import QbenchError
 from qbench.int4.linear import QuantLinear
@@ -43,8 +43,7 @@ class Assembly:
         real = (name for name, tensor in self.model.state_dict().items() if not tensor.is_meta)
         self._optional = {name for name in real if self._ignored(name, "missing")}
         self._tied = _tied(self.model)
-        kept = self.model._get_dtype_plan(options.dtype)
-        self._kept = [(re.compile(pattern.replace("*", ".*")), dtype) for pattern, dtype in kept.items()]
+        self._kept = kept_dtypes(self.model, options.dtype)
 
     def shapes(self) -> dict[str, torch.Size]:
         """Every tensor that a 16-bit checkpoint holds, a tied one under each of its names."""
@@ -56,12 +55,11 @@ class Assembly:
         Raises:
             QbenchError: one is only a part of what the model holds in one tensor.
         """
-        shapes, transforms = self.shapes(), get_model_conversion_mapping(self.model)
-        renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-        mergers = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+        shapes = self.shapes()
+        rename = renamer(self.model, shapes)
         found = {}
         for tensor in stored:
-            name, part_of = rename_source_key(tensor.name, renamings, mergers, self.model.base_model_prefix, shapes)
+            name, part_of = rename(tensor.name)
             if part_of is not None:
                 raise QbenchError(
                     f"{tensor.file}: {tensor.name} is a part of {name}, which {type(self.model).__name__} holds in one "
@@ -111,8 +109,8 @@ class Assembly:
     def finish(self) -> PreTrainedModel:
         """The model with its computed buffers on the device."""
         for module in self.model.modules():
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = None if buffer is None else buffer.to(self._device)
+            for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+                setattr(module, name, buffer.to(self._device))
         return self.model
 
     def _needed(self, name: str, found: Mapping[str, StoredTensor]) -> bool:
@@ -121,9 +119,8 @@ class Assembly:
             return False
         return name not in self._optional
 
-    def _ignored(self, name: str, how: str, more: Iterable[str] = ()) -> bool:
-        patterns = getattr(self.model, f"_keys_to_ignore_on_load_{how}") or ()
-        return any(re.search(pattern, name) for pattern in (*patterns, *more))
+    def _ignored(self, name: str, how: Literal["missing", "unexpected"], more: Iterable[str] = ()) -> bool:
+        return any(re.search(pattern, name) for pattern in (*ignored_on_load(self.model, how), *more))
 
     def _refuse(self, missing: list[str], unexpected: list[StoredTensor], folder: Path) -> None:
         kind = type(self.model).__name__
@@ -249,10 +246,8 @@ def _get(model: nn.Module, name: str) -> Tensor:
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    if leaf in module._buffers:
-        module._buffers[leaf] = tensor.detach()
-    else:
-        setattr(module, leaf, tensor)
+    buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
+    setattr(module, leaf, tensor.detach() if leaf in buffers else tensor)
 
 
 def _some(names: list[str]) -> str:

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from typing import Literal
 
 from transformers import PreTrainedModel, QuantizedCache
-from transformers.cache_utils import Cache
 
+from qbench.compat.transformers import Cache
 from qbench.errors import QbenchError
 from qbench.model.kv_cache import BITS, INSTALL, RESIDUAL, group_size
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer
 
+from qbench.compat.transformers import Cache, DynamicLayer
 from qbench.config.resolve import DecodeMode
 from qbench.engine.base import Generation, KVCache
 from qbench.engine.torch.cache import quantized_cache

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch._C._profiler import _ExtraFields_Allocation, _ProfilerEvent
 
+from qbench.compat.torch import allocations
 from qbench.engine.torch.loaded import LoadedModel
 
 
@@ -40,23 +40,8 @@ def peak_live_bytes(call: Callable[[], object]) -> int:
     """The most bytes that were live at once among those that `call` allocated through torch's CPU allocator."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
-    assert profile.profiler is not None
-    assert profile.profiler.kineto_results is not None
     live = peak = 0
-    for size in _allocations(profile.profiler.kineto_results.experimental_event_tree()):
+    for size in allocations(profile):
         live += size
         peak = max(peak, live)
     return peak
-
-
-def _allocations(roots: list[_ProfilerEvent]) -> list[int]:
-    """Signed sizes of allocations and frees on the CPU, in the order of time."""
-    sizes: list[tuple[int, int]] = []
-    stack = list(roots)
-    while stack:
-        event = stack.pop()
-        stack.extend(event.children)
-        fields = event.extra_fields
-        if isinstance(fields, _ExtraFields_Allocation) and fields.device.type == "cpu":
-            sizes.append((event.start_time_ns, fields.alloc_size))
-    return [size for _, size in sorted(sizes, key=lambda pair: pair[0])]

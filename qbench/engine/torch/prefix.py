@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
 
+from qbench.compat.transformers import Cache, DynamicLayer, attention
 from qbench.engine import prefix_groups
 from qbench.engine.base import Answer, Journal, Query, Tokens
 from qbench.engine.prefix_groups import Group, Row
@@ -128,7 +128,7 @@ def can_share(model: PreTrainedModel) -> bool:
     return (
         type(model).__module__.startswith("transformers.models.")
         and takes_positions(model)
-        and config._attn_implementation in ("sdpa", "eager")
+        and attention(model) in ("sdpa", "eager")
         and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
         and rope.get("rope_type", "default") not in ("dynamic", "longrope")
         and not getattr(config, "alibi", False)

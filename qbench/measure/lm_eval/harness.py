@@ -16,6 +16,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from qbench.compat.lm_eval import questions
 from qbench.engine.base import Engine, TokenCount
 from qbench.errors import QbenchError
 from qbench.measure.lm_eval.adapter import EngineLM
@@ -113,7 +114,7 @@ class Watch(CacheHook):  # type: ignore[misc]  # lm_eval has no types
         self._what = what
         self._tasks = tasks
         self._progress = progress
-        sizes = [len(task.eval_docs) for task in tasks]
+        sizes = map(questions, tasks)
         self._questions = sum(min(size, limit or size) for size in sizes)
         self._requests = 0
         self._answered = 0

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 import yaml
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from qbench import demo
+from qbench.compat.lm_eval import MMLU_FILES, mmlu_template
 from qbench.config import MMLUConfig
 from qbench.errors import QbenchError
 
@@ -27,7 +27,6 @@ LETTERS = "ABCD"
 PREFIX = "mmlu_"
 """A subject's task is named `mmlu_<subject>`, as lm-evaluation-harness names its own."""
 
-TASK_FILES = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 LAYOUT = "measure.mmlu.data takes a folder with test/<subject>_test.csv and dev/<subject>_dev.csv"
 
 
@@ -51,7 +50,7 @@ def load_tasks(config: MMLUConfig) -> list[ConfigurableTask]:
 
 def task_manager() -> TaskManager:
     """Knows MMLU's task files only: reading all that lm-evaluation-harness ships (13,000) takes many seconds."""
-    return TaskManager(include_defaults=False, include_path=TASK_FILES)
+    return TaskManager(include_defaults=False, include_path=MMLU_FILES)
 
 
 def subject_of(task: ConfigurableTask) -> str:
@@ -62,7 +61,7 @@ def subject_of(task: ConfigurableTask) -> str:
 
 def known_subjects() -> list[str]:
     """The 57 subjects of MMLU."""
-    return sorted(path.stem.removeprefix(PREFIX) for path in TASK_FILES.glob(f"{PREFIX}*.yaml"))
+    return sorted(path.stem.removeprefix(PREFIX) for path in MMLU_FILES.glob(f"{PREFIX}*.yaml"))
 
 
 def find_subjects(folder: Path) -> list[str]:
@@ -138,8 +137,8 @@ def _local_tasks(manager: TaskManager, config: MMLUConfig) -> list[ConfigurableT
 
 def _local_spec(folder: Path, subject: str) -> dict[str, Any]:
     """lm-evaluation-harness's own task configuration, with the rows of `folder` in place of the hub's."""
-    spec: dict[str, Any] = yaml.safe_load((TASK_FILES / "_default_template_yaml").read_text(encoding="utf-8"))
-    own = TASK_FILES / f"{PREFIX}{subject}.yaml"
+    spec = mmlu_template()
+    own = MMLU_FILES / f"{PREFIX}{subject}.yaml"
     if own.is_file():
         spec |= yaml.safe_load(own.read_text(encoding="utf-8"))
         del spec["include"]

@@ -13,6 +13,7 @@ from typing import Any
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from qbench.compat.lm_eval import draws_from_questions, examples, is_task, tagged, task_file
 from qbench.config import TasksConfig
 from qbench.errors import QbenchError
 from qbench.text import suggestion
@@ -38,7 +39,7 @@ def load_tasks(manager: TaskManager, config: TasksConfig) -> dict[str, list[Task
         if name not in manager.all_tasks:
             hint = suggestion(name, manager.all_tasks)
             raise QbenchError(f"measure.tasks.names: lm-evaluation-harness has no task {name!r}{hint}")
-        if name in config.data and name not in manager.all_subtasks:
+        if name in config.data and not is_task(manager, name):
             raise QbenchError(f"measure.tasks.data: {name} is a group of tasks; name those that have data")
         for own, file in _task_files(manager, name):
             _check_output_type(own, file.get("output_type"))
@@ -56,12 +57,12 @@ def _task_files(manager: TaskManager, member: Any) -> Iterator[tuple[str, dict[s
             yield from _task_files(manager, one)
     elif isinstance(member, dict):
         yield from _task_files(manager, member.get("task"))
-    elif entry := manager.task_index.get(member):
-        held = sorted(entry.tags) if entry.cfg is None else entry.cfg.get("task")
-        if isinstance(held, str):
-            yield member, entry.cfg
-        else:
-            yield from _task_files(manager, held)
+    elif (file := task_file(manager, member)) is None:
+        yield from _task_files(manager, tagged(manager, member))
+    elif isinstance(file.get("task"), str):
+        yield member, file
+    else:
+        yield from _task_files(manager, file.get("task"))
 
 
 def _check_metrics(name: str, file: dict[str, Any]) -> None:
@@ -76,7 +77,7 @@ def _check_metrics(name: str, file: dict[str, Any]) -> None:
 
 def _load(manager: TaskManager, name: str, config: TasksConfig) -> list[Task]:
     path = config.data.get(name)
-    own = manager.task_index[name].cfg or {}
+    own = task_file(manager, name) or {}
     # Only as a member of a group a task file can be loaded with changes.
     spec: Any = name if path is None else {"group": "local", "task": [_local(name, own, path.expanduser(), config)]}
     try:
@@ -112,10 +113,10 @@ def _check(task: Task, config: TasksConfig) -> None:
         raise QbenchError(f"measure.tasks.names: {name} has no metric acc; leave it out")
     shots = task.config.num_fewshot if config.num_fewshot is None else config.num_fewshot
     # A task file that sets 0 is obeyed, whatever is asked for; a question is never an example of its own.
-    drawn = (shots or 0) + (task.fewshot_cfg.split == task.config.test_split)
-    if shots and task.config.num_fewshot != 0 and len(task.sampler.df) < drawn:
+    drawn = (shots or 0) + draws_from_questions(task)
+    if shots and task.config.num_fewshot != 0 and examples(task) < drawn:
         raise QbenchError(
-            f"{name}: {len(task.sampler.df)} rows to choose examples from, but {shots}-shot takes {drawn}; "
+            f"{name}: {examples(task)} rows to choose examples from, but {shots}-shot takes {drawn}; "
             "lower measure.tasks.num_fewshot"
         )
 
