@@ -84,6 +84,12 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
     assert [file for file in files if not (page.parent / file).exists()] == []
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=page_name)
+def test_files_of_the_package_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:qbench|tests|benchmarks|examples|configs)/[\w./-]+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = re.findall(r"[\w/-]+\.md", str(settings["nav"]))
