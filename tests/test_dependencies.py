@@ -7,6 +7,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from qbench import DISTRIBUTION
+
 ROOT = Path(__file__).parents[1]
 
 BROUGHT = {"triton"}
@@ -49,3 +51,12 @@ def test_every_imported_package_is_declared() -> None:
         if name not in BROUGHT and not {canonical(d) for d in distributions.get(name, [name])} & declared()
     }
     assert missing == {}
+
+
+def test_pip_is_asked_for_this_distribution() -> None:
+    """`qbench` on the package index is another project."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == DISTRIBUTION
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "qbench").rglob("*.py")]
+    other = re.compile(r"pip install[^`\n]* '?qbench(?![\w-])")
+    assert [page for page in pages if other.search(page.read_text(encoding="utf-8"))] == []

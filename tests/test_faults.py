@@ -199,4 +199,4 @@ def test_a_backend_whose_library_is_missing_is_unavailable_with_the_command_that
     assert not ok
     rows = {row.label: row for row in watcher.finished}
     assert (rows["nf4"].status, rows["fp16"].status) == ("unavailable", "ok")
-    assert "`pip install 'qbench[nf4]'` installs what it needs" in (rows["nf4"].error or "")
+    assert "`pip install 'qbench-llm[nf4]'` installs what it needs" in (rows["nf4"].error or "")

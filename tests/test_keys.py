@@ -126,8 +126,12 @@ def test_another_interpreter_counts_by_its_own_libraries(tmp_path: Path) -> None
     site = tmp_path / "lib" / "python3.12" / "site-packages"
     (site / "bitsandbytes-0.1.dist-info").mkdir(parents=True)
     (site / "bitsandbytes-0.1.dist-info" / "METADATA").write_text("Name: bitsandbytes\nVersion: 0.1\n")
+    (site / "qbench_llm-0.0.9.dist-info").mkdir()
+    (site / "qbench_llm-0.0.9.dist-info" / "METADATA").write_text("Name: qbench-llm\nVersion: 0.0.9\n")
+    (site / "qbench-1.0.2.dist-info").mkdir()  # another project of that name
+    (site / "qbench-1.0.2.dist-info" / "METADATA").write_text("Name: qbench\nVersion: 1.0.2\n")
     (tmp_path / "bin").mkdir()
-    assert environment.versions_of(tmp_path / "bin" / "python") == {"bitsandbytes": "0.1"}
+    assert environment.versions_of(tmp_path / "bin" / "python") == {"bitsandbytes": "0.1", "qbench": "0.0.9"}
     assert environment.versions_of(tmp_path / "elsewhere" / "bin" / "python") == {}
 
 

@@ -166,7 +166,8 @@ def test_hqq_is_asked_for_before_anything_runs(monkeypatch: pytest.MonkeyPatch, 
     without = {name: version for name, version in machine.versions.items() if name != "hqq"}
     bare = machine.model_copy(update={"versions": without})
     asked = {"throughput": {"kv_cache": "int8"}}
-    with pytest.raises(QbenchError, match=r"measure.throughput.kv_cache: int8 needs hqq.*pip install 'qbench\[kv\]'"):
+    words = r"measure.throughput.kv_cache: int8 needs hqq.*pip install 'qbench-llm\[kv\]'"
+    with pytest.raises(QbenchError, match=words):
         cells.preflight(run_config(measure=asked), bare)
     cells.preflight(run_config(measure={"throughput": {}}), bare)
     cells.preflight(run_config(measure=asked), bare.model_copy(update={"versions": {**without, "hqq": "0.2.8"}}))

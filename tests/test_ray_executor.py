@@ -267,5 +267,5 @@ def test_without_a_cluster_it_says_how_to_start_one(address: str) -> None:
 
 def test_without_ray_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(QbenchError, match=r"Ray is not installed; `pip install 'qbench\[ray\]'`"):
+    with pytest.raises(QbenchError, match=r"Ray is not installed; `pip install 'qbench-llm\[ray\]'`"):
         connect("auto").__enter__()

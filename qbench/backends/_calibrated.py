@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from qbench import DISTRIBUTION
 from qbench.config import Backend, GroupSize
 from qbench.config.backends import groups
 from qbench.config.target import Target
@@ -14,7 +15,7 @@ from qbench.config.target import Target
 class Calibrated(Backend):
     """Options of the backends that gptqmodel quantizes with a calibration text."""
 
-    install: ClassVar[str] = "pip install 'qbench[gptq]'"
+    install: ClassVar[str] = f"pip install '{DISTRIBUTION}[gptq]'"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "gptqmodel")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "qbench.backends._gptqmodel")
     hub_library: ClassVar[str] = "transformers"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from qbench import DISTRIBUTION
 from qbench.config import Backend
 from qbench.config.target import Target
 
@@ -29,7 +30,7 @@ CODE_BOOK_BYTES = 64
 class NF4(Backend):
     """bitsandbytes' 4-bit NormalFloat, blocks of 64."""
 
-    install: ClassVar[str] = "pip install 'qbench[nf4]'"
+    install: ClassVar[str] = f"pip install '{DISTRIBUTION}[nf4]'"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "bitsandbytes")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "bitsandbytes.nn")
     color: ClassVar[str | None] = "#e69f00"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from qbench import DISTRIBUTION
 from qbench.config.base import Name, Resources, Strict
 from qbench.config.target import Target
 
@@ -20,7 +21,7 @@ GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 class Backend(Strict):
     """Options that every backend has, and hooks with which a kind says what is known of it before it runs."""
 
-    install: ClassVar[str] = "pip install qbench"
+    install: ClassVar[str] = f"pip install {DISTRIBUTION}"
     """The command that makes the backend importable."""
     libraries: ClassVar[tuple[str, ...]] = ("qbench", "torch", "transformers")
     """Distributions that decide its figures."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, get_args
 
 from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter
 
-from qbench import __version__
+from qbench import DISTRIBUTION, __version__
 from qbench.config.backends import Backend
 from qbench.errors import QbenchError
 
@@ -118,7 +118,7 @@ def backend_class(kind: str) -> type[Backend] | None:
 
 
 def _shipped(kind: str) -> Registered:
-    return Registered(kind, f"{GROUP}.{kind}", "qbench", __version__)
+    return Registered(kind, f"{GROUP}.{kind}", DISTRIBUTION, __version__)
 
 
 def plugin_facts(kind: str) -> dict[str, str]:

@@ -14,11 +14,13 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from qbench import DISTRIBUTION, __version__
+
 PACKAGES = (
     "qbench", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "gptqmodel",
     "hqq", "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
 )  # fmt: skip
-"""Distributions whose versions decide a figure."""
+"""Distributions whose versions decide a figure; `qbench` stands for this one, whatever pip calls it."""
 
 
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd")
@@ -106,7 +108,7 @@ def versions_of(interpreter: Path, packages: Iterable[str] = PACKAGES) -> dict[s
     Read from its folders, so that nothing of it is run.
     """
     folders = interpreter.expanduser().absolute().parent.parent.glob("lib/python3.*/site-packages")
-    wanted = {name.replace("_", "-"): name for name in packages}
+    wanted = {(DISTRIBUTION if name == "qbench" else name).replace("_", "-"): name for name in packages}
     found = {}
     for distribution in metadata.distributions(path=[str(folder) for folder in folders]):
         name = wanted.get(distribution.name.lower().replace("_", "-"))
@@ -120,7 +122,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     found = {}
     for package in packages:
         try:
-            found[package] = metadata.version(package)
+            found[package] = __version__ if package == "qbench" else metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return found

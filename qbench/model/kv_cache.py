@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from qbench import DISTRIBUTION
 from qbench.model.architecture import Architecture
 
 BITS: Final = {"int8": 8, "int4": 4}
@@ -27,7 +28,7 @@ SEARCH_BYTES: Final = {"cpu": 36, "cuda": 22}
 """About what HQQ's search for the zeros holds at once for a value: nine float32 copies, or on CUDA one of them and nine
 in float16 (`optimize_weights_proximal_legacy` of hqq 0.2.8)."""
 
-INSTALL: Final = "pip install 'qbench[kv]'"
+INSTALL: Final = f"pip install '{DISTRIBUTION}[kv]'"
 
 
 def group_size(heads: int, head_dim: int) -> int:

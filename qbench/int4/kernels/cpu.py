@@ -37,7 +37,7 @@ def refusal(spec: WeightSpec, device: torch.device) -> str | None:
     if spec.groups > 1 and spec.group_columns % K_ALIGN:
         return f"needs a group_size that is a multiple of {K_ALIGN}, not {spec.group_columns}"
     if native.library() is None:
-        return "was not compiled: install a C compiler, then `pip install --force-reinstall --no-deps qbench`"
+        return "was not compiled: install a C compiler, then `pip install --force-reinstall --no-deps qbench-llm`"
     return None
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from qbench import __version__
+from qbench import DISTRIBUTION, __version__
 from qbench.config import Backend, RunConfig
 from qbench.errors import QbenchError, describe_fault
 from qbench.machine import environment
@@ -69,7 +69,8 @@ def connect(address: str) -> Iterator[RayExecutor]:
     try:
         import ray
     except ImportError as error:
-        raise QbenchError("--executor ray: Ray is not installed; `pip install 'qbench[ray]'` installs it") from error
+        install = f"pip install '{DISTRIBUTION}[ray]'"
+        raise QbenchError(f"--executor ray: Ray is not installed; `{install}` installs it") from error
     alone: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
     try:
         _knock(address)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from qbench import DISTRIBUTION
 from qbench.analysis.effects import cache_words
 from qbench.machine.environment import Environment
 from qbench.records.run import Run, RunRecord
@@ -103,7 +104,7 @@ def commands(record: RunRecord) -> list[str]:
     commit, dirty = record.environment.git_commit, record.environment.git_dirty
     changed = "  # had changes that were not committed" if dirty else ""
     if not commit:
-        return [f"pip install 'qbench[all]=={record.environment.versions.get('qbench')}'", record.command]
+        return [f"pip install '{DISTRIBUTION}[all]=={record.environment.versions.get('qbench')}'", record.command]
     return [f"git checkout {commit}{changed}", "make setup && . .venv/bin/activate", record.command]
 
 
