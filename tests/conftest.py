@@ -41,14 +41,6 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this test fork their workers from a process that has imported their libraries."""
-    from tests.support.warm import WarmExecutor  # not at the top: most tests start no worker
-
-    monkeypatch.setattr("qbench.run.local.LocalExecutor", WarmExecutor)
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail when anything but a GPU or its data was missing")
 

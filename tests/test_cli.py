@@ -127,7 +127,6 @@ def test_dry_run_says_the_plan_and_touches_nothing(here: Path) -> None:
     assert not (here / "results").exists()
 
 
-@pytest.mark.usefixtures("warm")
 def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["run", "tiny.yaml", "--only", "fp16", "--set", "measure={}"]
     assert cli.invoke(app, [*arguments, "--fresh"]).exit_code == 0, "there is nothing to delete"
@@ -144,7 +143,6 @@ def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.Monk
     assert cli.invoke(app, [*arguments, "--fresh", "--yes"]).exit_code == 0
 
 
-@pytest.mark.usefixtures("warm")
 def test_a_matrix_runs_all_and_one_that_cannot_run_is_told_at_the_end(here: Path) -> None:
     sweep = "matrix={seed: [0, 1], backends.int4.group_size: [32, 64]}"
     common = ["run", "tiny.yaml", "--set", sweep, "--set", "measure={}"]
@@ -159,7 +157,6 @@ def test_a_matrix_runs_all_and_one_that_cannot_run_is_told_at_the_end(here: Path
     assert f",int4,int4-64,{platform.node()},4,64,ok," in (here / "results/tiny-1/cells.csv").read_text()
 
 
-@pytest.mark.usefixtures("warm")
 def test_what_quantize_writes_is_what_a_run_measures(here: Path) -> None:
     arguments = ["quantize", "tiny.yaml", "--out", "made", "--set", "backends.int4.group_size=64"]
     result = cli.invoke(app, arguments)

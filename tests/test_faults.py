@@ -19,18 +19,18 @@ from qbench.run.events import ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
-from tests.support.running import execute
+from qbench.run.local import LocalExecutor
+from tests.support.running import execute, workers
 from tests.support.runs import QUICK, config, interpreter, run
-from tests.support.warm import WarmExecutor, workers
 from tests.support.watchers import Watcher
 
-LONGEST_S = 4.0
+LONGEST_S = 8.0
 """Seconds after which a worker is killed at the latest, about what a cell takes."""
 TIMES = ("load_s", "quantize_s", "load_peak_bytes", "peak_rss_bytes", "cached", "read_bytes_per_s")
 """Columns of cells.csv that no two runs have alike."""
 
 
-class Killer(WarmExecutor):
+class Killer(LocalExecutor):
     """Kills the worker at a random moment of what it does."""
 
     def __init__(self, seed: int) -> None:
@@ -100,7 +100,7 @@ def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_p
                 tmp_path / str(rounds),
                 Watcher(),
                 command="",
-                executor=killer if killer.kills < kills else WarmExecutor(),
+                executor=killer if killer.kills < kills else LocalExecutor(),
             )
             crashed = read_run(folder).cells.query("status != 'ok'")
             # Also a cell that the killed one was to be compared with.

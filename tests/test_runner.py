@@ -17,9 +17,9 @@ from qbench.int4 import native
 from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
-from tests.support.running import execute
+from qbench.run.local import LocalExecutor
+from tests.support.running import execute, workers
 from tests.support.runs import config, in_order, interpreter, run
-from tests.support.warm import WarmExecutor, workers
 from tests.support.watchers import Watcher
 
 KERNEL = "cpu" if native.library() else "aten"
@@ -215,7 +215,7 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
             signal.alarm(2)
 
     with pytest.raises(KeyboardInterrupt):
-        execute(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=WarmExecutor())
+        execute(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=LocalExecutor())
     assert not workers()
     data = read_run(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]

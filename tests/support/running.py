@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from qbench.analysis.stats import write_summary
 from qbench.config import RunConfig
 from qbench.plan.cells import make_plan
@@ -26,3 +28,8 @@ def execute(
     executor = executor or LocalExecutor()
     plan = make_plan(config, executor.prepare, only)
     return runner.run(plan, results, reporter, executor=executor, command=command, summarize=write_summary, fresh=fresh)
+
+
+def workers() -> list[psutil.Process]:
+    """Living processes that this one's runs have started."""
+    return [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]

@@ -5,8 +5,8 @@ import stat
 from pathlib import Path
 
 from qbench.config import RunConfig
+from qbench.run.local import LocalExecutor
 from tests.support.running import execute
-from tests.support.warm import WarmExecutor
 from tests.support.watchers import Watcher
 
 QUICK = {"throughput": {"batch_sizes": [1, 2], "seq_len": 24, "new_tokens": 4, "trials": 2}}
@@ -34,7 +34,7 @@ def run(
 ) -> tuple[Path, bool, Watcher]:
     watcher = Watcher()
     folder, ok = execute(
-        settings, results, watcher, command="qbench run x", fresh=fresh, only=only, executor=WarmExecutor()
+        settings, results, watcher, command="qbench run x", fresh=fresh, only=only, executor=LocalExecutor()
     )
     return folder, ok, watcher
 
