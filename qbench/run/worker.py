@@ -162,6 +162,9 @@ class Cell:
                 self._pass_over(name)
                 continue
             try:
+                if timed := context.measures.throughput if name == "throughput" else None:
+                    # Also where all trials are kept from before.
+                    self._known["decode_mode"] = engine.decode_mode(timed.decode, timed.kv_cache)
                 if name == "memory":
                     memory.measure(engine, context.measures.memory, context)
                 elif self._job.wants(name):
@@ -220,7 +223,6 @@ class Cell:
     def _note(self, row: Row) -> None:
         """What a row says of the cell as a whole."""
         if isinstance(row, ThroughputRow):
-            self._known["decode_mode"] = row.decode_mode
             if row.status != "ok":
                 self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
 
