@@ -222,9 +222,8 @@ class Cell:
 
     def _note(self, row: Row) -> None:
         """What a row says of the cell as a whole."""
-        if isinstance(row, ThroughputRow):
-            if row.status != "ok":
-                self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
+        if isinstance(row, ThroughputRow) and row.status != "ok":
+            self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
 
 
 def device_name(device: torch.device) -> str:
