@@ -18,7 +18,7 @@ from typing import Annotated
 import record
 import typer
 
-from qbench.analysis.stats import write_summary
+from qbench.analysis.summary_table import write_summary
 from qbench.config import load
 from qbench.machine.conditions import Sampler
 from qbench.plan.cells import make_plan

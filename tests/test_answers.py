@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qbench.analysis.stats import summarize
 from qbench.records.answers import read_answers
 from qbench.records.rows import AccuracyRow
 from qbench.records.run import read_run, to_frame, write_table
 from tests.support.made_up_run import cell, made_up_run, subject
+from tests.support.summaries import frame
 
 
 def write_answers(folder: Path, label: str, predicted: Sequence[int], gold: Sequence[int], name: str = "law") -> None:
@@ -89,7 +89,7 @@ def test_a_run_is_read_with_its_answers_and_compared(tmp_path: Path) -> None:
     read = read_run(tmp_path)
     assert read.warnings == ()
     assert read.noise.empty
-    int4 = summarize(read).iloc[1]
+    int4 = frame(read).iloc[1]
     assert (int4["mmlu_right_to_wrong"], int4["mmlu_wrong_to_right"], int4["mmlu_p_value"]) == (1, 1, 1)
     assert int4["verdict"] == "accuracy within noise, p = 1"
 

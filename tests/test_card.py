@@ -9,10 +9,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from qbench.config import load
-from qbench.decide.card import make_card, read_generations
 from qbench.errors import QbenchError
 from qbench.records.rows import GenerationRow
 from qbench.records.run import read_run
+from qbench.show.card import make_card, read_generations
 from tests.support.made_up_run import FIVE_ANSWERS, MODEL, cell, five_cells, identity, made_up_run, measured, text
 from tests.support.markdown import read
 

@@ -3,16 +3,16 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from qbench.analysis.compare import compare, noise_floor, reference_label, tied
 from qbench.analysis.formulas import Flips
+from qbench.analysis.paired import compare, noise_floor, tied
 from qbench.records.rows import NoiseRow
 from tests.support.made_up_run import answers, cell, flipped, made_up_run, noise
 
 
-def test_the_reference_is_the_first_cell_of_16_bits() -> None:
-    assert reference_label(made_up_run([cell("int4"), cell("plain", "fp16"), cell("fp16")])) == "plain"
-    assert reference_label(made_up_run([cell("int4")])) is None
-    assert reference_label(made_up_run([])) is None
+def test_the_reference_is_the_first_cell_that_is_not_quantized() -> None:
+    assert made_up_run([cell("int4"), cell("plain", "fp16"), cell("fp16")]).reference == "plain"
+    assert made_up_run([cell("int4")]).reference is None
+    assert made_up_run([]).reference is None
 
 
 def test_questions_are_joined_by_subject_and_number_in_any_order() -> None:

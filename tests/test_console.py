@@ -6,7 +6,7 @@ from io import StringIO
 from rich.console import Console
 
 from qbench.records.run import Run
-from qbench.show.console import print_results
+from qbench.show.tables import print_results
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,

@@ -3,26 +3,31 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from qbench.analysis.effects import Answered, accuracy_difference, answered, newcombe_interval, speed_ratio, workload
+from qbench.analysis.effects import Accuracy, accuracy_difference, accuracy_of, newcombe_interval, speed_ratio
 from qbench.analysis.formulas import Flips
-from tests.support.made_up_run import answers, flipped, made_up_run, measured, subject, trial
+from tests.support.made_up_run import answers, flipped, made_up_run, measured, subject
+
+
+def accuracy(correct: int, n: int, questions: str, right: pd.Series[bool] | None = None) -> Accuracy:
+    return Accuracy(correct=correct, n=n, questions=questions, right=right)
 
 
 def test_newcombes_interval_is_that_of_his_paper() -> None:
     # Newcombe 1998, table II, (a): 56/70 - 48/80, method 10.
-    low, high = newcombe_interval(Answered(48, 80, "MMLU", None), Answered(56, 70, "MMLU", None))
+    low, high = newcombe_interval(accuracy(48, 80, "MMLU"), accuracy(56, 70, "MMLU"))
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
     # The same, (h): 10/10 - 0/10.
-    low, high = newcombe_interval(Answered(0, 10, "MMLU", None), Answered(10, 10, "MMLU", None))
+    low, high = newcombe_interval(accuracy(0, 10, "MMLU"), accuracy(10, 10, "MMLU"))
     assert (low, high) == pytest.approx((0.6075, 1.0), abs=5e-5)
 
 
 def test_answers_are_paired_where_both_are_there() -> None:
     first, second = flipped(600, 1000, 0, 0), flipped(600, 1000, 30, 10)
-    found = accuracy_difference(Answered(600, 1000, "MMLU", first), Answered(580, 1000, "MMLU", second))
+    found = accuracy_difference(accuracy(600, 1000, "MMLU", first), accuracy(580, 1000, "MMLU", second))
     assert found
     assert found.flips == Flips(1000, 30, 10)
     assert found.delta == pytest.approx(-0.02)
@@ -31,7 +36,7 @@ def test_answers_are_paired_where_both_are_there() -> None:
 
 
 def test_without_answers_the_interval_is_wider_and_centred_on_the_accuracies() -> None:
-    found = accuracy_difference(Answered(600, 1000, "MMLU", None), Answered(580, 1000, "MMLU", answers([True])))
+    found = accuracy_difference(accuracy(600, 1000, "MMLU"), accuracy(580, 1000, "MMLU", answers([True])))
     assert found
     assert found.flips is None
     assert found.delta == pytest.approx(-0.02)
@@ -40,24 +45,24 @@ def test_without_answers_the_interval_is_wider_and_centred_on_the_accuracies() -
 
 
 def test_other_questions_are_not_compared() -> None:
-    assert accuracy_difference(Answered(6, 10, "MMLU", None), Answered(6, 10, "others", None)) is None
-    law, art = Answered(1, 1, "MMLU", answers([True], "law")), Answered(1, 1, "MMLU", answers([True], "art"))
+    assert accuracy_difference(accuracy(6, 10, "MMLU"), accuracy(6, 10, "others")) is None
+    law, art = accuracy(1, 1, "MMLU", answers([True], "law")), accuracy(1, 1, "MMLU", answers([True], "art"))
     assert accuracy_difference(law, art) is None
 
 
 def test_a_cell_has_answered_the_set_that_its_run_names() -> None:
     rows = [subject("int4", None, "law", 6, 10), subject("int4", None, "art", 3, 10)]
-    found = answered(made_up_run(rows, mmlu={"data": "demo"}), "int4")
+    found = accuracy_of(made_up_run(rows, mmlu={"data": "demo"}), "int4")
     assert found
-    assert (found.correct, found.n, found.accuracy) == (9, 20, 0.45)
-    assert found.questions != getattr(answered(made_up_run(rows, mmlu={"data": "/data"}), "int4"), "questions", "")
+    assert (found.correct, found.n, found.value) == (9, 20, 0.45)
+    assert found.questions != getattr(accuracy_of(made_up_run(rows, mmlu={"data": "/data"}), "int4"), "questions", "")
 
 
 def test_a_partial_result_is_none_unless_asked_for() -> None:
     run = made_up_run(measured("int4", "int4", 5, {}, 6, 10, partial=True))
-    assert answered(run, "int4") is None
-    assert answered(run, "int4", allow_partial=True) is not None
-    assert answered(run, "nf4", allow_partial=True) is None
+    assert accuracy_of(run, "int4") is None
+    assert accuracy_of(run, "int4", allow_partial=True) is not None
+    assert accuracy_of(run, "nf4", allow_partial=True) is None
 
 
 def test_a_ratio_has_welchs_interval_at_the_confidence_asked_for() -> None:
@@ -77,9 +82,3 @@ def test_single_trials_differ_from_a_tenth_on() -> None:
     assert not speed_ratio([100], [109]).differs
     assert speed_ratio([100], [111]).differs
     assert speed_ratio([100, 101], [80]).differs
-
-
-def test_the_lengths_of_a_cells_trials() -> None:
-    run = made_up_run([trial("int4", None, 8, decode_tokens_per_s=1)])
-    assert workload(run, "int4", 8) == (1920, 128)
-    assert workload(run, "int4", 1) is None

@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from qbench.analysis.formulas import Flips, speedup
-from qbench.decide.compare import MemoryChange, compare_runs
+from qbench.analysis.summary import summarize
+from qbench.decide.compare import MemoryChange, RunComparison
+from qbench.decide.compare import compare_runs as compare_summaries
 from qbench.decide.provenance import check_same_model, differences
 from qbench.errors import QbenchError
 from qbench.records.rows import AccuracyRow
@@ -17,6 +19,10 @@ from qbench.show.compare import print_comparison
 from tests.support.made_up_run import GIB, cell, flipped, made_up_run, measured, subject, text, trial, trials
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
+
+
+def compare_runs(first: Run, second: Run) -> RunComparison:
+    return compare_summaries(summarize(first), summarize(second))
 
 
 def printed(first: Run, second: Run) -> str:

@@ -21,7 +21,7 @@ from qbench.analysis.formulas import (
     steady_state,
     wilson_interval,
 )
-from qbench.analysis.stats import CHANCE_LEVEL, batch_sizes, decode_trials, summarize
+from qbench.analysis.summary import CHANCE_LEVEL, batch_sizes, summarize
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,
@@ -36,6 +36,7 @@ from tests.support.made_up_run import (
     trials,
     window,
 )
+from tests.support.summaries import frame
 
 
 def test_prefill_speed_counts_every_prompt_of_the_batch() -> None:
@@ -181,7 +182,7 @@ def test_pareto_front_is_what_no_point_dominates(points: list[tuple[float, float
 
 
 def test_summary_is_one_row_a_cell_in_their_order() -> None:
-    summary = summarize(made_up_run(five_cells()))
+    summary = frame(made_up_run(five_cells()))
     assert list(summary["label"]) == ["fp16", "int4", "nf4", "awq", "gptq"]
     assert list(summary.columns) == [
         "run", "model", "backend", "label", "status", "error", "peak_memory_bytes",
@@ -193,20 +194,20 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
         "mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial",
         "mmlu_paired_n", "mmlu_delta", "mmlu_delta_low", "mmlu_delta_high", "mmlu_p_value", "mmlu_p_holm",
         "mmlu_right_to_wrong", "mmlu_wrong_to_right", "mmlu_below_noise_floor",
-        "perplexity", "kl_mean", "verdict",
+        "perplexity", "kl_mean",
     ]  # fmt: skip
 
 
 def test_summary_keeps_the_last_of_two_rows_of_a_cell() -> None:
     rows = [cell("int4", status="crashed"), cell("nf4"), cell("int4", peak_memory_bytes=7)]
-    summary = summarize(made_up_run(rows)).set_index("label")
+    summary = frame(made_up_run(rows)).set_index("label")
     assert len(summary) == 2
     assert summary.loc["int4", "status"] == "ok"
     assert summary.loc["int4", "peak_memory_bytes"] == 7
 
 
 def test_failed_cell_is_a_row_with_its_reason_and_no_figure() -> None:
-    awq = summarize(made_up_run(five_cells())).set_index("label").loc["awq"]
+    awq = frame(made_up_run(five_cells())).set_index("label").loc["awq"]
     assert awq["status"] == "unavailable"
     assert awq["error"] == "no module named gptqmodel"
     assert awq[["peak_memory_bytes", "decode_tokens_per_s_b1", "status_b1", "mmlu", "mmlu_n"]].isna().all()
@@ -214,11 +215,11 @@ def test_failed_cell_is_a_row_with_its_reason_and_no_figure() -> None:
 
 def test_speed_is_the_median_over_the_ok_trials() -> None:
     rows = [cell("int4"), *trials("int4", None, 1, [10, 90, 20, 30])]
-    assert summarize(made_up_run(rows))["decode_tokens_per_s_b1"].tolist() == [25]
+    assert frame(made_up_run(rows))["decode_tokens_per_s_b1"].tolist() == [25]
 
 
 def test_batch_without_memory_has_a_status_and_no_speed() -> None:
-    fp16 = summarize(made_up_run(five_cells())).set_index("label").loc["fp16"]
+    fp16 = frame(made_up_run(five_cells())).set_index("label").loc["fp16"]
     assert fp16["status"] == "ok"
     assert fp16["status_b8"] == "ok"
     assert fp16["status_b32"] == "oom"
@@ -227,7 +228,7 @@ def test_batch_without_memory_has_a_status_and_no_speed() -> None:
 
 def test_a_failed_trial_does_not_hide_behind_its_ok_siblings() -> None:
     rows = [cell("int4"), *trials("int4", None, 8, [10, 30]), trial("int4", None, 8, status="oom")]
-    row = summarize(made_up_run(rows)).iloc[0]
+    row = frame(made_up_run(rows)).iloc[0]
     assert row["decode_tokens_per_s_b8"] == 20
     assert row["status_b8"] == "oom"
 
@@ -255,7 +256,7 @@ def test_the_summary_has_the_steady_state_of_each_cell() -> None:
     rows = [cell("fp16"), cell("int4"), cell("nf4")]
     rows += [window("int4", t_s, speed) for t_s, speed in [(10, 50), (20, 45), (30, 40)]]
     rows += [window("fp16", 10, 20)]
-    summary = summarize(made_up_run(rows)).set_index("label")
+    summary = frame(made_up_run(rows)).set_index("label")
     assert summary["sustained_tokens_per_s"].dropna().to_dict() == {"fp16": 20, "int4": 40}
     assert summary["sustained_peak_tokens_per_s"].dropna().to_dict() == {"fp16": 20, "int4": 50}
 
@@ -267,7 +268,7 @@ def test_validity_of_a_batch_is_that_of_its_trials() -> None:
         trial("int4", None, 1, decode_tokens_per_s=51, validity="foreign_load"),
         trial("int4", None, 8, decode_tokens_per_s=300, validity="ok"),
     ]
-    (row,) = summarize(made_up_run(rows)).to_dict("records")
+    (row,) = frame(made_up_run(rows)).to_dict("records")
     assert (row["validity_b1"], row["validity_b8"]) == ("foreign_load", "ok")
     assert pd.isna(row["validity_b32"])
     assert row["decode_tokens_per_s_b1"] == 50.5, "marked figures are kept"
@@ -275,21 +276,23 @@ def test_validity_of_a_batch_is_that_of_its_trials() -> None:
 
 def test_batch_sizes_are_those_asked_for_and_those_measured() -> None:
     rows = [cell("int4"), trial("int4", None, 4, decode_tokens_per_s=1.0)]
-    assert batch_sizes(made_up_run(rows, batch_sizes=(1, 8))) == [1, 4, 8]
-    assert batch_sizes(made_up_run(rows, batch_sizes=None)) == [4]
-    assert batch_sizes(made_up_run([], batch_sizes=None)) == []
+    assert batch_sizes(made_up_run(rows, batch_sizes=(1, 8))) == (1, 4, 8)
+    assert batch_sizes(made_up_run(rows, batch_sizes=None)) == (4,)
+    assert batch_sizes(made_up_run([], batch_sizes=None)) == ()
 
 
-def test_decode_trials_are_the_ok_ones_of_that_cell_and_batch() -> None:
-    run = made_up_run(five_cells())
-    assert decode_trials(run, "int4", 8) == [512, 530, 541]
-    assert decode_trials(run, "fp16", 32) == []
-    assert decode_trials(run, "awq", 1) == []
+def test_the_trials_of_a_speed_are_the_ok_ones_of_that_cell_and_batch() -> None:
+    cells = {cell.label: cell for cell in summarize(made_up_run(five_cells())).cells}
+    assert cells["int4"].at(8).trials == (512, 530, 541)
+    assert cells["int4"].at(8).lengths == (1920, 128)
+    assert cells["fp16"].at(32).trials == ()
+    assert cells["awq"].at(1).trials == ()
+    assert cells["awq"].at(4).lengths is None
 
 
 def test_accuracy_is_over_all_questions_not_the_mean_of_subjects() -> None:
     rows = [cell("int4"), subject("int4", None, "law", 10, 10), subject("int4", None, "physics", 40, 90)]
-    row = summarize(made_up_run(rows)).iloc[0]
+    row = frame(made_up_run(rows)).iloc[0]
     # 50 of 100; the mean of 1 and 4/9 would be 0.72.
     assert row["mmlu"] == 0.5
     assert row["mmlu_n"] == 100
@@ -304,25 +307,25 @@ def test_accuracy_counts_a_repeated_subject_once_and_other_tasks_never() -> None
         subject("int4", None, "law", 5, 10),
         subject("int4", None, "law", 10, 10, task="another"),
     ]
-    row = summarize(made_up_run(rows)).iloc[0]
+    row = frame(made_up_run(rows)).iloc[0]
     assert (row["mmlu"], row["mmlu_n"]) == (0.5, 10)
 
 
 def test_partial_accuracy_is_left_out_unless_asked_for() -> None:
     run = made_up_run([cell("int4"), subject("int4", None, "law", 5, 10, partial=True)])
-    assert summarize(run)[["mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial"]].isna().all(axis=None)
-    row = summarize(run, allow_partial=True).iloc[0]
+    assert frame(run)[["mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial"]].isna().all(axis=None)
+    row = frame(run, allow_partial=True).iloc[0]
     assert row["mmlu"] == 0.5
     assert row["mmlu_partial"]
 
 
 def test_one_partial_subject_makes_the_cell_partial() -> None:
     rows = [cell("int4"), subject("int4", None, "law", 5, 10), subject("int4", None, "art", 5, 10, partial=True)]
-    assert summarize(made_up_run(rows))["mmlu"].isna().all()
+    assert frame(made_up_run(rows))["mmlu"].isna().all()
 
 
 def test_cells_are_compared_with_the_16_bit_one_question_by_question() -> None:
-    summary = summarize(made_up_run(five_cells(), answers=FIVE_ANSWERS)).set_index("label")
+    summary = frame(made_up_run(five_cells(), answers=FIVE_ANSWERS)).set_index("label")
     int4 = summary.loc["int4"]
     assert (int4["mmlu_right_to_wrong"], int4["mmlu_wrong_to_right"], int4["mmlu_paired_n"]) == (382, 200, 14_042)
     assert int4["mmlu_delta"] == pytest.approx((9122 - 9304) / 14_042)
@@ -332,27 +335,23 @@ def test_cells_are_compared_with_the_16_bit_one_question_by_question() -> None:
     assert int4["mmlu_p_holm"] == pytest.approx(int4["mmlu_p_value"])  # the largest of three
     assert summary.loc["gptq", "mmlu_p_holm"] == pytest.approx(3 * summary.loc["gptq", "mmlu_p_value"])
     assert pd.isna(int4["mmlu_below_noise_floor"])
-    assert str(int4["verdict"]).endswith("; accuracy −1.3 points [−1.6, −1.0], p < 0.001")
 
 
 def test_the_reference_and_a_failed_cell_are_compared_with_nothing() -> None:
-    summary = summarize(made_up_run(five_cells(), answers=FIVE_ANSWERS)).set_index("label")
+    summary = frame(made_up_run(five_cells(), answers=FIVE_ANSWERS)).set_index("label")
     compared = [column for column in summary.columns if column.startswith(("speedup", "mmlu_delta", "mmlu_p"))]
     compared.remove("mmlu_partial")
     assert len(compared) == 15
     assert summary.loc[["fp16", "awq"], compared].isna().all(axis=None)
-    assert summary.loc["fp16", "verdict"] == "reference"
-    assert pd.isna(summary.loc["awq", "verdict"])
 
 
 def test_speed_ups_are_over_the_reference_at_the_same_batch_size() -> None:
-    summary = summarize(made_up_run(five_cells())).set_index("label")
+    summary = frame(made_up_run(five_cells())).set_index("label")
     mean = {label: math.prod(values) ** (1 / 3) for label, values in SPEEDS_B8.items()}
     assert summary.loc["int4", "speedup_b8"] == pytest.approx(mean["int4"] / mean["fp16"])
     assert summary.loc["int4", "speedup_b8_low"] < summary.loc["int4", "speedup_b8"]
     # The reference has no room at batch 32.
     assert summary["speedup_b32"].isna().all()
-    assert str(summary.loc["nf4", "verdict"]).startswith("0.93× [0.")
 
 
 SPEEDS_B8 = {"fp16": (310, 318, 305), "int4": (512, 530, 541)}
@@ -360,14 +359,14 @@ SPEEDS_B8 = {"fp16": (310, 318, 305), "int4": (512, 530, 541)}
 
 def test_without_a_16_bit_cell_nothing_is_compared() -> None:
     rows = [row for row in five_cells() if row.backend != "fp16"]
-    summary = summarize(made_up_run(rows, answers=FIVE_ANSWERS))
-    assert summary[["speedup_b1", "mmlu_delta", "mmlu_p_value", "verdict"]].isna().all(axis=None)
+    summary = frame(made_up_run(rows, answers=FIVE_ANSWERS))
+    assert summary[["speedup_b1", "mmlu_delta", "mmlu_p_value"]].isna().all(axis=None)
     assert summary["mmlu"].notna().sum() == 3
 
 
 def test_a_cell_without_answers_has_an_accuracy_and_no_difference() -> None:
     some = {label: right for label, right in FIVE_ANSWERS.items() if label != "nf4"}
-    summary = summarize(made_up_run(five_cells(), answers=some)).set_index("label")
+    summary = frame(made_up_run(five_cells(), answers=some)).set_index("label")
     assert pd.isna(summary.loc["nf4", "mmlu_delta"])
     assert summary.loc["nf4", "mmlu"] > 0.6
     # Corrected over the two that are compared.
@@ -381,32 +380,30 @@ def test_a_limited_run_is_compared_only_if_asked_for() -> None:
         noise("fp16", 1000, 1, 1, partial=True),
     ]
     run = made_up_run(rows, answers={"fp16": flipped(600, 1000, 0, 0), "int4": flipped(600, 1000, 70, 10)})
-    plain = summarize(run).set_index("label")
+    plain = frame(run).set_index("label")
     accuracy = [column for column in plain.columns if column.startswith("mmlu")]
     assert plain[accuracy].isna().all(axis=None)
-    assert "accuracy" not in str(plain.loc["int4", "verdict"])
-    asked = summarize(run, allow_partial=True).set_index("label").loc["int4"]
+    asked = frame(run, allow_partial=True).set_index("label").loc["int4"]
     assert asked["mmlu_delta"] == -0.06
     assert not asked["mmlu_below_noise_floor"]
-    assert str(asked["verdict"]).endswith("p < 0.001, partial")
 
 
 def test_a_real_difference_below_the_noise_floor_is_named_so() -> None:
     rows = [*measured("fp16", "fp16", 16, {}, 600, 1000), *measured("int4", "int4", 5, {}, 580, 1000)]
     cells = {"fp16": flipped(600, 1000, 0, 0), "int4": flipped(600, 1000, 30, 10)}
-    loud = summarize(made_up_run([*rows, noise("fp16", 1000, 20, 20)], answers=cells)).iloc[1]
-    quiet = summarize(made_up_run([*rows, noise("fp16", 1000, 3, 2)], answers=cells)).iloc[1]
+    loud = frame(made_up_run([*rows, noise("fp16", 1000, 20, 20)], answers=cells)).iloc[1]
+    quiet = frame(made_up_run([*rows, noise("fp16", 1000, 3, 2)], answers=cells)).iloc[1]
     assert loud["mmlu_p_holm"] == quiet["mmlu_p_holm"] < 0.05
-    assert loud["verdict"] == "accuracy below the noise floor"
-    assert str(quiet["verdict"]).startswith("accuracy −2.0 points [")
+    assert loud["mmlu_below_noise_floor"]
+    assert not quiet["mmlu_below_noise_floor"]
 
 
 def test_perplexity_of_part_of_the_text_is_left_out_unless_asked_for() -> None:
     rows = [cell("fp16"), cell("int4"), text("fp16", 6.1), text("int4", 6.5, partial=True, kl_mean=0.04)]
-    full = summarize(made_up_run(rows)).set_index("label")
+    full = frame(made_up_run(rows)).set_index("label")
     assert full.loc["fp16", "perplexity"] == 6.1
     assert full.loc["int4", ["perplexity", "kl_mean"]].isna().all()
-    allowed = summarize(made_up_run(rows), allow_partial=True).set_index("label")
+    allowed = frame(made_up_run(rows), allow_partial=True).set_index("label")
     assert list(allowed.loc["int4", ["perplexity", "kl_mean"]]) == [6.5, 0.04]
     assert pd.isna(allowed.loc["fp16", "kl_mean"])
 
@@ -418,17 +415,18 @@ def test_standard_error_over_windows_by_hand() -> None:
 
 
 def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
-    full = summarize(made_up_run(five_cells()))
-    empty = summarize(made_up_run([cell("int4", status="error")]))
+    full = frame(made_up_run(five_cells()))
+    empty = frame(made_up_run([cell("int4", status="error")]))
     assert full.dtypes.to_dict() == empty.dtypes.to_dict()
-    assert summarize(made_up_run([])).empty
+    assert frame(made_up_run([])).empty
 
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
-    written = summarize(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 39
+    written = frame(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
+    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 38
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:
-    code = "import sys, qbench.analysis.stats; sys.exit(bool({'scipy', 'torch', 'matplotlib'} & sys.modules.keys()))"
+    heavy = "{'scipy', 'torch', 'matplotlib'}"
+    code = f"import sys, qbench.analysis.summary_table; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

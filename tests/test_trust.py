@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
 from qbench.analysis import validity as trust
-from qbench.analysis.stats import summarize
+from qbench.analysis.summary import summarize
 from qbench.records.rows import ThroughputRow
 from qbench.records.run import to_frame
+from qbench.show.phrases import caption, remarks
 from tests.support.made_up_run import cell, made_up_run, trial, window
 
 
@@ -63,15 +63,16 @@ def test_each_reason_is_one_line_with_all_its_places_and_a_remedy() -> None:
         trial("int4-a", "int4", 8, decode_tokens_per_s=5, validity="foreign_load"),
         *(trial("int4-a", "int4", 1, decode_tokens_per_s=speed, validity="ok") for speed in (5, 6)),
     ]
-    cells = summarize(made_up_run(rows)).to_dict("records")
-    foreign, unstable = trust.remarks(cells, (1, 8, 32))
+    cells = summarize(made_up_run(rows)).cells
+    foreign, unstable = remarks(cells)
     assert foreign.startswith("! foreign_load (FP16 at batch 1, 8 and 32, int4-a at batch 8): other processes")
     assert unstable.startswith("! unstable (int4-a at batch 1): the trials are more than 10% apart; ")
-    assert trust.caption(cells, (1, 8)) == (
-        "!: not to be trusted: foreign load (FP16 at batch 1 and 8, int4-a at batch 8); unstable (int4-a at batch 1)"
+    assert caption(cells) == (
+        "!: not to be trusted: foreign load (FP16 at batch 1, 8 and 32, int4-a at batch 8); "
+        "unstable (int4-a at batch 1)"
     )
-    assert [trust.mark(row, 1) for row in cells] == [" !", " !"]
-    assert [trust.mark(row, 32) for row in cells] == [" !", ""]
+    assert [one.at(1).doubtful for one in cells] == [True, True]
+    assert [one.at(32).doubtful for one in cells] == [True, False]
 
 
 def test_under_sustained_load_falling_clocks_are_a_finding_and_other_processes_a_fault() -> None:
@@ -79,16 +80,16 @@ def test_under_sustained_load_falling_clocks_are_a_finding_and_other_processes_a
     rows += [window("fp16", 10, 50, validity="ok"), window("fp16", 20, 20, validity="throttled")]
     rows += [window("int4", 10, 50, validity="foreign_load+throttled"), window("int4", 20, 50, validity="ok")]
     rows += [window("nf4", 10, 50, validity="ok")]
-    cells = summarize(made_up_run(rows)).to_dict("records")
-    found = [None if pd.isna(row["sustained_validity"]) else row["sustained_validity"] for row in cells]
-    assert found == ["throttled", "foreign_load+throttled", "ok", None]
-    assert [trust.sustained_mark(row) for row in cells] == ["", " !", "", ""]
-    (line,) = trust.remarks(cells, (1,))
+    cells = summarize(made_up_run(rows)).cells
+    loads = [one.sustained for one in cells]
+    assert [load and load.validity for load in loads] == ["throttled", "foreign_load+throttled", "ok", None]
+    assert [load and load.doubtful for load in loads] == [False, True, False, None]
+    (line,) = remarks(cells)
     assert line.startswith("! foreign_load (INT4 under sustained load): ")
-    assert trust.caption(cells, (1,)) == ""
+    assert caption(cells) == ""
 
 
 def test_nothing_wrong_is_nothing_said() -> None:
-    cells = summarize(made_up_run([cell("int4"), trial("int4", None, 1, decode_tokens_per_s=5)])).to_dict("records")
-    assert trust.remarks(cells, (1,)) == []
-    assert trust.caption(cells, (1,)) == ""
+    cells = summarize(made_up_run([cell("int4"), trial("int4", None, 1, decode_tokens_per_s=5)])).cells
+    assert remarks(cells) == []
+    assert caption(cells) == ""

@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qbench.analysis.effects import SpeedRatio
-from qbench.analysis.stats import batch_sizes, decode_trials
-from qbench.records.run import Run
+from qbench.analysis.summary import RunSummary
 
 Place = tuple[str, int]
 """A cell, by label, and a batch size."""
 
 
 @dataclass(frozen=True, slots=True)
-class Starts:
+class BetweenRuns:
     """Several runs of the same thing."""
 
     means: dict[Place, tuple[float, ...]]
@@ -31,34 +30,35 @@ class Starts:
     """Σ (runs − 1) over all places; 0 if no place was measured twice."""
 
 
-def learn(runs: Sequence[Run]) -> Starts:
+def estimate(runs: Sequence[RunSummary]) -> BetweenRuns:
     """From the ok trials of every cell and batch size."""
     means: dict[Place, tuple[float, ...]] = {}
-    for run in runs:
-        for label in run.cells["label"].unique():
-            for size in batch_sizes(run):
-                if trials := decode_trials(run, label, size):
-                    place = (str(label), size)
-                    means[place] = (*means.get(place, ()), statistics.fmean(map(math.log, trials)))
+    for cell in (cell for run in runs for cell in run.cells):
+        for speed in cell.speeds:
+            if speed.trials:
+                place = (cell.label, speed.batch_size)
+                means[place] = (*means.get(place, ()), statistics.fmean(map(math.log, speed.trials)))
     freedom = sum(len(found) - 1 for found in means.values())
     squares = sum((mean - statistics.fmean(found)) ** 2 for found in means.values() for mean in found)
-    return Starts(means, math.sqrt(squares / freedom) if freedom else 0.0, freedom)
+    return BetweenRuns(means, math.sqrt(squares / freedom) if freedom else 0.0, freedom)
 
 
-def widened(ratio: SpeedRatio, starts: Starts, place: Place, speeds: Sequence[float], confidence: float) -> SpeedRatio:
+def widened(
+    ratio: SpeedRatio, runs: BetweenRuns, place: Place, speeds: Sequence[float], confidence: float
+) -> SpeedRatio:
     """The ratio of `speeds` to the mean of all starts, with the interval of one more start.
 
     exp(d ± h), d = mean log speed − mean over the k starts, h = t s √(1 + 1/k) with t of `freedom` degrees of freedom;
     at least as wide as `ratio`, the interval of the trials. `ratio` itself if no place was measured twice.
     """
-    if not starts.freedom:
+    if not runs.freedom:
         return ratio
     # Costs a second to import.
     from scipy.stats import t
 
-    means = starts.means[place]
+    means = runs.means[place]
     low, high = ratio.bounds
-    half = float(t.ppf((1 + confidence) / 2, starts.freedom)) * starts.deviation * math.sqrt(1 + 1 / len(means))
+    half = float(t.ppf((1 + confidence) / 2, runs.freedom)) * runs.deviation * math.sqrt(1 + 1 / len(means))
     half = max(half, math.log(high / low) / 2)
     difference = statistics.fmean(map(math.log, speeds)) - statistics.fmean(means)
     return SpeedRatio(*(math.exp(difference + shift) for shift in (0, -half, half)))

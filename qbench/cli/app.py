@@ -83,10 +83,10 @@ def run(
             for line in cells.describe_all(plans):
                 out.print(escape(line))
             return
-        from qbench.analysis.stats import write_summary
+        from qbench.analysis.summary_table import write_summary
         from qbench.records.run import read_run
         from qbench.run import sweep
-        from qbench.show import console
+        from qbench.show import progress, tables
 
         if fresh and not yes:
             _confirm_deletion([results / plan.config.name for plan in plans])
@@ -94,13 +94,13 @@ def run(
         for folder, ok in sweep.run(
             plans,
             results,
-            lambda: console.reporting(out),
+            lambda: progress.reporting(out),
             executor=where,
             command=shlex.join(["qbench", *sys.argv[1:]]),
             summarize=write_summary,
             fresh=fresh,
         ):
-            console.print_results(out, read_run(folder))
+            tables.print_results(out, read_run(folder))
             out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
             all_ok = all_ok and ok
     raise typer.Exit(0 if all_ok else 1)
@@ -128,14 +128,15 @@ def quantize(
     """Quantize a configuration's int4 cell once, into a folder that later runs load."""
     from qbench.config import load
     from qbench.run import quantize as export
-    from qbench.show import console
-    from qbench.show.terminal import human_bytes, make_console
+    from qbench.show import progress
+    from qbench.show.terminal import make_console
+    from qbench.text import human_bytes
 
     terminal = make_console()
     with _errors("nothing was written"):
         chosen = load.load(config, overrides or ())
         _leave_on_sigterm()
-        with console.reporting(terminal) as reporter:
+        with progress.reporting(terminal) as reporter:
             written = export.quantize(chosen, out, reporter, label=cell, force=force)
     size = human_bytes(written.bytes)
     terminal.print(escape(f"{written.folder}: {size}, {written.bits_per_weight:.2f} bits a weight"))

@@ -91,6 +91,7 @@ def compare(
     """Show what changed between two runs: hardware, versions and settings first, then figures with intervals."""
     from dataclasses import asdict
 
+    from qbench.analysis.summary import summarize
     from qbench.decide import compare as run_comparison
     from qbench.decide.provenance import check_same_model
 
@@ -98,7 +99,8 @@ def compare(
         first, second = _read(run_a), _read(run_b)
         if not force:
             check_same_model(first.record, second.record, "--force compares them all the same")
-        compared = run_comparison.compare_runs(first, second, allow_partial=allow_partial)
+        both = (summarize(run, allow_partial=allow_partial) for run in (first, second))
+        compared = run_comparison.compare_runs(*both)
     if as_json:
         _print_json(asdict(compared))
     else:
@@ -168,8 +170,8 @@ def card(
     ] = False,
 ) -> None:
     """Write the model card of a quantized checkpoint, in the hub's format, from what was measured."""
-    from qbench.decide.card import make_card, read_generations
     from qbench.records.files import write_atomically
+    from qbench.show.card import make_card, read_generations
 
     with errors("nothing was written"):
         made = make_card(_read(run), backend, read_generations(run), allow_partial=allow_partial)

@@ -152,4 +152,4 @@ class RunConfig(Strict):
         """The 16-bit cell that divergence is measured against: the first of them; None where it is not measured."""
         if not (self.measure.perplexity and self.measure.perplexity.divergence):
             return None
-        return next((backend for backend in self.backends if backend.kind == "fp16"), None)
+        return next((backend for backend in self.backends if backend.weight_bits >= 16), None)

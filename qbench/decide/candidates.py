@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from qbench.analysis.compare import noise_floor, reference_label
-from qbench.analysis.effects import (  # fmt: skip
-    PLAIN_CACHE,
-    AccuracyDifference,
-    Answered,
-    accuracy_difference,
-    answered,
-    kept_in,
-    workload,
-)
+from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_difference
 from qbench.analysis.formulas import Flips
-from qbench.analysis.stats import decode_trials, summarize
+from qbench.analysis.paired import noise_floor
+from qbench.analysis.summary import PLAIN_CACHE, CellSummary, RunSummary, Speed
 from qbench.analysis.validity import REASONS
-from qbench.records.run import Run, display_label
-from qbench.show.phrases import signed
-from qbench.text import one_line
+from qbench.records.run import Run
+from qbench.text import one_line, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +33,7 @@ class Candidate:
     """The larger of the peaks of the first forward (`cells.csv`) and of the trials at the batch size."""
     speeds: tuple[float, ...]
     """Decode tokens/s of the ok trials."""
-    answered: Answered | None
+    accuracy: Accuracy | None
     drop: AccuracyDifference | None
     """Against the 16-bit cell of its run."""
     is_reference: bool
@@ -61,31 +49,25 @@ class Candidate:
         return statistics.median(self.speeds) if self.speeds else None
 
 
-def gather(runs: Sequence[Run], batch_size: int, *, allow_partial: bool = False) -> list[Candidate]:
+def gather(runs: Sequence[RunSummary], batch_size: int) -> list[Candidate]:
     """The cells of all runs, in order."""
-    names = _run_names(runs)
+    names = _run_names([one.run for one in runs])
     return [
-        _candidate(run, row, name, batch_size, allow_partial)
-        for run, name in zip(runs, names, strict=True)
-        for row in summarize(run, allow_partial=allow_partial).to_dict("records")
+        _candidate(run, cell, name, batch_size) for run, name in zip(runs, names, strict=True) for cell in run.cells
     ]
 
 
-def notes(runs: Sequence[Run], batch_size: int) -> list[str]:
+def notes(runs: Sequence[RunSummary], batch_size: int) -> list[str]:
     """What makes the runs' figures differ besides the backends; empty for a single run."""
-    works = {work for run in runs for label in run.cells["label"] if (work := workload(run, label, batch_size))}
+    cells = [cell for run in runs for cell in run.cells]
+    works = {lengths for cell in cells if (lengths := cell.at(batch_size).lengths)}
     seen = {
-        "models": {run.record.model for run in runs},
-        "hardware": {run.record.hardware for run in runs},
+        "models": {one.run.record.model for one in runs},
+        "hardware": {one.run.record.hardware for one in runs},
         "lengths": {f"{prompt} prompt and {new} new tokens" for prompt, new in works},
-        "caches": {f"keys and values in {kept_in(run, label)}" for run in runs for label in run.throughput["label"]},
+        "caches": {f"keys and values in {cell.kv_cache}" for cell in cells if any(one.lengths for one in cell.speeds)},
     }
     return [f"different {what}: {one_line('; '.join(sorted(found)))}" for what, found in seen.items() if len(found) > 1]
-
-
-def size(value: float) -> str:
-    """Bytes to a hundredth of a MiB or GiB; without its space what `--max-memory` takes."""
-    return f"{value / 2**20:.2f} MiB" if value < 2**30 else f"{value / 2**30:.2f} GiB"
 
 
 def points(difference: AccuracyDifference) -> str:
@@ -102,59 +84,49 @@ def _run_names(runs: Sequence[Run]) -> list[str]:
     return [run.record.name if counts[run.record.name] == 1 else str(run.folder) for run in runs]
 
 
-def _candidate(run: Run, row: Mapping[Any, Any], run_name: str, batch_size: int, allow_partial: bool) -> Candidate:
-    label, reference = str(row["label"]), reference_label(run)
-    cell = run.cells[run.cells["label"] == label].iloc[-1]
-    own = answered(run, label, allow_partial=allow_partial)
-    base = answered(run, reference, allow_partial=allow_partial) if reference and reference != label else None
-    drop = accuracy_difference(base, own) if base and own else None
-    name = one_line(display_label(str(row["backend"]), label))
-    bits = cell["effective_bits_per_weight"]
+def _candidate(run: RunSummary, cell: CellSummary, run_name: str, batch_size: int) -> Candidate:
+    reference, speed = run.reference, cell.at(batch_size)
+    base = reference.accuracy if reference and reference is not cell else None
+    drop = accuracy_difference(base, cell.accuracy) if base and cell.accuracy else None
+    peaks = [peak for peak in (cell.peak_memory_bytes, speed.peak_memory_bytes) if peak is not None]
     return Candidate(
-        name=f"{name} ({one_line(run_name)})" if run_name else name,
-        folder=run.folder,
-        model=run.record.model,
-        backend=str(row["backend"]),
-        label=label,
-        bits=float(cell["bits"] if pd.isna(bits) else bits),
-        memory_bytes=_memory(run, cell, batch_size),
-        speeds=tuple(decode_trials(run, label, batch_size)),
-        answered=own,
+        name=f"{cell.name} ({one_line(run_name)})" if run_name else cell.name,
+        folder=run.run.folder,
+        model=run.run.record.model,
+        backend=cell.kind,
+        label=cell.label,
+        bits=cell.bits_per_weight,
+        memory_bytes=max(peaks, default=None),
+        speeds=speed.trials,
+        accuracy=cell.accuracy,
         drop=drop,
-        is_reference=label == reference,
-        floor=noise_floor(run),
-        failure=_failure(row, batch_size),
-        caveats=tuple(_caveats(row, batch_size, drop, kept_in(run, label))),
+        is_reference=cell is reference,
+        floor=noise_floor(run.run),
+        failure=_failure(cell, speed),
+        caveats=tuple(_caveats(cell, speed, drop)),
     )
 
 
-def _memory(run: Run, cell: pd.Series[Any], batch_size: int) -> int | None:
-    rows = run.throughput
-    rows = rows[(rows["label"] == cell["label"]) & (rows["batch_size"] == batch_size) & (rows["status"] == "ok")]
-    peaks = [int(peak) for peak in (cell["peak_memory_bytes"], *rows["peak_memory_bytes"]) if not pd.isna(peak)]
-    return max(peaks, default=None)
+def _failure(cell: CellSummary, speed: Speed) -> str:
+    # Older runs called a cell oom of which a larger batch did not fit.
+    fits = cell.status == "oom" and speed.status == "ok"
+    if cell.status != "ok" and not fits:
+        return one_line(f"{cell.status}: {cell.row.error}" if cell.row.error else cell.status)
+    return "" if speed.status in (None, "ok") else one_line(f"{speed.status} at batch {speed.batch_size}")
 
 
-def _failure(row: Mapping[Any, Any], batch_size: int) -> str:
-    if row["status"] != "ok":
-        return one_line(f"{row['status']}: {row['error']}" if not pd.isna(row["error"]) else str(row["status"]))
-    status = row.get(f"status_b{batch_size}", pd.NA)
-    return "" if pd.isna(status) or status == "ok" else one_line(f"{status} at batch {batch_size}")
-
-
-def _caveats(row: Mapping[Any, Any], batch_size: int, drop: AccuracyDifference | None, cache: str) -> list[str]:
+def _caveats(cell: CellSummary, speed: Speed, drop: AccuracyDifference | None) -> list[str]:
     """What has to be said of a cell's figures whenever it is named."""
-    found = []
-    validity = row.get(f"validity_b{batch_size}", pd.NA)
-    if not pd.isna(validity) and validity != "ok":
-        words = [(one_line(word), REASONS.get(word, "see throughput.csv")) for word in str(validity).split("+")]
-        found += [f"its speed is marked: {word}: {reason}" for word, reason in words]
-    elif pd.isna(validity) and not pd.isna(row.get(f"decode_tokens_per_s_b{batch_size}", pd.NA)):
+    found = [
+        f"its speed is marked: {one_line(reason)}: {REASONS.get(reason, 'see throughput.csv')}"
+        for reason in speed.reasons
+    ]
+    if speed.trials and speed.validity is None:
         found.append("the run does not say what its trials ran under")
-    if not pd.isna(row["mmlu"]) and row["mmlu_partial"]:
-        found.append(f"its accuracy is partial: {row['mmlu_n']:,} questions")
-    if not pd.isna(row["mmlu"]) and cache != PLAIN_CACHE:
-        found.append(f"its accuracy was measured with keys and values in 16 bit, its speed with {cache}")
+    if cell.accuracy and cell.accuracy.partial:
+        found.append(f"its accuracy is partial: {cell.accuracy.n:,} questions")
+    if cell.accuracy and cell.kv_cache != PLAIN_CACHE:
+        found.append(f"its accuracy was measured with keys and values in 16 bit, its speed with {cell.kv_cache}")
     if drop and not drop.flips:
         found.append("its answers are not there, so that its accuracy is compared as of independent questions")
     return found

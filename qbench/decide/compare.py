@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import pandas as pd
-
-from qbench.analysis.effects import (  # fmt: skip
-    AccuracyDifference,
-    SpeedRatio,
-    accuracy_difference,
-    answered,
-    kept_in,
-    section,
-    speed_ratio,
-    workload,
-)
+from qbench.analysis.effects import AccuracyDifference, SpeedRatio, accuracy_difference, section, speed_ratio
 from qbench.analysis.paired import holm
-from qbench.analysis.stats import batch_sizes, decode_trials, summarize
+from qbench.analysis.summary import CellSummary, RunSummary, Speed
 from qbench.decide.provenance import Difference, differences
-from qbench.records.run import Run, display_label
 from qbench.text import one_line
 
 
@@ -89,139 +75,91 @@ class RunComparison:
     """Cells by label."""
 
 
-def compare_runs(first: Run, second: Run, *, confidence: float = 0.95, allow_partial: bool = False) -> RunComparison:
+def compare_runs(first: RunSummary, second: RunSummary, *, confidence: float = 0.95) -> RunComparison:
     """Compare the cells that have the same label. Intervals are those of `qbench.analysis.effects`, each by itself."""
-    rows = [_rows(run, allow_partial) for run in (first, second)]
-    common = [label for label in rows[0] if label in rows[1]]
-    found = [answered_difference(first, second, label, confidence, allow_partial) for label in common]
+    pairs = [(one, other) for one in first.cells if (other := second.cell(one.label))]
+    found = [_accuracy(one, other, confidence) for one, other in pairs]
     p_values = iter(holm([difference.p_value for difference in found if difference]))
+    same_lengths = section(first.run, "memory") == section(second.run, "memory")
     cells = [
-        _cell(
-            first,
-            second,
-            rows[0][label],
-            rows[1][label],
-            difference,
-            next(p_values) if difference else None,
-            confidence,
+        CellChange(
+            name=one.name,
+            label=one.label,
+            first_status=one_line(one.status),
+            second_status=one_line(other.status),
+            memories=tuple(_memories(one, other, same_lengths)),
+            speeds=tuple(_speeds(one, other, confidence)),
+            first_accuracy=one.accuracy.value if one.accuracy else None,
+            second_accuracy=other.accuracy.value if other.accuracy else None,
+            accuracy=difference,
+            p_holm=next(p_values) if difference else None,
+            first_perplexity=one.text.perplexity if one.text else None,
+            second_perplexity=other.text.perplexity if other.text else None,
+            first_kl=one.text.kl_mean if one.text else None,
+            second_kl=other.text.kl_mean if other.text else None,
         )
-        for label, difference in zip(common, found, strict=True)
+        for (one, other), difference in zip(pairs, found, strict=True)
     ]
     return RunComparison(
-        first=str(first.folder),
-        second=str(second.folder),
-        differences=tuple(differences(first.record, second.record)),
+        first=str(first.run.folder),
+        second=str(second.run.folder),
+        differences=tuple(differences(first.run.record, second.run.record)),
         cells=tuple(cells),
-        only_first=tuple(label for label in rows[0] if label not in rows[1]),
-        only_second=tuple(label for label in rows[1] if label not in rows[0]),
+        only_first=tuple(cell.label for cell in first.cells if not second.cell(cell.label)),
+        only_second=tuple(cell.label for cell in second.cells if not first.cell(cell.label)),
     )
 
 
-def answered_difference(
-    first: Run, second: Run, label: str, confidence: float, allow_partial: bool
-) -> AccuracyDifference | None:
-    """Of a cell's accuracies in two runs; None if one of them has none, or they answered other questions."""
-    one, other = (answered(run, label, allow_partial=allow_partial) for run in (first, second))
-    return accuracy_difference(one, other, confidence) if one and other else None
+def _accuracy(one: CellSummary, other: CellSummary, confidence: float) -> AccuracyDifference | None:
+    """None if one of the runs has no accuracy, or they answered other questions."""
+    return accuracy_difference(one.accuracy, other.accuracy, confidence) if one.accuracy and other.accuracy else None
 
 
-def _rows(run: Run, allow_partial: bool) -> dict[str, dict[Any, Any]]:
-    return {str(row["label"]): row for row in summarize(run, allow_partial=allow_partial).to_dict("records")}
+def _sizes(one: CellSummary, other: CellSummary) -> list[int]:
+    return sorted({speed.batch_size for speed in (*one.speeds, *other.speeds)})
 
 
-def _cell(
-    first: Run,
-    second: Run,
-    one: Mapping[Any, Any],
-    other: Mapping[Any, Any],
-    accuracy: AccuracyDifference | None,
-    p_holm: float | None,
-    confidence: float,
-) -> CellChange:
-    label = str(one["label"])
-    sizes = sorted({*batch_sizes(first), *batch_sizes(second)})
-    speeds = (_speed(first, second, one, other, size, confidence) for size in sizes)
-    return CellChange(
-        name=one_line(display_label(str(one["backend"]), label)),
-        label=label,
-        first_status=one_line(str(one["status"])),
-        second_status=one_line(str(other["status"])),
-        memories=tuple(_memories(first, second, one, other, sizes)),
-        speeds=tuple(change for change in speeds if change),
-        first_accuracy=_number(one["mmlu"]),
-        second_accuracy=_number(other["mmlu"]),
-        accuracy=accuracy,
-        p_holm=p_holm,
-        first_perplexity=_number(one["perplexity"]),
-        second_perplexity=_number(other["perplexity"]),
-        first_kl=_number(one["kl_mean"]),
-        second_kl=_number(other["kl_mean"]),
-    )
-
-
-def _memories(
-    first: Run, second: Run, one: Mapping[Any, Any], other: Mapping[Any, Any], sizes: Sequence[int]
-) -> Iterator[MemoryChange]:
+def _memories(one: CellSummary, other: CellSummary, same_lengths: bool) -> Iterator[MemoryChange]:
     """What at least one of the runs has measured."""
-    label, peaks = str(one["label"]), [_number(row["peak_memory_bytes"]) for row in (one, other)]
-    lengths = [section(run, "memory") for run in (first, second)]
-    found: list[tuple[int | None, list[float | None], bool]] = [(None, peaks, lengths[0] == lengths[1])]
-    for size in sizes:
-        works = [workload(run, label, size) for run in (first, second)]
-        found.append((size, [_peak(run, label, size) for run in (first, second)], works[0] == works[1]))
-    for batch_size, (before, after), comparable in found:
-        if before is not None or after is not None:
-            yield MemoryChange(batch_size, _whole(before), _whole(after), comparable or None in (before, after))
-
-
-def _peak(run: Run, label: str, size: int) -> float | None:
-    """The most of any ok trial."""
-    rows = run.throughput
-    rows = rows[(rows["label"] == label) & (rows["batch_size"] == size) & (rows["status"] == "ok")]
-    return _number(rows["peak_memory_bytes"].max())
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def _speed(
-    first: Run, second: Run, one: Mapping[Any, Any], other: Mapping[Any, Any], size: int, confidence: float
-) -> SpeedChange | None:
-    """None if neither run has trials of the cell at the batch size."""
-    label = str(one["label"])
-    works = [workload(run, label, size) for run in (first, second)]
-    if not any(works):
-        return None
-    statuses = [_status(row, size) for row in (one, other)]
-    trials = [
-        decode_trials(run, label, size) if status == "ok" else []
-        for run, status in zip((first, second), statuses, strict=True)
+    found: list[tuple[int | None, int | None, int | None, bool]] = [
+        (None, one.peak_memory_bytes, other.peak_memory_bytes, same_lengths)
     ]
-    remarks = [f"{which}: {word}" for which, row in (("A", one), ("B", other)) if (word := _remark(row, size))]
-    caches = [kept_in(run, label) for run in (first, second)]
-    if caches[0] != caches[1] and None not in works:
-        remarks.append(f"keys and values in {caches[0]} and {caches[1]}")
-    comparable = works[0] == works[1] or None in works
-    if not comparable:
-        remarks.append("they generated other lengths")
-    medians = [statistics.median(found) if found else None for found in trials]
-    ratio = speed_ratio(trials[0], trials[1], confidence) if all(trials) and comparable else None
-    return SpeedChange(size, statuses[0], statuses[1], medians[0], medians[1], ratio, tuple(remarks))
+    for size in _sizes(one, other):
+        before, after = one.at(size), other.at(size)
+        found.append((size, before.peak_memory_bytes, after.peak_memory_bytes, before.lengths == after.lengths))
+    for batch_size, first, second, comparable in found:
+        if first is not None or second is not None:
+            yield MemoryChange(batch_size, first, second, comparable or None in (first, second))
 
 
-def _status(row: Mapping[Any, Any], size: int) -> str | None:
-    status = row.get(f"status_b{size}", pd.NA)
-    return None if pd.isna(status) else one_line(str(status))
+def _speeds(one: CellSummary, other: CellSummary, confidence: float) -> Iterator[SpeedChange]:
+    """Of the batch sizes at which at least one of the runs has trials."""
+    for size in _sizes(one, other):
+        speeds = (one.at(size), other.at(size))
+        first, second = speeds
+        if not any(speed.lengths for speed in speeds):
+            continue
+        remarks = [f"{which}: {word}" for which, speed in zip("AB", speeds, strict=True) if (word := _remark(speed))]
+        measured_both = all(speed.lengths for speed in speeds)
+        if measured_both and one.kv_cache != other.kv_cache:
+            remarks.append(f"keys and values in {one.kv_cache} and {other.kv_cache}")
+        comparable = not measured_both or first.lengths == second.lengths
+        if not comparable:
+            remarks.append("they generated other lengths")
+        ok = [speed.status == "ok" and bool(speed.trials) for speed in speeds]
+        yield SpeedChange(
+            batch_size=size,
+            first_status=first.status,
+            second_status=second.status,
+            first=first.tokens_per_s if ok[0] else None,
+            second=second.tokens_per_s if ok[1] else None,
+            ratio=speed_ratio(first.trials, second.trials, confidence) if all(ok) and comparable else None,
+            remarks=tuple(remarks),
+        )
 
 
-def _remark(row: Mapping[Any, Any], size: int) -> str:
+def _remark(speed: Speed) -> str:
     """What went wrong, or why the figure is marked."""
-    status, validity = _status(row, size), row.get(f"validity_b{size}", pd.NA)
-    if status != "ok":
-        return status or "not measured"
-    return "" if pd.isna(validity) or validity == "ok" else f"marked {one_line(str(validity))}"
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)
+    if speed.status != "ok":
+        return one_line(speed.status or "not measured")
+    return f"marked {one_line('+'.join(speed.reasons))}" if speed.reasons else ""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from qbench.analysis.formulas import pareto_front
-from qbench.decide.candidates import Candidate, points, size
+from qbench.decide.candidates import Candidate, points
+from qbench.text import human_bytes
 
 UNLIMITED = math.inf
 
@@ -33,7 +34,9 @@ class Limits:
 
     def __str__(self) -> str:
         """As they are typed."""
-        memory = "" if self.memory_bytes == UNLIMITED else f"--max-memory {size(self.memory_bytes).replace(' ', '')}"
+        memory = (
+            "" if self.memory_bytes == UNLIMITED else f"--max-memory {human_bytes(self.memory_bytes).replace(' ', '')}"
+        )
         drop = "" if self.drop_points == UNLIMITED else f"--max-drop {self.drop_points:g}"
         return " ".join(filter(None, (memory, drop)))
 
@@ -59,7 +62,7 @@ def excess(candidate: Candidate, limits: Limits) -> str:
     if need_memory(candidate) > limits.memory_bytes:
         if memory is None:
             return "its memory was not measured, so that --max-memory cannot be checked"
-        return f"needs {size(memory)}, {size(memory - limits.memory_bytes)} more than --max-memory"
+        return f"needs {human_bytes(memory)}, {human_bytes(memory - limits.memory_bytes)} more than --max-memory"
     if need_drop(candidate) > limits.drop_points:
         if drop is None:
             return "its accuracy was not compared with a 16-bit cell's, so that --max-drop cannot be checked"

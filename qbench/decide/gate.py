@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qbench.analysis import between_runs
-from qbench.analysis.compare import SIGNIFICANCE
-from qbench.analysis.stats import decode_trials
+from qbench.analysis.paired import SIGNIFICANCE
+from qbench.analysis.summary import CellSummary, RunSummary, summarize
 from qbench.decide.compare import CellChange, MemoryChange, RunComparison, SpeedChange, compare_runs
 from qbench.decide.provenance import Difference, check_same_conditions, check_same_model
 from qbench.errors import QbenchError
-from qbench.records.run import Run, display_label
+from qbench.records.run import Run
 from qbench.text import one_line
 
 
@@ -87,11 +87,12 @@ def gate(run: Run, baselines: Sequence[Run], limits: GateLimits, *, allow_partia
     baseline = baselines[0]
     for each in baselines[1:]:
         check_same_conditions(baseline.record, each.record, "give baselines that are runs of the same thing")
-    compared = compare_runs(baseline, run, allow_partial=allow_partial)
-    confidence = 1 - 0.05 / max(1, _count(compared, limits))
-    compared = compare_runs(baseline, run, confidence=confidence, allow_partial=allow_partial)
-    cells = _widened(compared.cells, run, baselines, confidence)
-    checks = [*_absent(run, baseline, compared), *(check for cell in cells for check in _cell(cell, limits))]
+    own, *others = (summarize(one, allow_partial=allow_partial) for one in (run, *baselines))
+    count = _count(compare_runs(others[0], own), limits)
+    confidence = 1 - 0.05 / max(1, count)
+    compared = compare_runs(others[0], own, confidence=confidence)
+    cells = _widened(compared.cells, own, others, confidence)
+    checks = [*_absent(own, others[0]), *(check for cell in cells for check in _cell(cell, limits))]
     if not any(check.what != "cell" or not check.ok for check in checks):
         raise QbenchError(
             f"gate: {compared.first} has no figure under these limits that {compared.second} could be compared with; "
@@ -109,36 +110,40 @@ def _count(compared: RunComparison, limits: GateLimits) -> int:
 
 
 def _widened(
-    cells: Sequence[CellChange], run: Run, baselines: Sequence[Run], confidence: float
+    cells: Sequence[CellChange], run: RunSummary, baselines: Sequence[RunSummary], confidence: float
 ) -> Iterator[CellChange]:
     """The cells with what other starts of the baseline say of their speeds."""
-    known = between_runs.learn(baselines)
+    between = between_runs.estimate(baselines)
     for cell in cells:
+        own = run.cell(cell.label)
         speeds = []
         for speed in cell.speeds:
-            if speed.ratio:
-                place, trials = (cell.label, speed.batch_size), decode_trials(run, cell.label, speed.batch_size)
-                speed = replace(speed, ratio=between_runs.widened(speed.ratio, known, place, trials, confidence))
+            if speed.ratio and own:
+                place, trials = (cell.label, speed.batch_size), own.at(speed.batch_size).trials
+                speed = replace(speed, ratio=between_runs.widened(speed.ratio, between, place, trials, confidence))
             speeds.append(speed)
         yield replace(cell, speeds=tuple(speeds))
 
 
-def _absent(run: Run, baseline: Run, compared: RunComparison) -> Iterator[Check]:
+def _absent(run: RunSummary, baseline: RunSummary) -> Iterator[Check]:
     """Cells of one of the two: a missing one fails unless it had failed in the baseline, a new one if it has failed."""
-    for label in compared.only_first:
-        name, status = _last(baseline, label)
-        yield _presence(name, status != "ok", f"is missing; {status} in the baseline")
-    for label in compared.only_second:
-        name, status = _last(run, label)
-        yield _presence(name, status == "ok", f"{status}; is not in the baseline")
+    for cell in _only(baseline, run):
+        yield _presence(cell.name, cell.status != "ok", f"is missing; {one_line(cell.status)} in the baseline")
+    for cell in _only(run, baseline):
+        yield _presence(cell.name, cell.status == "ok", f"{one_line(cell.status)}; is not in the baseline")
+
+
+def _only(run: RunSummary, other: RunSummary) -> list[CellSummary]:
+    return [cell for cell in run.cells if not other.cell(cell.label)]
 
 
 def _cell(cell: CellChange, limits: GateLimits) -> Iterator[Check]:
-    if cell.second_status != "ok":
-        failed_before = cell.first_status != "ok"
-        yield _presence(cell.name, failed_before, cell.second_status + (", in the baseline, too" * failed_before))
+    failed, failed_before = cell.second_status != "ok", cell.first_status != "ok"
+    if failed and not failed_before:
+        yield _presence(cell.name, False, cell.second_status)
         return
-    yield _presence(cell.name, True, "")
+    # Where both failed, figures that both have are compared all the same.
+    yield _presence(cell.name, True, f"{cell.second_status}, in the baseline, too" if failed else "")
     for speed in cell.speeds:
         yield from _speed(cell, speed, limits.slowdown)
     if limits.drop_points is not None and cell.first_accuracy is not None:
@@ -187,9 +192,3 @@ def _memory(cell: CellChange, memory: MemoryChange, growth: float) -> Check:
 
 def _presence(name: str, ok: bool, remark: str) -> Check:
     return Check(name, "cell", None, ok, None, None, None, None, remark)
-
-
-def _last(run: Run, label: str) -> tuple[str, str]:
-    """Name and status of a cell; of one that is there twice, the last."""
-    cell = run.cells[run.cells["label"] == label].iloc[-1]
-    return one_line(display_label(str(cell["backend"]), label)), one_line(str(cell["status"]))

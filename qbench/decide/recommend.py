@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from qbench.analysis.compare import SIGNIFICANCE, is_below
 from qbench.analysis.effects import AccuracyDifference, accuracy_difference, speed_ratio
-from qbench.analysis.paired import holm
-from qbench.analysis.stats import batch_sizes
+from qbench.analysis.paired import SIGNIFICANCE, holm, is_below
+from qbench.analysis.summary import RunSummary, summarize
 from qbench.decide.candidates import Candidate, gather, notes
 from qbench.decide.constraints import UNLIMITED, Limits, excess, least, nearby, need_memory
 from qbench.errors import QbenchError
@@ -72,8 +71,9 @@ def recommend(
         QbenchError: no run has measured the batch size, or runs that answered different questions are to be compared by
             accuracy.
     """
-    candidates = gather(runs, batch_size, allow_partial=allow_partial)
-    _check(runs, candidates, batch_size, objective)
+    summaries = [summarize(run, allow_partial=allow_partial) for run in runs]
+    candidates = gather(summaries, batch_size)
+    _check(summaries, candidates, batch_size, objective)
     # A first forward is no generation at this batch size: its peak is not held against one.
     timed = any(one.speeds for one in candidates) and (objective == "memory" or limits.memory_bytes != UNLIMITED)
     obstacles = [(one, _obstacle(one, batch_size, objective, timed=timed)) for one in candidates]
@@ -91,7 +91,7 @@ def recommend(
         binding=tuple(_binding(usable, pick, objective, limits)) if pick else (),
         changes=tuple(_changes(usable, pick, objective, limits) if pick else _relaxations(usable, objective, limits)),
         excluded=tuple((one, why) for one, why in excluded if why),
-        notes=tuple(notes(runs, batch_size)),
+        notes=tuple(notes(summaries, batch_size)),
     )
 
 
@@ -104,12 +104,12 @@ def choose(candidates: Iterable[Candidate], objective: Objective, limits: Limits
     return Pick(min(tied, key=tie_break), leader, tuple(tied))
 
 
-def _check(runs: Sequence[Run], candidates: Sequence[Candidate], batch_size: int, objective: Objective) -> None:
-    sizes = sorted({size for run in runs for size in batch_sizes(run)})
+def _check(runs: Sequence[RunSummary], candidates: Sequence[Candidate], batch_size: int, objective: Objective) -> None:
+    sizes = sorted({size for run in runs for size in run.batch_sizes})
     if batch_size not in sizes and (sizes or objective == "speed"):
         there = f"there are {', '.join(map(str, sizes))}" if sizes else "choose by --objective memory or accuracy"
         raise QbenchError(f"--batch {batch_size}: was not measured; {there}")
-    questions = sorted({one.answered.questions for one in candidates if one.answered})
+    questions = sorted({one.accuracy.questions for one in candidates if one.accuracy})
     if objective == "accuracy" and len(questions) > 1:
         raise QbenchError(
             f"--objective accuracy: the runs answered {' and '.join(questions)}; give runs of one of them"
@@ -126,7 +126,7 @@ def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, ti
         return f"its memory at batch {batch_size} was not measured"
     if objective == "memory" and candidate.memory_bytes is None:
         return "its memory was not measured"
-    if objective == "accuracy" and candidate.answered is None:
+    if objective == "accuracy" and candidate.accuracy is None:
         return "its accuracy was not measured, or over part of the questions only"
     return ""
 
@@ -151,7 +151,7 @@ def _by_memory(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candida
 
 def _by_accuracy(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
     """Tied are those that McNemar's test, after Holm's correction, or the noise floor does not tell from the best."""
-    best = max(candidates, key=lambda one: one.answered.accuracy if one.answered else 0.0)
+    best = max(candidates, key=lambda one: one.accuracy.value if one.accuracy else 0.0)
     others = [one for one in candidates if one is not best]
     found = [difference_of(best, one) for one in others]
     p_values = holm([difference.p_value if difference else 1.0 for difference in found])
@@ -165,7 +165,7 @@ def _by_accuracy(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candi
 
 def difference_of(first: Candidate, second: Candidate) -> AccuracyDifference | None:
     """The second's accuracy less the first's; None if it cannot be said."""
-    return accuracy_difference(first.answered, second.answered) if first.answered and second.answered else None
+    return accuracy_difference(first.accuracy, second.accuracy) if first.accuracy and second.accuracy else None
 
 
 def _in_the_noise(candidate: Candidate, difference: AccuracyDifference | None) -> bool:

@@ -67,6 +67,12 @@ class Run:
     answers: dict[str, pd.Series[bool]] = field(default_factory=dict)
     """By label, whether the cell is right, indexed by (subject, question_id); see `qbench.records.answers`."""
 
+    @property
+    def reference(self) -> str | None:
+        """Label of the cell that others are compared with: the first that is not quantized; None if there is none."""
+        labels = self.cells.loc[self.cells["bits"] >= 16, "label"]
+        return str(labels.iloc[0]) if len(labels) else None
+
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder.

@@ -8,14 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qbench.decide.candidates import size
 from qbench.decide.compare import CellChange, MemoryChange, RunComparison, SpeedChange
 from qbench.decide.gate import Check, GateResult
 from qbench.decide.provenance import Difference
-from qbench.show.phrases import p_words, signed
-from qbench.show.recommend import ratio_words
-from qbench.show.terminal import MISSING
-from qbench.text import one_line
+from qbench.show.phrases import p_words, ratio_words
+from qbench.show.recommend import SINGLE_TRIAL
+from qbench.text import MISSING, human_bytes, one_line, signed
 
 
 def print_comparison(console: Console, compared: RunComparison) -> None:
@@ -90,7 +88,7 @@ def _speed_table(cells: Sequence[CellChange]) -> Table:
     table.add_column("")
     for cell in cells:
         for speed in cell.speeds:
-            ratio = ratio_words(speed.ratio) if speed.ratio else MISSING
+            ratio = ratio_words(speed.ratio, SINGLE_TRIAL) or MISSING
             row = (
                 cell.name,
                 str(speed.batch_size),
@@ -129,8 +127,8 @@ def _bytes(memory: MemoryChange) -> tuple[str, str, str]:
     change = MISSING if memory.comparable else "of other lengths"
     if first and second is not None and memory.comparable:
         sign = "−" if second < first else "+" if second > first else ""
-        change = f"{sign}{size(abs(second - first))} ({signed(100 * (second / first - 1), 2)} %)"
-    return _size(first), _size(second), change
+        change = f"{sign}{human_bytes(abs(second - first))} ({signed(100 * (second / first - 1), 2)} %)"
+    return human_bytes(first), human_bytes(second), change
 
 
 def _quality_table(cells: Sequence[CellChange]) -> Table:
@@ -200,7 +198,3 @@ def _limit_words(check: Check) -> str:
 
 def _number(value: float | None, pattern: str) -> str:
     return MISSING if value is None else pattern.format(value).replace("%", " %")
-
-
-def _size(value: int | None) -> str:
-    return MISSING if value is None else size(value)

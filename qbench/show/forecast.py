@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qbench.plan.forecast import MARGIN, RESERVE_BYTES, CellForecast, Fit, Forecast
-from qbench.show.terminal import MISSING, human_bytes
+from qbench.text import MISSING, human_bytes
 
 SETTINGS_WIDTH = 200
 """Characters of a measure's settings; prompts can be long."""

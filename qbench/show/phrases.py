@@ -1,74 +1,111 @@
-"""A row of the summary in words: how a cell compares with the 16-bit reference, and whether that means anything."""
+"""Figures in words: how a cell compares with the reference, whether that means anything, and what speaks against it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from qbench.analysis.compare import SIGNIFICANCE
+from qbench.analysis.effects import Accuracy, SpeedRatio
+from qbench.analysis.paired import SIGNIFICANCE, Comparison
+from qbench.analysis.summary import PLAIN_CACHE, CellSummary, Sustained
+from qbench.analysis.validity import FOREIGN, REASONS
+from qbench.text import signed
 
 
-def verdict(row: Mapping[str, Any], batch_sizes: Sequence[int]) -> str:
-    """Speed-ups and accuracy against the reference in one line, empty if there is neither."""
-    speeds = [(speedup_words(row, size), size) for size in batch_sizes]
-    parts = [f"{words} at batch {size}" for words, size in speeds if words]
-    accuracy = accuracy_words(row)
-    return "; ".join([*parts, f"accuracy {accuracy}"] if accuracy else parts)
-
-
-def accuracy_words(row: Mapping[str, Any]) -> str:
+def difference_words(accuracy: Accuracy | None) -> str:
     """`−0.6 points [−1.1, −0.1], p = 0.02`, `within noise, p = 0.3` or `below the noise floor`; empty if there is none.
 
     Points are percent of the questions, the interval is the bootstrap's 95 %, p is McNemar's after Holm's correction.
     """
-    if pd.isna(row["mmlu_delta"]):
+    if accuracy is None or accuracy.difference is None:
         return ""
-    return accuracy_difference(row, interval=True) + _restrictions(row)
+    n = accuracy.difference.flips.n
+    common = f" on {n:,} common questions" if n < accuracy.n else ""
+    return comparison_words(accuracy.difference, interval=True) + common + (", partial" if accuracy.partial else "")
 
 
-def accuracy_difference(row: Mapping[str, Any], *, interval: bool) -> str:
-    """The words for a difference in accuracy; without its interval also without the p-value of one that is noise."""
-    if not pd.isna(row["mmlu_below_noise_floor"]) and row["mmlu_below_noise_floor"]:
+def comparison_words(found: Comparison, *, interval: bool) -> str:
+    """A difference in accuracy; without its interval also without the p-value of one that is noise."""
+    if found.below_noise_floor:
         return "below the noise floor"
-    if row["mmlu_p_holm"] >= SIGNIFICANCE:
-        return "within noise" + (f", {p_words(row['mmlu_p_holm'])}" if interval else "")
-    points = [100 * row[key] for key in ("mmlu_delta", "mmlu_delta_low", "mmlu_delta_high")]
+    if found.p_holm >= SIGNIFICANCE:
+        return "within noise" + (f", {p_words(found.p_holm)}" if interval else "")
+    points = [100 * value for value in (found.flips.delta, *found.interval)]
     # One decimal says enough unless it says 0.0 of something else.
     decimals = 1 if min(map(abs, points)) >= 0.05 else 2
     delta, low, high = (signed(value, decimals) for value in points)
-    return f"{delta} points{f' [{low}, {high}]' if interval else ''}, {p_words(row['mmlu_p_holm'])}"
-
-
-def speedup_words(row: Mapping[str, Any], batch_size: int) -> str:
-    """`2.31× [2.10, 2.54]`, the ratio alone if it has no interval, or empty."""
-    ratio, low, high = (row[f"speedup_b{batch_size}{end}"] for end in ("", "_low", "_high"))
-    if pd.isna(ratio):
-        return ""
-    return f"{ratio:.2f}×" if pd.isna(low) else f"{ratio:.2f}× [{low:.2f}, {high:.2f}]"
-
-
-def sustained_words(row: Mapping[str, Any]) -> str:
-    """`101.2 tok/s in the last third, 84 % of the peak of 120.4 in the first`; empty if it was not measured."""
-    steady, peak = row["sustained_tokens_per_s"], row["sustained_peak_tokens_per_s"]
-    if pd.isna(steady):
-        return ""
-    return f"{steady:,.1f} tok/s in the last third, {steady / peak:.0%} of the peak of {peak:,.1f} in the first"
-
-
-def _restrictions(row: Mapping[str, Any]) -> str:
-    common = f" on {row['mmlu_paired_n']:,} common questions" if row["mmlu_paired_n"] < row["mmlu_n"] else ""
-    return common + (", partial" if row["mmlu_partial"] else "")
-
-
-def signed(value: float, decimals: int) -> str:
-    """With a minus as long as a plus, and no sign before zero."""
-    rounded = round(value, decimals)
-    sign = "−" if rounded < 0 else "+" if rounded > 0 else ""
-    return f"{sign}{abs(rounded):.{decimals}f}"
+    return f"{delta} points{f' [{low}, {high}]' if interval else ''}, {p_words(found.p_holm)}"
 
 
 def p_words(value: float) -> str:
     """`p = 0.02`, or `p < 0.001`."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.{1 if value < 0.01 else 2}g}"
+
+
+def ratio_words(ratio: SpeedRatio | None, no_interval: str = "") -> str:
+    """`2.31× [2.10, 2.54]`, the ratio and `no_interval` if it has none, or empty."""
+    if ratio is None:
+        return ""
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.ratio:.2f}×{no_interval}"
+    return f"{ratio.ratio:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def sustained_words(found: Sustained) -> str:
+    """`101.2 tok/s in the last third, 84 % of the peak of 120.4 in the first`."""
+    left = found.steady / found.peak
+    return f"{found.steady:,.1f} tok/s in the last third, {left:.0%} of the peak of {found.peak:,.1f} in the first"
+
+
+def cache_words(rows: pd.DataFrame) -> str:
+    """`, keys and values in int8` of generations that kept them so; empty for the compute dtype."""
+    kinds = sorted(set(rows["kv_cache"].dropna()) - {PLAIN_CACHE})
+    return f", keys and values in {'/'.join(kinds)}" if kinds else ""
+
+
+def doubts(reasons: Sequence[str]) -> str:
+    """Reasons not to trust a figure: `foreign load, unstable`; empty if there is none."""
+    return ", ".join(reason.replace("_", " ") for reason in reasons)
+
+
+def remarks(cells: Sequence[CellSummary]) -> list[str]:
+    """A line for each reason not to trust some speed: where, what was wrong, what to do."""
+    places = _places(cells)
+    for cell in cells:
+        if cell.sustained and cell.sustained.doubtful:
+            places[FOREIGN].append(f"{cell.name} under sustained load")
+    return [
+        f"! {reason} ({', '.join(places[reason])}): {REASONS.get(reason, 'see throughput.csv')}"
+        for reason in sorted(places)
+    ]
+
+
+def caption(cells: Sequence[CellSummary]) -> str:
+    """All marks of trials in one line; empty if there is none."""
+    places = _places(cells)
+    found = "; ".join(f"{reason.replace('_', ' ')} ({', '.join(places[reason])})" for reason in sorted(places))
+    return f"!: not to be trusted: {found}" if found else ""
+
+
+def _places(cells: Sequence[CellSummary]) -> defaultdict[str, list[str]]:
+    """By reason, the figures that have it: `INT4 at batch 1 and 8`, `NF4 at batch 1`."""
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for cell in cells:
+        for reason, sizes in _marked(cell):
+            places[reason].append(f"{cell.name} at batch {_join(sizes)}")
+    return places
+
+
+def _marked(cell: CellSummary) -> Iterator[tuple[str, list[str]]]:
+    """Each reason that a cell has, and its batch sizes."""
+    sizes: defaultdict[str, list[str]] = defaultdict(list)
+    for speed in cell.speeds:
+        for reason in speed.reasons:
+            sizes[reason].append(str(speed.batch_size))
+    yield from sizes.items()
+
+
+def _join(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

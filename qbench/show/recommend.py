@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qbench.analysis.effects import SpeedRatio, speed_ratio
-from qbench.decide.candidates import Candidate, points, size
+from qbench.analysis.effects import speed_ratio
+from qbench.decide.candidates import Candidate, points
 from qbench.decide.constraints import UNLIMITED, Limits, doubt, need_memory
 from qbench.decide.recommend import Change, Pick, Recommendation, difference_of, tie_break
-from qbench.show.phrases import p_words
+from qbench.show.phrases import p_words, ratio_words
+from qbench.text import human_bytes
+
+SINGLE_TRIAL = " (a single trial: no interval)"
+"""Behind a ratio that has none."""
 
 
 def lines(found: Recommendation, cost_per_hour: float | None = None) -> Iterator[str]:
@@ -96,26 +100,19 @@ def _against(found: Recommendation, other: Candidate | None, named: Candidate) -
     if other is None:
         return _figures(named, None)
     if found.objective == "speed":
-        return f"{ratio_words(speed_ratio(other.speeds, named.speeds))} the speed of {other.name}"
+        return f"{ratio_words(speed_ratio(other.speeds, named.speeds), SINGLE_TRIAL)} the speed of {other.name}"
     if found.objective == "memory":
-        return f"{size(need_memory(named))} against {size(need_memory(other))} of {other.name}"
+        return f"{human_bytes(need_memory(named))} against {human_bytes(need_memory(other))} of {other.name}"
     difference = difference_of(other, named)
     return f"{points(difference)} against {other.name}, {p_words(difference.p_value)}" if difference else ""
 
 
 def _tie_words(named: Candidate, rival: Candidate) -> str:
     if need_memory(named) < need_memory(rival):
-        return f"smaller memory wins: {size(need_memory(named))} against {size(need_memory(rival))} of {rival.name}"
+        return f"smaller memory wins: {human_bytes(need_memory(named))} against {human_bytes(need_memory(rival))} of {rival.name}"
     if named.bits < rival.bits:
         return f"fewer bits win: {named.bits:.2f} against {rival.bits:.2f} of {rival.name}"
     return "memory and bits are the same, the faster wins"
-
-
-def ratio_words(ratio: SpeedRatio) -> str:
-    """`1.13× [1.10, 1.16]`, or `1.13× (a single trial: no interval)`."""
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.ratio:.2f}× (a single trial: no interval)"
-    return f"{ratio.ratio:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _nothing(found: Recommendation) -> Iterator[str]:
@@ -127,8 +124,8 @@ def _figures(candidate: Candidate, cost_per_hour: float | None) -> str:
     cost = cost_per_million_tokens(candidate, cost_per_hour)
     parts = [
         f"{candidate.speed:,.1f} tok/s" if candidate.speed else "",
-        size(candidate.memory_bytes) if candidate.memory_bytes is not None else "",
-        f"accuracy {100 * candidate.answered.accuracy:.2f} %" if candidate.answered else "",
+        human_bytes(candidate.memory_bytes) if candidate.memory_bytes is not None else "",
+        f"accuracy {100 * candidate.accuracy.value:.2f} %" if candidate.accuracy else "",
         f"{candidate.bits:.2f} bits a weight",
         f"{cost:,.4g} a million tokens" if cost is not None else "",
     ]
@@ -141,7 +138,7 @@ def _options(change: Change, limits: Limits) -> str:
     if change.limits.memory_bytes != limits.memory_bytes:
         more = change.limits.memory_bytes - limits.memory_bytes
         words.append(
-            f"{Limits(memory_bytes=change.limits.memory_bytes)}" + (f" ({size(more)} more)" if more > 0 else "")
+            f"{Limits(memory_bytes=change.limits.memory_bytes)}" + (f" ({human_bytes(more)} more)" if more > 0 else "")
         )
     if change.limits.drop_points != limits.drop_points:
         more = change.limits.drop_points - limits.drop_points
@@ -178,7 +175,7 @@ def _choice(candidate: Candidate, limits: Limits, cost_per_hour: float | None) -
         "bits_per_weight": candidate.bits,
         "peak_memory_bytes": candidate.memory_bytes,
         "decode_tokens_per_s": candidate.speed,
-        "accuracy": candidate.answered.accuracy if candidate.answered else None,
+        "accuracy": candidate.accuracy.value if candidate.accuracy else None,
         "accuracy_delta": drop.delta if drop else None,
         "accuracy_delta_low": drop.low if drop else None,
         "accuracy_delta_high": drop.high if drop else None,

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qbench.text import human_bytes
+
 if TYPE_CHECKING:
     from qbench.run.checkpoints import Entry
 
 NON_TERMINAL_WIDTH = 120
 """Columns of lines and tables in a file or a pipe, which has no width of its own."""
-
-MISSING = "–"
 
 
 def make_console() -> Console:
@@ -31,22 +31,14 @@ def is_attended() -> bool:
     return sys.stdin.isatty()
 
 
-def human_bytes(value: float | None) -> str:
-    """Bytes as MiB or GiB; a dash for a missing value."""
-    if value is None:
-        return MISSING
-    mib = value / 2**20
-    return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.2f} GiB"
-
-
 def three_digits(value: float) -> str:
     """At least three digits: `7.66`, `24.0`, `1,502`."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def memory_unit(largest: float) -> tuple[str, int, str]:
-    """The unit for bytes up to `largest`, its size, and how a value in it is written."""
-    return ("GiB", 2**30, "{:.2f} GiB") if largest >= 2**30 else ("MiB", 2**20, "{:.1f} MiB")
+def memory_unit(largest: float) -> tuple[str, int]:
+    """The unit for bytes up to `largest`, and its size."""
+    return ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
 
 
 def cache_table(entries: Sequence[Entry], folder: Path) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from qbench.analysis.stats import write_summary
+from qbench.analysis.summary_table import write_summary
 from qbench.config import RunConfig
 from qbench.plan.cells import make_plan
 from qbench.run import runner

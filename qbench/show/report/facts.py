@@ -8,15 +8,16 @@ from typing import Any, cast
 import pandas as pd
 
 from qbench import DISTRIBUTION
-from qbench.analysis.effects import cache_words
+from qbench.analysis.summary import CellSummary
 from qbench.machine.environment import Environment
 from qbench.records.run import Run, RunRecord
+from qbench.show.phrases import cache_words
 
 Record = dict[str, Any]
 """A row of a table, None where it has no value."""
 
 
-def unreported(run: Run, summary: Sequence[Record], allow_partial: bool) -> list[str]:
+def unreported(run: Run, cells: Sequence[CellSummary], allow_partial: bool) -> list[str]:
     """Backends that were not run, limited evaluations, trials at which nobody looked, several machines."""
     notes = []
     if missing := _missing(run):
@@ -36,7 +37,7 @@ def unreported(run: Run, summary: Sequence[Record], allow_partial: bool) -> list
     tasks = sorted(set(run.accuracy["task"]) - {"mmlu"})
     if tasks:
         notes.append(f"measured and not shown here, see accuracy.csv: {', '.join(tasks)}")
-    if all(row["mmlu"] is None for row in summary) and not limited:
+    if not limited and all(cell.accuracy is None for cell in cells):
         notes.append("MMLU was not measured")
     return notes
 
@@ -72,7 +73,7 @@ def _reason(error: Any) -> str:
     return "" if pd.isna(error) else f" ({error})"
 
 
-def settings(run: Run, summary: Sequence[Record]) -> dict[str, str]:
+def settings(run: Run, cells: Sequence[CellSummary]) -> dict[str, str]:
     """By measure (memory, throughput, mmlu), under which conditions it was taken, in words."""
     measures = cast(Record, run.record.config.get("measure") or {})
     found = {}
@@ -86,11 +87,11 @@ def settings(run: Run, summary: Sequence[Record]) -> dict[str, str]:
         batch, prompt, new = (int(run.sustained[name].max()) for name in ("batch_size", "prompt_tokens", "new_tokens"))
         excluded = f"prefills excluded{cache_words(run.sustained)}"
         found["sustained"] = f"batch {batch}, {prompt:,} prompt and {new:,} new tokens on end, {excluded}"
-    counts = [row["mmlu_n"] for row in summary if row["mmlu_n"] is not None]
+    counts = [cell.accuracy.n for cell in cells if cell.accuracy]
     if counts:
         demo = (measures.get("mmlu") or {}).get("data") == "demo"
         shots = sorted(set(run.accuracy.loc[run.accuracy["task"] == "mmlu", "num_fewshot"]))
-        partial = ", partial" if any(row["mmlu_partial"] for row in summary) else ""
+        partial = ", partial" if any(cell.accuracy and cell.accuracy.partial for cell in cells) else ""
         asked = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
         found["mmlu"] = (
             f"{'the demo questions' if demo else 'MMLU'}, {asked} questions{partial}, "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qbench.show.phrases import signed
+from qbench.analysis.summary import CellSummary, Speed
+from qbench.show.phrases import difference_words, doubts, ratio_words
 from qbench.show.report import words
-from qbench.show.report.records import Cell, RunReport, Speed
+from qbench.show.report.records import RunReport
 from qbench.show.report.table import Column, Field, Table, TableRow
-from qbench.show.report.words import MISSING
+from qbench.text import MISSING, human_bytes, signed
 
 Part = tuple[str, int | None, int | None, float | None, float | None]
 """What was predicted: its name, bytes predicted and measured, tokens/s predicted and measured."""
@@ -29,18 +30,18 @@ def summary(reports: Sequence[RunReport]) -> Table:
         Column(title="KL, 10⁻³ nats"),
     ]
 
-    def row(report: RunReport, cell: Cell) -> list[Field]:
-        by_size = {speed.batch_size: speed for speed in cell.speeds}
-        accuracy = cell.accuracy
+    def row(report: RunReport, cell: CellSummary) -> list[Field]:
+        accuracy, text = cell.accuracy, cell.text
+        bits = cell.row.effective_bits_per_weight
         return [
-            _text(cell.kernel),
-            _figure(cell.bits_per_weight, words.number(cell.bits_per_weight, "{:.2f}")),
-            _figure(cell.peak_memory_bytes, words.human_bytes(cell.peak_memory_bytes)),
-            *(_speed(by_size.get(size)) for size in sizes),
+            _text(cell.row.kernel),
+            _figure(bits, words.number(bits, "{:.2f}")),
+            _figure(cell.peak_memory_bytes, human_bytes(cell.peak_memory_bytes)),
+            *(_speed(cell.at(size)) for size in sizes),
             _figure(accuracy.value if accuracy else None, accuracy_words(cell)),
-            _text(accuracy.difference if accuracy else None),
-            _figure(cell.perplexity, words.number(cell.perplexity, "{:.4g}")),
-            _figure(cell.kl_mean, divergence_words(cell)),
+            _text(difference_words(accuracy)),
+            _figure(text.perplexity if text else None, f"{text.perplexity:.4g}" if text else MISSING),
+            _figure(text.kl_mean if text else None, divergence_words(cell)),
         ]
 
     return _by_cell("summary", "All backends: memory, speed and accuracy", reports, columns, row)
@@ -75,17 +76,18 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
     return Table(key="speeds", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
 
 
-def _speed_fields(report: RunReport, cell: Cell, speed: Speed) -> list[Field]:
+def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Field]:
     ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
     share = speed.read_bytes_per_s / ceiling if speed.read_bytes_per_s and ceiling else None
-    trials = MISSING if speed.low is None else f"{words.tokens(speed.low)} to {words.tokens(speed.high)}"
+    slowest = min(speed.trials, default=None)
+    trials = f"{words.tokens(slowest)} to {words.tokens(max(speed.trials))}" if speed.trials else MISSING
     return [
         _figure(speed.batch_size, str(speed.batch_size)),
         _speed(speed),
-        _figure(speed.low, trials),
-        _figure(None, speed.speedup or MISSING),
+        _figure(slowest, trials),
+        _figure(None, ratio_words(speed.speedup) or MISSING),
         *(_figure(value, words.milliseconds(value)) for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)),
-        _figure(speed.peak_memory_bytes, words.human_bytes(speed.peak_memory_bytes)),
+        _figure(speed.peak_memory_bytes, human_bytes(speed.peak_memory_bytes)),
         _figure(speed.read_bytes_per_s, words.gigabytes_a_second(speed.read_bytes_per_s)),
         _figure(share, words.percent(share, 0)),
         _trust(speed),
@@ -105,7 +107,7 @@ def sustained(reports: Sequence[RunReport]) -> Table | None:
                     *_identity(reports, report, cell),
                     *(_figure(speed, words.tokens(speed)) for speed in (found.peak, found.steady)),
                     _figure(left, words.percent(left, 0)),
-                    Field(text=", ".join(found.doubts) or found.validity or "not recorded", alarm=found.doubtful),
+                    Field(text=doubts(found.reasons) or found.validity or "not recorded", alarm=found.doubtful),
                 )
                 rows.append(TableRow(run=i, backend=cell.name, fields=fields))
     caption = "Under sustained load: the best window of the first third, the median of the last third"
@@ -178,8 +180,8 @@ def predictions(reports: Sequence[RunReport]) -> Table | None:
                 fields = (
                     *_identity(reports, report, cell),
                     Field(text=what),
-                    _figure(predicted, words.human_bytes(predicted)),
-                    _figure(measured, words.human_bytes(measured)),
+                    _figure(predicted, human_bytes(predicted)),
+                    _figure(measured, human_bytes(measured)),
                     _figure(off, f"{signed(100 * off, 1)} %"),
                     _figure(ceiling, words.tokens(ceiling)),
                     _figure(speed, words.tokens(speed)),
@@ -193,12 +195,12 @@ def loading(reports: Sequence[RunReport]) -> Table:
     """What loading cost, and what the process took."""
     columns = [*_whose(reports), *(Column(title=title) for title in ("weights", "process grew by", "load", "quantize"))]
 
-    def row(report: RunReport, cell: Cell) -> list[Field]:
+    def row(report: RunReport, cell: CellSummary) -> list[Field]:
         return [
-            _figure(cell.weight_bytes, words.human_bytes(cell.weight_bytes)),
-            _figure(cell.peak_rss_bytes, words.human_bytes(cell.peak_rss_bytes)),
-            _figure(cell.load_s, words.number(cell.load_s, "{:,.1f} s")),
-            _figure(cell.quantize_s, words.number(cell.quantize_s, "{:,.1f} s")),
+            _figure(cell.row.weight_bytes, human_bytes(cell.row.weight_bytes)),
+            _figure(cell.row.peak_rss_bytes, human_bytes(cell.row.peak_rss_bytes)),
+            _figure(cell.row.load_s, words.number(cell.row.load_s, "{:,.1f} s")),
+            _figure(cell.row.quantize_s, words.number(cell.row.quantize_s, "{:,.1f} s")),
         ]
 
     return _by_cell("loading", "Weights, and what loading and quantizing took", reports, columns, row)
@@ -216,7 +218,7 @@ def environments(reports: Sequence[RunReport]) -> Table:
     return Table(key="environment", caption="Machine and versions", columns=tuple(columns), rows=tuple(rows))
 
 
-def accuracy_words(cell: Cell) -> str:
+def accuracy_words(cell: CellSummary) -> str:
     """`66.3 [65.5, 67.0]`, in percent."""
     found = cell.accuracy
     if found is None:
@@ -225,11 +227,12 @@ def accuracy_words(cell: Cell) -> str:
     return f"{text}, partial ({found.n:,} questions)" if found.partial else text
 
 
-def divergence_words(cell: Cell) -> str:
+def divergence_words(cell: CellSummary) -> str:
     """`1.44 ± 0.04`, in thousandths of a nat."""
-    if cell.kl_mean is None:
+    text = cell.text
+    if text is None or text.kl_mean is None:
         return MISSING
-    return f"{1e3 * cell.kl_mean:.2f}" + ("" if cell.kl_stderr is None else f" ± {1e3 * cell.kl_stderr:.2f}")
+    return f"{1e3 * text.kl_mean:.2f}" + ("" if text.kl_stderr is None else f" ± {1e3 * text.kl_stderr:.2f}")
 
 
 def _by_cell(
@@ -237,7 +240,7 @@ def _by_cell(
     caption: str,
     reports: Sequence[RunReport],
     columns: Sequence[Column],
-    row: Callable[[RunReport, Cell], list[Field]],
+    row: Callable[[RunReport, CellSummary], list[Field]],
 ) -> Table:
     rows = [
         TableRow(run=i, backend=cell.name, fields=(*_identity(reports, report, cell), *row(report, cell)))
@@ -252,7 +255,7 @@ def _whose(reports: Sequence[RunReport]) -> list[Column]:
     return columns if len(reports) == 1 else [*columns, Column(title="run", numeric=False)]
 
 
-def _identity(reports: Sequence[RunReport], report: RunReport, cell: Cell) -> list[Field]:
+def _identity(reports: Sequence[RunReport], report: RunReport, cell: CellSummary) -> list[Field]:
     failed = cell.status != "ok"
     name = Field(text=f"{cell.name} ({cell.status})" if failed else cell.name, alarm=failed)
     return [name] if len(reports) == 1 else [name, Field(text=report.title)]
@@ -266,9 +269,9 @@ def _figure(value: float | None, text: str) -> Field:
     return Field(text=text, value=value)
 
 
-def _speed(speed: Speed | None) -> Field:
+def _speed(speed: Speed) -> Field:
     """Tokens/s with a mark if they are not to be trusted, or why there are none."""
-    if speed is None or (speed.tokens_per_s is None and speed.status in (None, "ok")):
+    if speed.tokens_per_s is None and speed.status in (None, "ok"):
         return _figure(None, MISSING)
     if speed.tokens_per_s is None:
         return Field(text=str(speed.status), alarm=True)
@@ -278,6 +281,6 @@ def _speed(speed: Speed | None) -> Field:
 
 def _trust(speed: Speed) -> Field:
     """What speaks against a speed."""
-    failed = () if speed.status == "ok" else (f"some trial: {speed.status}",)
-    found = ", ".join((*failed, *speed.doubts))
+    failed = "" if speed.status == "ok" else f"some trial: {speed.status}"
+    found = ", ".join(filter(None, (failed, doubts(speed.reasons))))
     return Field(text=found or speed.validity or "not recorded", alarm=bool(found))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from qbench.show.terminal import MISSING, human_bytes, three_digits
-
-__all__ = [
-    "MISSING", "gigabytes_a_second", "human_bytes", "lines", "milliseconds", "number", "percent",
-    "span", "tokens",
-]  # fmt: skip
+from qbench.show.terminal import three_digits
+from qbench.text import MISSING
 
 
 def number(value: float | None, pattern: str) -> str:

@@ -1,0 +1,275 @@
+"""A run's figures, cell by cell, derived once from its tables; the formulas are in `qbench.analysis.formulas`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from qbench.analysis import validity
+from qbench.analysis.effects import Accuracy, SpeedRatio, accuracy_of, section, speed_ratio
+from qbench.analysis.formulas import steady_state
+from qbench.analysis.paired import compare
+from qbench.records.rows import CellRow, PerplexityRow
+from qbench.records.run import Run, display_label
+from qbench.text import one_line
+
+CHANCE_LEVEL = 0.25
+"""Accuracy of guessing among four choices."""
+
+PLAIN_CACHE = "16bit"
+"""The cache that accuracy is always measured over, and every speed of runs that knew no other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """A cell at one batch size: figures over its ok trials, in seconds and bytes."""
+
+    batch_size: int
+    status: str | None = None
+    """ok, or what went wrong in some trial; None where nothing was tried."""
+    trials: tuple[float, ...] = ()
+    """Decode tokens/s of each ok trial."""
+    validity: str | None = None
+    """ok, or why the speed is not to be trusted, joined by `+`; None where that was not recorded: see
+    `qbench.analysis.validity`."""
+    speedup: SpeedRatio | None = None
+    """Over the reference; None for itself, and where one of the two has no trial."""
+    lengths: tuple[int, int] | None = None
+    """Prompt and new tokens: speeds over other lengths are of other work."""
+    ttft_s: float | None = None
+    itl_p50_s: float | None = None
+    itl_p95_s: float | None = None
+    """Medians."""
+    peak_memory_bytes: int | None = None
+    """The most of any trial."""
+    predicted_bytes: int | None = None
+    ceiling_tokens_per_s: float | None = None
+    """What the machine's bandwidth allows at most, see `qbench.plan.forecast.ceiling`."""
+    read_bytes_per_s: float | None = None
+    """Bytes of weights and cache that a decode step reads ÷ the step's time. This and the two figures above are None
+    unless a report has added them, which knows what the plan predicted."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Median of the trials; None without one."""
+        return statistics.median(self.trials) if self.trials else None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Slowest and fastest trial, if they differ."""
+        ends = (min(self.trials, default=0.0), max(self.trials, default=0.0))
+        return ends if ends[0] != ends[1] else None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the speed is not to be trusted; none if it is, or if nothing is known."""
+        return validity.reasons(self.validity)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the speed is not to be trusted, or some trial failed."""
+        return bool(self.reasons) or (bool(self.trials) and self.status != "ok")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Some seconds of a load that lasts."""
+
+    end_s: float
+    """From the start of the load."""
+    tokens_per_s: float
+    reasons: tuple[str, ...]
+    """What speaks against the figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sustained:
+    """A cell under a load that lasts."""
+
+    windows: tuple[Window, ...]
+    steady: float
+    peak: float
+    """Tokens/s, see `qbench.analysis.formulas.steady_state`."""
+    validity: str | None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """As of `Speed`."""
+        return validity.reasons(self.validity)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether other processes disturbed it; falling clocks are what such a load is measured for."""
+        return validity.FOREIGN in self.reasons
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellSummary:
+    """All figures of a cell. What was not measured is None, never 0."""
+
+    row: CellRow
+    speeds: tuple[Speed, ...] = ()
+    """One for each batch size of the run, ascending."""
+    accuracy: Accuracy | None = None
+    text: PerplexityRow | None = None
+    """Perplexity, and divergence from the reference."""
+    sustained: Sustained | None = None
+    kv_cache: str = PLAIN_CACHE
+    """What its generations kept keys and values in: `measure.throughput.kv_cache`."""
+    predicted_bytes: int | None = None
+    """Of the first forward; None unless a report has added it."""
+
+    @property
+    def label(self) -> str:
+        """Unique in its run."""
+        return self.row.label
+
+    @property
+    def kind(self) -> str:
+        """Kind of the backend."""
+        return self.row.backend
+
+    @property
+    def name(self) -> str:
+        """What people read; unique in its run."""
+        return one_line(display_label(self.kind, self.label))
+
+    @property
+    def status(self) -> str:
+        """Of the cell as a whole."""
+        return self.row.status
+
+    @property
+    def bits_per_weight(self) -> float:
+        """The effective ones; the nominal ones where those were not recorded."""
+        effective = self.row.effective_bits_per_weight
+        return self.row.bits if effective is None else effective
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Of the first forward."""
+        return self.row.peak_memory_bytes
+
+    def at(self, batch_size: int) -> Speed:
+        """The speed at a batch size; one without figures where it was not measured."""
+        return next((one for one in self.speeds if one.batch_size == batch_size), Speed(batch_size=batch_size))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """The figures of a run."""
+
+    run: Run
+    cells: tuple[CellSummary, ...]
+    """In the order of `cells.csv`; of cells that are there twice, the last."""
+    batch_sizes: tuple[int, ...]
+    """Those that the configuration asked for or that rows have, ascending."""
+
+    @property
+    def reference(self) -> CellSummary | None:
+        """The cell that others are compared with: `Run.reference`."""
+        return self.cell(self.run.reference)
+
+    def cell(self, label: str | None) -> CellSummary | None:
+        """The cell with that label; None if there is none."""
+        return next((one for one in self.cells if one.label == label), None)
+
+
+def summarize(run: Run, *, allow_partial: bool = False) -> RunSummary:
+    """Every cell's figures, and how each compares with the reference.
+
+    Accuracies over part of the questions, and perplexities over part of the text, are left out unless `allow_partial`.
+    """
+    sizes = batch_sizes(run)
+    rows = run.cells.drop_duplicates("label", keep="last")
+    cells = [_cell(run, CellRow.model_validate(known(row)), sizes, allow_partial) for row in rows.to_dict("records")]
+    reference = next((cell for cell in cells if cell.label == run.reference), None)
+    if reference:
+        pairs = [(reference.label, one.label) for one in cells if one is not reference and one.accuracy]
+        found = {label: one for (_, label), one in compare(run, pairs if reference.accuracy else []).items()}
+        cells = [
+            one if one is reference else replace(one, speeds=_compared(one, reference), accuracy=_tested(one, found))
+            for one in cells
+        ]
+    return RunSummary(run=run, cells=tuple(cells), batch_sizes=sizes)
+
+
+def batch_sizes(run: Run) -> tuple[int, ...]:
+    """The batch sizes that the run's configuration asked for or that its rows have, ascending."""
+    asked = section(run, "throughput").get("batch_sizes") or ()
+    return tuple(sorted({int(size) for size in (*asked, *run.throughput["batch_size"])}))
+
+
+def known(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of a table, None where it has NA."""
+    return {str(key): None if pd.isna(value) else value for key, value in row.items()}
+
+
+def _cell(run: Run, row: CellRow, sizes: tuple[int, ...], allow_partial: bool) -> CellSummary:
+    trials = run.throughput[run.throughput["label"] == row.label]
+    caches = trials["kv_cache"].dropna()
+    return CellSummary(
+        row=row,
+        speeds=tuple(_speed(trials[trials["batch_size"] == size], size) for size in sizes),
+        accuracy=accuracy_of(run, row.label, allow_partial=allow_partial),
+        text=_text(run, row.label, allow_partial),
+        sustained=_sustained(run, row.label),
+        kv_cache=PLAIN_CACHE if caches.empty else str(caches.iloc[-1]),
+    )
+
+
+def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
+    if trials.empty:
+        return Speed(batch_size=batch_size)
+    ok = trials[trials["status"] == "ok"]
+    failed = [str(status) for status in trials["status"] if status != "ok"]
+    ttft, p50, p95, peaks = (
+        ok[column].dropna() for column in ("ttft_s", "itl_p50_s", "itl_p95_s", "peak_memory_bytes")
+    )
+    return Speed(
+        batch_size=batch_size,
+        status=failed[-1] if failed else "ok",
+        trials=tuple(float(value) for value in ok["decode_tokens_per_s"].dropna()),
+        validity=validity.validity(trials),
+        lengths=(int(trials["prompt_tokens"].iloc[-1]), int(trials["new_tokens"].iloc[-1])),
+        ttft_s=float(ttft.median()) if len(ttft) else None,
+        itl_p50_s=float(p50.median()) if len(p50) else None,
+        itl_p95_s=float(p95.median()) if len(p95) else None,
+        peak_memory_bytes=int(peaks.max()) if len(peaks) else None,
+    )
+
+
+def _text(run: Run, label: str, allow_partial: bool) -> PerplexityRow | None:
+    rows = run.perplexity[run.perplexity["label"] == label].to_dict("records")
+    found = PerplexityRow.model_validate(known(rows[-1])) if rows else None
+    return None if found and found.partial and not allow_partial else found
+
+
+def _sustained(run: Run, label: str) -> Sustained | None:
+    rows = run.sustained[run.sustained["label"] == label]
+    if rows.empty:
+        return None
+    windows = tuple(
+        Window(end_s=row["t_s"], tokens_per_s=row["tokens_per_s"], reasons=validity.reasons(row["validity"]))
+        for row in map(known, rows.to_dict("records"))
+    )
+    steady, peak = steady_state([window.tokens_per_s for window in windows])
+    return Sustained(windows=windows, steady=steady, peak=peak, validity=validity.sustained_validity(rows))
+
+
+def _compared(cell: CellSummary, reference: CellSummary) -> tuple[Speed, ...]:
+    """The cell's speeds with their ratios to the reference's."""
+    both = zip(cell.speeds, reference.speeds, strict=True)
+    return tuple(
+        replace(own, speedup=speed_ratio(other.trials, own.trials)) if own.trials and other.trials else own
+        for own, other in both
+    )
+
+
+def _tested(cell: CellSummary, found: Mapping[str, Any]) -> Accuracy | None:
+    """The cell's accuracy with its difference from the reference's."""
+    return cell.accuracy and replace(cell.accuracy, difference=found.get(cell.label))

@@ -1,0 +1,147 @@
+"""The tables of a run in the terminal. Data keeps SI units; people get MiB and percent."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
+from qbench.records.run import Run
+from qbench.show.phrases import difference_words, ratio_words, remarks, sustained_words
+from qbench.text import MISSING, human_bytes
+
+
+def print_results(console: Console, run: Run) -> None:
+    """The tables of a run, how to read them, and what is wrong with its files."""
+    summary = summarize(run, allow_partial=True)
+    console.print(result_table(summary))
+    for cell in summary.cells:
+        if cell.sustained:
+            mark = " !" if cell.sustained.doubtful else ""
+            console.print(escape(f"sustained: {cell.name}: {sustained_words(cell.sustained)}{mark}"))
+    for line in remarks(summary.cells):
+        console.print(escape(line))
+    compared = [table for table in (speed_table(summary), quality_table(summary)) if table.rows]
+    for table in compared:
+        console.print(table)
+    if compared:
+        test = "; p: McNemar's exact test, corrected by Holm over the cells" if run.answers else ""
+        console.print(f"in brackets: 95 % intervals{test}")
+    for line in (_noise_words(run), _hosts_words(run)):
+        if line:
+            console.print(escape(line))
+    for warning in run.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def result_table(summary: RunSummary) -> Table:
+    """Memory, speed and accuracy of every cell of a run."""
+    record = summary.run.record
+    table = Table(title=escape(f"{record.name}: {record.model}"), title_justify="left")
+    table.add_column("backend")
+    table.add_column("kernel")
+    for heading in ("bits/weight", "peak memory", *(f"tok/s at {size}" for size in summary.batch_sizes)):
+        table.add_column(heading, justify="right")
+    table.add_column("accuracy, % [95 %]", justify="right")
+    for cell in summary.cells:
+        table.add_row(
+            _backend(cell),
+            escape(cell.row.kernel or cell.status),
+            _number(cell.row.effective_bits_per_weight, "{:.2f}"),
+            human_bytes(cell.peak_memory_bytes),
+            *map(_speed, cell.speeds),
+            _accuracy(cell),
+        )
+    return table
+
+
+def speed_table(summary: RunSummary) -> Table:
+    """Every cell's speed against the reference's; without rows if there is nothing to compare."""
+    table = Table(title=escape(f"speed, compared with {_reference(summary)}"), title_justify="left")
+    table.add_column("backend")
+    for size in summary.batch_sizes:
+        table.add_column(f"at batch {size}", justify="right")
+    for cell in summary.cells:
+        words = [ratio_words(speed.speedup) for speed in cell.speeds]
+        if any(words):
+            table.add_row(_backend(cell), *(word or MISSING for word in words))
+    return table
+
+
+def quality_table(summary: RunSummary) -> Table:
+    """Every cell's answers and predictions against the reference's; without rows if there are none."""
+    table = Table(title=escape(f"quality, compared with {_reference(summary)}"), title_justify="left")
+    table.add_column("backend")
+    table.add_column("accuracy")
+    for heading in ("lost / won", "perplexity", "KL, nats", "same top token"):
+        table.add_column(heading, justify="right")
+    for cell in summary.cells:
+        words = difference_words(cell.accuracy)
+        if cell.text or words:
+            table.add_row(_backend(cell), words or MISSING, _flips(cell), *_predictions(cell))
+    return table
+
+
+def _reference(summary: RunSummary) -> str:
+    return summary.reference.name if summary.reference else MISSING
+
+
+def _flips(cell: CellSummary) -> str:
+    """Questions that only the reference has right, and that only the cell has."""
+    found = cell.accuracy.difference if cell.accuracy else None
+    return f"{found.flips.right_to_wrong} / {found.flips.wrong_to_right}" if found else MISSING
+
+
+def _predictions(cell: CellSummary) -> tuple[str, str, str]:
+    text = cell.text
+    if text is None:
+        return MISSING, MISSING, MISSING
+    kl = _number(text.kl_mean, "{:.2e}") + ("" if text.kl_stderr is None else f" ± {text.kl_stderr:.0e}")
+    top = _number(text.top1_agreement, "{:.2%}").replace("%", " %")
+    return f"{text.perplexity:.4g}{', partial' if text.partial else ''}", kl, top
+
+
+def _noise_words(run: Run) -> str:
+    """What the reference's second evaluation gave, as a line; empty if there was none."""
+    rows = run.noise[run.noise["label"] == run.reference].to_dict("records")
+    if not rows:
+        return ""
+    row = rows[-1]
+    return (
+        f"noise floor, batch {row['batch_size']} against {row['repeat_batch_size']}: "
+        f"{row['right_to_wrong'] + row['wrong_to_right']} of {row['n']:,} questions flip, accuracy moves by "
+        f"{100 * abs(row['accuracy_delta']):.2f} points, log-probabilities by at most {row['logprob_delta_max']:.2g}"
+    )
+
+
+def _hosts_words(run: Run) -> str:
+    """Which cell was measured where, if not all were on one machine."""
+    hosts = run.cells.drop_duplicates("label", keep="last").set_index("label")["host"].dropna()
+    if hosts.nunique() < 2:
+        return ""
+    places = "; ".join(f"{host}: {', '.join(map(str, labels))}" for host, labels in hosts.groupby(hosts).groups.items())
+    return f"measured on several machines ({places}); compare memory and speed of machines that are alike"
+
+
+def _backend(cell: CellSummary) -> str:
+    name = escape(cell.name)
+    return name if cell.status == "ok" else f"{name} [red]({cell.status})[/]"
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return MISSING if value is None else pattern.format(value)
+
+
+def _speed(speed: Speed) -> str:
+    if speed.tokens_per_s is not None:
+        return f"{speed.tokens_per_s:,.1f}{' !' if speed.reasons else ''}"
+    return speed.status or MISSING
+
+
+def _accuracy(cell: CellSummary) -> str:
+    found = cell.accuracy
+    if found is None:
+        return MISSING
+    text = f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    return f"{text}, partial ({found.n} questions)" if found.partial else text
