@@ -191,3 +191,16 @@ def test_baselines_are_runs_of_the_same_thing() -> None:
     first.record.config["measure"] = {"throughput": {"seq_len": 2048}}
     with pytest.raises(QbenchError, match=r"measure.throughput.seq_len: 2048 → 64"):
         gate(first, [first, other_lengths], SPEED)
+
+
+@pytest.mark.parametrize("status", ["ok", "oom"])
+def test_a_slowdown_is_seen_where_a_larger_batch_fits_in_neither_run(status: str) -> None:
+    """Older runs called such a cell oom as a whole."""
+
+    def timed(*speeds: float) -> Run:
+        rows = [*trials("int4", "int4", 1, speeds), trial("int4", "int4", 32, status="oom")]
+        return made_up_run([cell("int4", status=status), *rows])
+
+    limits = GateLimits(slowdown=0.05)
+    assert not checked(timed(40, 41, 40.5), timed(100, 101, 99), limits).ok
+    assert checked(timed(100, 102, 99), timed(100, 101, 99), limits).ok

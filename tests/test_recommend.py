@@ -374,3 +374,13 @@ def test_changes_hold_as_they_are_typed_and_nothing_nearer_changes_the_answer(
                     assert between.named is pick.named
     if pick is None and any(one.drop for one in all_of_them):
         assert found
+
+
+@pytest.mark.parametrize("status", ["ok", "oom"])
+def test_a_larger_batch_that_does_not_fit_excludes_nobody_at_batch_1(status: str) -> None:
+    """Older runs called such a cell oom as a whole."""
+    rows = [*plain("fast", 6, [100, 101], status=status), trial("fast", "int4", 32, status="oom")]
+    rows += [*plain("slow", 6, [50, 51]), *trials("slow", "int4", 32, [900, 910])]
+    assert named(asked(rows)) == "fast"
+    assert named(asked(rows, batch=32)) == "slow"
+    assert "fast: oom" in text(asked(rows, batch=32))

@@ -12,6 +12,8 @@ import pandas as pd
 import psutil
 import pytest
 
+from qbench.decide.constraints import Limits
+from qbench.decide.recommend import recommend
 from qbench.errors import QbenchError
 from qbench.int4 import native
 from qbench.records.files import remove
@@ -148,13 +150,20 @@ def test_a_timeout_ends_what_the_worker_started(tiny_llama: Path, tmp_path: Path
 def test_a_batch_that_does_not_fit_is_oom_and_so_are_larger_ones(tiny_llama: Path, tmp_path: Path) -> None:
     sizes = {"batch_sizes": [1, 10**11, 10**12], "seq_len": 8, "new_tokens": 2, "trials": 1}
     folder, ok, watcher = run(config(tiny_llama, [{"kind": "int4"}], measure={"throughput": sizes}), tmp_path)
-    assert not ok
-    assert watcher.finished[0].status == "oom"
+    assert ok
+    assert watcher.finished[0].status == "ok"
     trials = read_run(folder).throughput
     assert list(trials["status"]) == ["ok", "oom", "oom"]
     assert list(trials["batch_size"]) == [1, 10**11, 10**12]
     assert pd.isna(trials["decode_tokens_per_s"].iloc[1])
     assert "did not fit" in trials["error"].iloc[2]
+    pick = recommend([read_run(folder)], 1, "speed", Limits()).pick
+    assert pick is not None
+    assert pick.named.label == "int4"
+    with pytest.raises(QbenchError, match=f"--batch {10**6}"):
+        recommend([read_run(folder)], 10**6, "speed", Limits())
+    excluded = recommend([read_run(folder)], 10**11, "speed", Limits()).excluded
+    assert [why for _, why in excluded] == [f"oom at batch {10**11}"]
 
 
 def test_a_model_that_does_not_fit_is_oom(tiny_llama: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def accuracy(lost: int, won: int, p_holm: float, *, n: int = 14_042, paired: int
         (accuracy(134, 50, 0.02, below_noise_floor=True), "below the noise floor"),
         (accuracy(134, 50, 0.05), "within noise, p = 0.05"),
         (accuracy(134, 50, 0.00002), "−0.6 points [−0.8, −0.4], p < 0.001"),
-        # (9 − 1) ÷ 14042 = 0.057 points ± 0.044 of the normal approximation, whose lower end would read 0.0 with one decimal.
+        # (9 − 1) ÷ 14042 = 0.057 points ± 0.044 of the normal approximation: the lower end is 0.0 by one decimal.
         (accuracy(1, 9, 0.02), "+0.06 points [+0.01, +0.11], p = 0.02"),
         (accuracy(134, 50, 0.02, n=15_000), "−0.6 points [−0.8, −0.4], p = 0.02 on 14,042 common questions"),
         (accuracy(134, 50, 0.7, partial=True), "within noise, p = 0.7, partial"),

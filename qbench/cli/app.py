@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Which LLM quantization backend to use on your hardware: memory, tokens/s and accuracy of the same loaded "
     "checkpoint, side by side.\n\nStart with `qbench run configs/smoke.yaml`.",
-    epilog="Exit status: 0 all cells ok, 1 some cell did not end ok, 2 usage or configuration, 130 interrupted.",
+    epilog="Exit status: 0 all cells ok, 1 some cell or measure failed, 2 usage or configuration, 130 interrupted.",
 )
 
 
@@ -219,7 +219,7 @@ def cache_rm(
 ) -> None:
     """Delete cached checkpoints; the next run that needs one makes it again."""
     from qbench.run import checkpoints
-    from qbench.show.terminal import human_bytes
+    from qbench.text import human_bytes
 
     with _errors("what was deleted is gone, the rest is there"):
         if bool(chosen) == everything:

@@ -123,6 +123,8 @@ def _caveats(cell: CellSummary, speed: Speed, drop: AccuracyDifference | None) -
     ]
     if speed.trials and speed.validity is None:
         found.append("the run does not say what its trials ran under")
+    if cell.status == "ok" and cell.row.failed:
+        found.append(one_line(f"failed: {cell.row.failed}"))
     if cell.accuracy and cell.accuracy.partial:
         found.append(f"its accuracy is partial: {cell.accuracy.n:,} questions")
     if cell.accuracy and cell.kv_cache != PLAIN_CACHE:

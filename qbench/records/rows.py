@@ -65,6 +65,9 @@ class CellRow(Row):
     """On a CPU, how fast the machine read its memory just before loading: see `qbench.machine.bandwidth.of_host`."""
     unsupported: str | None = None
     """Measures that the cell's engine cannot take, with the reasons."""
+    failed: str | None = None
+    """Measures that ended with an error, with the reasons; the next run takes them again. The cell itself is ok unless
+    all of them failed."""
 
 
 class MemoryRow(Row):

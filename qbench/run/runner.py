@@ -68,7 +68,7 @@ def run(
             folder.write_tables()
             folder.write_record(record.model_copy(update={"finished": datetime.now(UTC)}))
             summarize(folder.path)
-    return folder.path, all(row.status == "ok" for row in rows)
+    return folder.path, all(row.status == "ok" and not row.failed for row in rows)
 
 
 @contextmanager

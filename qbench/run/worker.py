@@ -33,7 +33,7 @@ from qbench.measure.base import Context, Reference, lacking
 from qbench.model import calibration
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
-from qbench.records.rows import MemoryRow, Row, Status, ThroughputRow
+from qbench.records.rows import MemoryRow, Row, Status
 from qbench.run import checkpoints, fingerprint
 from qbench.run.events import EventLog
 from qbench.run.fingerprint import CELL
@@ -63,19 +63,14 @@ class Cell:
         except ImportError as error:
             traceback.print_exc()
             remedy = f"`{self._job.backend.install}` installs what it needs"
-            self._fail("unavailable", f"{type(error).__name__}: {error}; {remedy}")
+            self._known |= {"status": "unavailable", "error": f"{type(error).__name__}: {error}; {remedy}"}
         except Exception as error:
             traceback.print_exc()
-            self._fail(*describe_fault(error))
+            self._known |= dict(zip(("status", "error"), describe_fault(error), strict=True))
         else:
             self._measure(engine)
             self._known.setdefault("status", "ok")
         self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
-
-    def _fail(self, status: Status, reason: str) -> None:
-        """The first fault is the cell's status; all of them are in its error."""
-        errors = [self._known["error"], reason] if "error" in self._known else [reason]
-        self._known = {"status": status} | self._known | {"error": "; ".join(errors)}
 
     def _load(self) -> Engine:
         job, config = self._job, self._job.config
@@ -157,6 +152,7 @@ class Cell:
         refusals = {name: lacking(engine, module.NEEDS, measures[name]) for name, module in modules.items()}
         unsupported = [f"{name}: {reason}" for name, reason in refusals.items() if reason]
         self._known["unsupported"] = "; ".join(unsupported) or None
+        failures: dict[str, tuple[Status, str]] = {}
         for name, settings in measures.items():
             if refusals[name]:
                 self._pass_over(name)
@@ -171,9 +167,18 @@ class Cell:
                     self._take(name, settings, engine, context)
             except Exception as error:
                 traceback.print_exc()
-                self._fail(*describe_fault(error))
+                failures[name] = describe_fault(error)
             if name == "memory" and engine.about.gpu_uuid is None:
                 self._known["peak_rss_bytes"] = self._resident.bytes()
+        self._judge(failures, len(measures) - len(unsupported))
+
+    def _judge(self, failures: dict[str, tuple[Status, str]], supported: int) -> None:
+        """A cell of which something could be measured is ok, whatever failed beside it."""
+        reasons = "; ".join(f"{name}: {reason}" for name, (_, reason) in failures.items())
+        self._known["failed"] = reasons or None
+        if failures and len(failures) == supported:
+            status, _ = next(iter(failures.values()))
+            self._known |= {"status": status, "error": reasons}
 
     def _pass_over(self, name: str) -> None:
         """What an engine cannot measure is done, without rows."""
@@ -187,8 +192,6 @@ class Cell:
         pending: list[Row] = []
 
         def emit(*rows: Row, unit: str = "") -> None:
-            for row in rows:
-                self._note(row)
             if unit:
                 self._log.unit(f"{name}/{unit}", self._job.units[f"{name}/{unit}"], rows)
             else:
@@ -219,11 +222,6 @@ class Cell:
             if isinstance(row, MemoryRow):
                 self._known["peak_memory_bytes"] = row.peak_memory_bytes
                 self._known["peak_memory_per_device"] = row.peak_memory_per_device
-
-    def _note(self, row: Row) -> None:
-        """What a row says of the cell as a whole."""
-        if isinstance(row, ThroughputRow) and row.status != "ok":
-            self._known |= {"status": row.status, "error": f"batch {row.batch_size}: {row.error}"}
 
 
 def device_name(device: torch.device) -> str:

@@ -93,5 +93,6 @@ def finished_line(row: CellRow) -> str:
     """One line that says how a cell ended."""
     if row.status == "ok":
         details = f"{row.kernel}, {row.dtype}, {human_bytes(row.peak_memory_bytes)}"
-        return f"[green]ok[/] {escape(row.label)} ({escape(details)})"
+        failed = f", [red]failed[/] {escape(row.failed)}" if row.failed else ""
+        return f"[green]ok[/] {escape(row.label)} ({escape(details)}){failed}"
     return f"[red]{row.status}[/] {escape(row.label)}: {escape(row.error or '')}"

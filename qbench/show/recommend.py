@@ -109,7 +109,8 @@ def _against(found: Recommendation, other: Candidate | None, named: Candidate) -
 
 def _tie_words(named: Candidate, rival: Candidate) -> str:
     if need_memory(named) < need_memory(rival):
-        return f"smaller memory wins: {human_bytes(need_memory(named))} against {human_bytes(need_memory(rival))} of {rival.name}"
+        own, other = human_bytes(need_memory(named)), human_bytes(need_memory(rival))
+        return f"smaller memory wins: {own} against {other} of {rival.name}"
     if named.bits < rival.bits:
         return f"fewer bits win: {named.bits:.2f} against {rival.bits:.2f} of {rival.name}"
     return "memory and bits are the same, the faster wins"

@@ -20,6 +20,9 @@ def print_results(console: Console, run: Run) -> None:
         if cell.sustained:
             mark = " !" if cell.sustained.doubtful else ""
             console.print(escape(f"sustained: {cell.name}: {sustained_words(cell.sustained)}{mark}"))
+    for cell in summary.cells:
+        if cell.status == "ok" and cell.row.failed:
+            console.print(f"[red]failed:[/] {escape(f'{cell.name}: {cell.row.failed}')}")
     for line in remarks(summary.cells):
         console.print(escape(line))
     compared = [table for table in (speed_table(summary), quality_table(summary)) if table.rows]

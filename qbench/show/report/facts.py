@@ -63,6 +63,8 @@ def failures(run: Run, names: Mapping[str, str]) -> list[str]:
     for cell in run.cells.drop_duplicates("label", keep="last").to_dict("records"):
         if cell["status"] != "ok":
             lines.append(f"{names[cell['label']]}: {cell['status']}{_reason(cell['error'])}")
+        elif not pd.isna(cell["failed"]):
+            lines.append(f"{names[cell['label']]}: failed: {cell['failed']}")
     failed = run.throughput[(run.throughput["status"] != "ok") & run.throughput["label"].isin(list(names))]
     for row in failed.drop_duplicates(["label", "batch_size", "status", "error"]).to_dict("records"):
         lines.append(f"{names[row['label']]} at batch {row['batch_size']}: {row['status']}{_reason(row['error'])}")
