@@ -36,7 +36,7 @@ def test_the_device_map_reaches_transformers_and_the_model_is_the_same(
 
 
 def test_a_part_that_is_left_off_the_gpus_is_out_of_memory(tmp_path: Path) -> None:
-    on_gpus = LoadOptions(tmp_path, torch.device("cuda:0"), torch.float16, tmp_path, spread=True)
+    on_gpus = LoadOptions(tmp_path, torch.device("cuda:0"), torch.float16, tmp_path, device_map_auto=True)
     places: dict[str, object] = {"model.layers.0": 0, "model.layers.1": 1}
     check_placed(SimpleNamespace(hf_device_map=places), on_gpus)  # type: ignore[arg-type]
     with pytest.raises(QbenchError, match=r"out of memory: 2 parts .* \(lm_head and on\)") as caught:
@@ -46,4 +46,4 @@ def test_a_part_that_is_left_off_the_gpus_is_out_of_memory(tmp_path: Path) -> No
 
 def test_int4_says_that_it_loads_onto_one_device(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(QbenchError, match=r"backends\.int4: int4 loads onto one device; use device_map: none"):
-        int4.load(replace(options(tiny_llama, tmp_path), spread=True), Int4(label="int4"), None)
+        int4.load(replace(options(tiny_llama, tmp_path), device_map_auto=True), Int4(label="int4"), None)

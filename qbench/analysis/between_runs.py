@@ -53,12 +53,12 @@ def widened(
     """
     if not runs.freedom:
         return ratio
-    # Costs a second to import.
-    from scipy.stats import t
+    # `scipy.stats` takes longer to import than a run to read.
+    from scipy.special import stdtrit
 
     means = runs.means[place]
     low, high = ratio.bounds
-    half = float(t.ppf((1 + confidence) / 2, runs.freedom)) * runs.deviation * math.sqrt(1 + 1 / len(means))
+    half = float(stdtrit(runs.freedom, (1 + confidence) / 2)) * runs.deviation * math.sqrt(1 + 1 / len(means))
     half = max(half, math.log(high / low) / 2)
     difference = statistics.fmean(map(math.log, speeds)) - statistics.fmean(means)
     return SpeedRatio(*(math.exp(difference + shift) for shift in (0, -half, half)))

@@ -128,7 +128,7 @@ def accuracy_difference(first: Accuracy, second: Accuracy, confidence: float = 0
         return AccuracyDifference(
             flips.delta, *delta_interval(flips, confidence), mcnemar_p_value(flips), flips.n, flips
         )
-    # Costs a second to import.
+    # Takes longer to import than a run to read, and is needed by runs only that have not kept their answers.
     from scipy.stats import fisher_exact
 
     table = [[one.correct, one.n - one.correct] for one in (first, second)]

@@ -196,13 +196,13 @@ def _load_for_inference(options: LoadOptions, folder: Path) -> PreTrainedModel:
         device = torch.device("cuda", torch.cuda.current_device())
     wrapper = GPTQModel.load(
         str(_with_tokenizer(options, folder)),
-        device_map="auto" if options.spread else {"": str(device)},
+        device_map="auto" if options.device_map_auto else {"": str(device)},
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
     model: PreTrainedModel = wrapper.model
     check_placed(model, options)
-    if not options.spread:
+    if not options.device_map_auto:
         # On CUDA every layer gets a hook that moves its inputs; on one device it only costs time.
         remove_hook_from_submodules(model)
     return model.eval()

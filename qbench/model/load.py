@@ -25,13 +25,13 @@ class LoadOptions:
     work: Path
     """A folder of this cell's own, for checkpoints that a backend writes."""
     trust_remote_code: bool = False
-    spread: bool = False
+    device_map_auto: bool = False
     """Whether the model is laid over all GPUs that are visible."""
 
     @property
     def device_map(self) -> dict[str, torch.device] | str:
         """As transformers takes it."""
-        return "auto" if self.spread else {"": self.device}
+        return "auto" if self.device_map_auto else {"": self.device}
 
 
 def resolve_device(device: str) -> torch.device:

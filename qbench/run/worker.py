@@ -90,7 +90,7 @@ class Cell:
             dtype=resolve_dtype(config.dtype, device),
             work=self._out,
             trust_remote_code=config.model.trust_remote_code,
-            spread=config.device_map == "auto",
+            device_map_auto=config.device_map == "auto",
         )
         if device.type == "cpu":
             self._known["read_bytes_per_s"] = bandwidth.of_host().bytes_per_s

@@ -23,7 +23,7 @@ def load_quantized(options: LoadOptions, config: Int4) -> LoadedModel:
         QbenchError: `options` would spread the model, a weight holds NaN or infinity, the kernel does not serve, or the
             files are not right: see `qbench.backends.int4.stream.stream` and `qbench.backends.int4.checkpoint.load`.
     """
-    if options.spread:
+    if options.device_map_auto:
         raise QbenchError(f"backends.{config.label}: int4 loads onto one device; use device_map: none")
     config = config.resolved()
     quantize_one = Stopwatch(config)
