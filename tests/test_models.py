@@ -29,7 +29,7 @@ def test_the_device_map_reaches_transformers_and_the_model_is_the_same(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
     alone = logits(fp16.load(options(tiny_llama, tmp_path), FP16(), None))
     given.clear()
-    loaded = fp16.load(replace(options(tiny_llama, tmp_path), spread=spread), FP16(), None)
+    loaded = fp16.load(replace(options(tiny_llama, tmp_path), device_map_auto=spread), FP16(), None)
     assert given == [expected]
     assert loaded.devices == (torch.device("cpu"),)
     assert torch.equal(logits(loaded), alone)

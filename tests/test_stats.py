@@ -96,7 +96,7 @@ def test_wilson_interval_is_wider_with_more_confidence() -> None:
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (1, 0), (3, 2), (-1, 2)])
 def test_wilson_interval_refuses_impossible_counts(correct: int, n: int) -> None:
-    with pytest.raises(ValueError, match="interval|right"):
+    with pytest.raises(ValueError, match=r"interval|right"):
         wilson_interval(correct, n)
 
 
