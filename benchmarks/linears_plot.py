@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from qbench.config import backend_kinds
 from qbench.machine.environment import Environment, hardware_label
 from qbench.records.run import display_label
-from qbench.show.plots import style
+from qbench.show.plots import files, mpl
 
 COLUMNS = 2
 
@@ -22,8 +22,8 @@ COLUMNS = 2
 def draw(table: pd.DataFrame, machine: str, out: Path) -> list[Path]:
     """Write linears.png and linears.svg into `out`; returns their paths."""
     groups = list(table["linears"].unique())
-    with style.drawing():
-        figure = style.new_figure(7.0)
+    with mpl.drawing():
+        figure = mpl.new_figure(files.WIDTH_IN, 7.0)
         title = f"Linears of a block of {table['shape'].iloc[0]}: speed as a multiple of 16 bit"
         figure.suptitle(title, x=0.015, ha="left", fontsize=14)
         grid = figure.subplots(-(-len(groups) // COLUMNS), COLUMNS, sharex=True, sharey=True, squeeze=False)
@@ -32,7 +32,7 @@ def draw(table: pd.DataFrame, machine: str, out: Path) -> list[Path]:
             axes.set_title(group)
         grid[0, 0].legend(frameon=False)
         figure.supxlabel(f"rows of activations (batch size of a decode step)\n{machine}", fontsize=11)
-        return style.save(figure, out / "linears")
+        return files.save(figure, out / "linears")
 
 
 def panel(axes: Axes, table: pd.DataFrame) -> None:

@@ -65,8 +65,10 @@ def test_plot_draws_a_run_or_a_folder_of_runs(
     result = cli.invoke(app, ["plot", argument, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert {path.name for path in (tmp_path / "tiny").iterdir()} == {
-        "memory.png", "memory.svg", "throughput.png", "throughput.svg",
-    }  # fmt: skip
+        f"{name}.{suffix}"
+        for name in ("memory", "throughput", "batches", "bandwidth", "latency")
+        for suffix in ("png", "svg")
+    }
 
 
 def test_a_failed_cell_is_status_one_and_a_line_with_the_reason(here: Path) -> None:
@@ -162,7 +164,7 @@ def test_what_quantize_writes_is_what_a_run_measures(here: Path) -> None:
     result = cli.invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "[1/1] int4: quantizing 0/21" in result.output
-    assert "made: 1.2 MiB, 4.50 bits a weight" in result.output
+    assert "made: 1.16 MiB, 4.50 bits a weight" in result.output
     use = next(line for line in result.output.splitlines() if line.startswith("use it: qbench "))
     result = cli.invoke(app, [*use.removeprefix("use it: qbench ").split(), "--only", "int4"])
     assert result.exit_code == 0, result.output
@@ -200,7 +202,7 @@ def test_commands_that_need_no_model_import_no_torch(here: Path) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from qbench.cli.app import app; "
         "r = CliRunner().invoke(app, ['run', 'tiny.yaml', '--dry-run']); assert r.exit_code == 0, r.output; "
-        "import qbench.show.plots.charts, qbench.run.runner; "
+        "import qbench.show.plots.files, qbench.run.runner; "
         "heavy = {'torch', 'transformers', 'ray', 'scipy.stats', 'lm_eval'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

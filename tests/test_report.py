@@ -21,9 +21,11 @@ from qbench.errors import QbenchError
 from qbench.machine.environment import GPU
 from qbench.records.run import Run, read_run
 from qbench.show import report
-from qbench.show.report import data, figures, markdown, page, tables
-from qbench.show.report.charts import charts
-from qbench.show.report.shapes import BarChart, PlaneChart
+from qbench.show.plots import plotly
+from qbench.show.plots.charts import charts
+from qbench.show.plots.shapes import BarChart, ScatterChart
+from qbench.show.report import markdown, page, tables
+from qbench.show.view import data
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,
@@ -127,7 +129,7 @@ def test_bandwidth_is_what_a_step_reads_over_its_time(smoke: Run) -> None:
 
 def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> None:
     def drawn(report: data.RunReport) -> set[tuple[float, str] | None]:
-        (chart,) = (chart for chart in charts(report) if chart.key == "bandwidth")
+        (chart,) = (chart for kind, chart in charts(report) if kind.key == "bandwidth")
         assert isinstance(chart, BarChart)
         return {panel.line for panel in chart.panels}
 
@@ -150,16 +152,17 @@ def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> 
 
 def test_sustained_load_is_drawn_and_stands_in_a_table() -> None:
     found = data.collect(made_up_run(sustained_cells()))
-    (chart,) = (chart for chart in charts(found) if chart.key == "sustained")
-    assert isinstance(chart, PlaneChart)
-    assert [trail.backend for trail in chart.trails] == ["FP16", "INT4", "int4-group-32"]
-    last = chart.trails[1].dots[-1]
+    (chart,) = (chart for kind, chart in charts(found) if kind.key == "sustained")
+    assert isinstance(chart, ScatterChart)
+    fp16, int4, second = chart.series
+    assert (fp16.backend, int4.backend, second.backend) == ("FP16", "INT4", "int4-group-32")
+    last = int4.points[-1]
     assert (last.x, last.y, last.hover) == (10, 80, "INT4 after 600 s: 80.0 tokens/s")
     # Falling clocks are what the load is measured for.
-    assert not any(dot.doubtful for dot in chart.trails[1].dots)
-    assert chart.trails[1].dots[15].hover.endswith("\nthrottled")
-    assert [dot.doubtful for dot in chart.trails[0].dots] == [i == 30 for i in range(60)]
-    assert chart.details == "batch 1, 1,920 prompt and 128 new tokens on end, prefills excluded"
+    assert {point.mark for point in int4.points} == {"", "×"}
+    assert int4.points[15].hover.endswith("\nthrottled")
+    assert [point.mark for point in fp16.points] == ["!" if i == 30 else "" for i in range(60)]
+    assert chart.details[0] == "batch 1, 1,920 prompt and 128 new tokens on end, prefills excluded"
     rows = Page(page.render([found])).records("Under sustained load")
     assert [list(row.values())[:4] for row in rows] == [
         ["FP16", "41.5", "41.5", "100 %"],
@@ -224,7 +227,7 @@ def test_failures_and_doubts_are_in_plain_sight() -> None:
     assert any("! unstable (FP16 at batch 1)" in doubt for doubt in unstable.doubts)
     (row,) = Page(page.render([unstable])).records("Decode speed")
     assert (row["tokens/s"], row["trust"]) == ("20.0 !", "unstable")
-    bars = [bar.text for chart in charts(unstable) if isinstance(chart, BarChart) for bar in chart.panels[0].bars]
+    bars = [bar.text for _, chart in charts(unstable) if isinstance(chart, BarChart) for bar in chart.panels[0].bars]
     assert "20.0 !" in bars
 
 
@@ -282,7 +285,7 @@ def test_limited_evaluations_are_left_out_unless_asked_for() -> None:
     without = data.collect(run)
     assert all(cell.accuracy is None for cell in without.cells)
     assert any("--allow-partial" in note for note in without.notes)
-    assert {chart.key for chart in charts(without)}.isdisjoint({"accuracy", "pareto", "accuracy-speed"})
+    assert {kind.key for kind, _ in charts(without)}.isdisjoint({"accuracy", "pareto", "accuracy-speed"})
     shown = Page(page.render([data.collect(run, allow_partial=True)])).records("All backends")
     assert shown[0]["accuracy [95 %]"].endswith("partial (285 questions)")
 
@@ -345,12 +348,12 @@ def test_tables_say_under_which_conditions(smoke: Run) -> None:
 
 @pytest.mark.parametrize(("value", "shown"), [("a<b>&c", "a&lt;b&gt;&amp;c"), ("two\nlines", "two<br>lines")])
 def test_plotly_takes_no_text_for_tags(value: str, shown: str) -> None:
-    assert figures.text(value) == shown
+    assert plotly.text(value) == shown
 
 
 def test_a_run_without_a_figure_is_a_report_all_the_same() -> None:
     found = data.collect(made_up_run([cell("fp16", status="crashed", error="signal 11")], batch_sizes=None))
-    assert charts(found) == []
+    assert list(charts(found)) == []
     assert "FP16: crashed (signal 11)" in Page(page.render([found])).text
 
 

@@ -161,7 +161,7 @@ def test_hovering_shows_the_figures(browser: playwright.Browser, pages: dict[str
     assert box
     tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tab.wait_for_selector("#plot-memory-0 .hoverlayer text")
-    assert "FP16: 10.2 MiB" in "".join(tab.locator("#plot-memory-0 .hoverlayer text").all_text_contents())
+    assert "FP16: 10.19 MiB" in "".join(tab.locator("#plot-memory-0 .hoverlayer text").all_text_contents())
     tab.context.close()
 
 

@@ -151,12 +151,13 @@ def plot(
         bool, typer.Option("--allow-partial", help="Include limited evaluations, marked as partial.")
     ] = False,
 ) -> None:
-    """Draw memory, tokens/s, accuracy and accuracy against memory, as PNG and SVG."""
+    """Draw every chart that a run has figures for, as PNG and SVG: memory, tokens/s, accuracy, their trade-offs."""
     from qbench.records.run import find_runs, read_run
 
     with _errors():
         found = find_runs(results)
-        from qbench.show.plots import charts
+        from qbench.show.plots import files
+        from qbench.show.view.data import collect
 
         for folder in found:
             run_data = read_run(folder)
@@ -165,7 +166,8 @@ def plot(
             accuracy = run_data.accuracy
             if not allow_partial and accuracy.loc[accuracy["task"] == "mmlu", "partial"].any():
                 typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
-            for path in charts.draw(run_data, out / folder.resolve().name, allow_partial=allow_partial):
+            report = collect(run_data, allow_partial=allow_partial)
+            for path in files.write(report, out / folder.resolve().name):
                 typer.echo(path)
 
 

@@ -11,7 +11,8 @@ from qbench.analysis.effects import Accuracy, SpeedRatio
 from qbench.analysis.paired import SIGNIFICANCE, Comparison
 from qbench.analysis.summary import PLAIN_CACHE, CellSummary, Sustained
 from qbench.analysis.validity import FOREIGN, REASONS
-from qbench.text import signed
+from qbench.show.formats import doubts
+from qbench.text import MISSING, signed
 
 
 def difference_words(accuracy: Accuracy | None) -> str:
@@ -37,6 +38,14 @@ def comparison_words(found: Comparison, *, interval: bool) -> str:
     decimals = 1 if min(map(abs, points)) >= 0.05 else 2
     delta, low, high = (signed(value, decimals) for value in points)
     return f"{delta} points{f' [{low}, {high}]' if interval else ''}, {p_words(found.p_holm)}"
+
+
+def accuracy_words(accuracy: Accuracy | None) -> str:
+    """`66.3 [65.5, 67.0]`, in percent."""
+    if accuracy is None:
+        return MISSING
+    text = f"{100 * accuracy.value:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+    return f"{text}, partial ({accuracy.n:,} questions)" if accuracy.partial else text
 
 
 def p_words(value: float) -> str:
@@ -65,11 +74,6 @@ def cache_words(rows: pd.DataFrame) -> str:
     return f", keys and values in {'/'.join(kinds)}" if kinds else ""
 
 
-def doubts(reasons: Sequence[str]) -> str:
-    """Reasons not to trust a figure: `foreign load, unstable`; empty if there is none."""
-    return ", ".join(reason.replace("_", " ") for reason in reasons)
-
-
 def remarks(cells: Sequence[CellSummary]) -> list[str]:
     """A line for each reason not to trust some speed: where, what was wrong, what to do."""
     places = _places(cells)
@@ -85,7 +89,7 @@ def remarks(cells: Sequence[CellSummary]) -> list[str]:
 def caption(cells: Sequence[CellSummary]) -> str:
     """All marks of trials in one line; empty if there is none."""
     places = _places(cells)
-    found = "; ".join(f"{reason.replace('_', ' ')} ({', '.join(places[reason])})" for reason in sorted(places))
+    found = "; ".join(f"{doubts([reason])} ({', '.join(places[reason])})" for reason in sorted(places))
     return f"!: not to be trusted: {found}" if found else ""
 
 

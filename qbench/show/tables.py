@@ -8,7 +8,7 @@ from rich.table import Table
 
 from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
 from qbench.records.run import Run
-from qbench.show.phrases import difference_words, ratio_words, remarks, sustained_words
+from qbench.show.phrases import accuracy_words, difference_words, ratio_words, remarks, sustained_words
 from qbench.text import MISSING, human_bytes
 
 
@@ -54,7 +54,7 @@ def result_table(summary: RunSummary) -> Table:
             _number(cell.row.effective_bits_per_weight, "{:.2f}"),
             human_bytes(cell.peak_memory_bytes),
             *map(_speed, cell.speeds),
-            _accuracy(cell),
+            accuracy_words(cell.accuracy),
         )
     return table
 
@@ -140,11 +140,3 @@ def _speed(speed: Speed) -> str:
     if speed.tokens_per_s is not None:
         return f"{speed.tokens_per_s:,.1f}{' !' if speed.reasons else ''}"
     return speed.status or MISSING
-
-
-def _accuracy(cell: CellSummary) -> str:
-    found = cell.accuracy
-    if found is None:
-        return MISSING
-    text = f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return f"{text}, partial ({found.n} questions)" if found.partial else text

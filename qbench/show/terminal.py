@@ -31,16 +31,6 @@ def is_attended() -> bool:
     return sys.stdin.isatty()
 
 
-def three_digits(value: float) -> str:
-    """At least three digits: `7.66`, `24.0`, `1,502`."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
-
-
-def memory_unit(largest: float) -> tuple[str, int]:
-    """The unit for bytes up to `largest`, and its size."""
-    return ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
-
-
 def cache_table(entries: Sequence[Entry], folder: Path) -> Table:
     """The cached checkpoints; below them, how many there are and what they take."""
     whole = human_bytes(sum(entry.bytes for entry in entries))

@@ -1,9 +1,8 @@
 """`qbench report`: runs as one HTML page and a BENCHMARK.md.
 
-    Run ─ data.py ─▶ RunReport ─ tables.py ─▶ Table ────────────────────────────────────────▶ page.py, markdown.py
-                         └────── charts.py (bars, planes) ─▶ Chart ─ figures.py, still.py ─▶ page.py
+Run ─ view.data ─▶ RunReport ─ tables ─▶ Table ─────────▶ page, markdown
+                       └────── plots.charts ─▶ Chart ───▶ page, drawn by plotly and as an image
 
-Records, tables and charts are plain data; the page shows each chart twice, drawn by plotly and as an image.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from qbench.machine.bandwidth import Bandwidth
 from qbench.records.files import write_atomically
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
-from qbench.show.report import data, markdown, page
+from qbench.show.report import markdown, page
+from qbench.show.view import data
 
 
 def write(runs: Sequence[Run], out: Path, *, allow_partial: bool = False, rate: float | None = None) -> list[Path]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from qbench.show.markdown import inline
 from qbench.show.report import tables
-from qbench.show.report.records import RunReport
 from qbench.show.report.table import Table
+from qbench.show.view.records import RunReport
 
 MARK = "<!-- qbench report -->"
 """The first line, by which a file is known to be ours."""

@@ -13,32 +13,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from qbench import __version__
-from qbench.show.report import figures, still, tables
-from qbench.show.report.charts import charts
-from qbench.show.report.records import RunReport
-from qbench.show.report.shapes import Chart
-
-SECTIONS = {
-    "memory": ("Memory", "Peak of the first forward after loading: weights, cache and what lives at once."),
-    "speed": ("Decode speed", "Tokens a second after the first, all sequences of a batch together."),
-    "accuracy": (
-        "Accuracy",
-        "Whiskers are intervals of each by itself; differences are tested question by question.",
-    ),
-    "pareto": ("Accuracy against memory", "No backend beats one on the line in both."),
-    "accuracy-speed": ("Accuracy against speed", "No backend beats one on the line in both."),
-    "batches": (
-        "Speed against batch size",
-        "Twice the batch is at most twice the speed, and less where arithmetic takes longer than reading weights.",
-    ),
-    "bandwidth": (
-        "Bandwidth",
-        "How fast decoding reads weights and cache. A model that fits the processor's caches is read from there.",
-    ),
-    "latency": ("Latency", "Time between tokens: half of them come faster than p50, one in twenty slower than p95."),
-    "sustained": ("Sustained load", "Generations without a pause: what is left of the speed once the machine is warm."),
-}
-"""Title and explanation by the charts' keys, in order."""
+from qbench.show.plots import mpl, plotly
+from qbench.show.plots.charts import CHARTS, ChartKind, charts
+from qbench.show.plots.shapes import Chart
+from qbench.show.report import tables
+from qbench.show.view.records import RunReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +45,8 @@ class Section:
 
 def render(reports: Sequence[RunReport]) -> str:
     """The page's HTML."""
-    found = {(chart.key, i): chart for i, report in enumerate(reports) for chart in charts(report)}
-    plotly, script = (_script(source) for source in (get_plotlyjs(), _file("page.js")))
+    found = {(kind.key, i): chart for i, report in enumerate(reports) for kind, chart in charts(report)}
+    library, script = (_script(source) for source in (get_plotlyjs(), _file("page.js")))
     environment = Environment(
         loader=PackageLoader("qbench.show.report", ""),
         autoescape=True,
@@ -79,30 +58,29 @@ def render(reports: Sequence[RunReport]) -> str:
         reports=reports,
         backends=list(dict.fromkeys(cell.name for report in reports for cell in report.cells)),
         summary=tables.summary(reports),
-        sections=[_section(key, reports, found) for key in SECTIONS if any(kind == key for kind, _ in found)],
+        sections=[_section(kind, reports, found) for kind in CHARTS if any(key == kind.key for key, _ in found)],
         timed=tables.speeds(reports),
         loaded=tables.sustained(reports),
         heat=[table for i, report in enumerate(reports) if (table := tables.subjects(report, i))],
         predicted=tables.predictions(reports),
         loading=tables.loading(reports),
         environment=tables.environments(reports),
-        charts=[{"id": f"plot-{key}-{i}", "figure": figures.figure(chart)} for (key, i), chart in found.items()],
-        plotly=plotly,
+        charts=[{"id": f"plot-{key}-{i}", "figure": plotly.figure(chart)} for (key, i), chart in found.items()],
+        plotly=library,
         script=script,
         style=Markup(_file("page.css")),
-        policy=_policy(plotly, script),
+        policy=_policy(library, script),
         version=__version__,
     )
 
 
-def _section(key: str, reports: Sequence[RunReport], found: dict[tuple[str, int], Chart]) -> Section:
-    title, words = SECTIONS[key]
+def _section(kind: ChartKind, reports: Sequence[RunReport], found: dict[tuple[str, int], Chart]) -> Section:
     drawn = tuple(
-        Drawn(f"plot-{key}-{i}", i, reports[i].title, chart.details, _data_url(still.svg(chart)))
-        for (kind, i), chart in found.items()
-        if kind == key
+        Drawn(f"plot-{key}-{i}", i, reports[i].title, "; ".join(chart.details), _data_url(mpl.svg(chart)))
+        for (key, i), chart in found.items()
+        if key == kind.key
     )
-    return Section(key, title, words, drawn)
+    return Section(kind.key, kind.title, kind.explanation, drawn)
 
 
 def _file(name: str) -> str:

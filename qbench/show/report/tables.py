@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qbench.analysis.summary import CellSummary, Speed
-from qbench.show.phrases import difference_words, doubts, ratio_words
-from qbench.show.report import words
-from qbench.show.report.records import RunReport
+from qbench.show import formats
+from qbench.show.phrases import accuracy_words, difference_words, ratio_words
 from qbench.show.report.table import Column, Field, Table, TableRow
+from qbench.show.view.records import RunReport
 from qbench.text import MISSING, human_bytes, signed
 
 Part = tuple[str, int | None, int | None, float | None, float | None]
@@ -35,10 +35,10 @@ def summary(reports: Sequence[RunReport]) -> Table:
         bits = cell.row.effective_bits_per_weight
         return [
             _text(cell.row.kernel),
-            _figure(bits, words.number(bits, "{:.2f}")),
+            _figure(bits, formats.number(bits, "{:.2f}")),
             _figure(cell.peak_memory_bytes, human_bytes(cell.peak_memory_bytes)),
             *(_speed(cell.at(size)) for size in sizes),
-            _figure(accuracy.value if accuracy else None, accuracy_words(cell)),
+            _figure(accuracy.value if accuracy else None, accuracy_words(accuracy)),
             _text(difference_words(accuracy)),
             _figure(text.perplexity if text else None, f"{text.perplexity:.4g}" if text else MISSING),
             _figure(text.kl_mean if text else None, divergence_words(cell)),
@@ -80,16 +80,16 @@ def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Fi
     ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
     share = speed.read_bytes_per_s / ceiling if speed.read_bytes_per_s and ceiling else None
     slowest = min(speed.trials, default=None)
-    trials = f"{words.tokens(slowest)} to {words.tokens(max(speed.trials))}" if speed.trials else MISSING
+    trials = f"{formats.tokens(slowest)} to {formats.tokens(max(speed.trials))}" if speed.trials else MISSING
     return [
         _figure(speed.batch_size, str(speed.batch_size)),
         _speed(speed),
         _figure(slowest, trials),
         _figure(None, ratio_words(speed.speedup) or MISSING),
-        *(_figure(value, words.milliseconds(value)) for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)),
+        *(_figure(value, formats.milliseconds(value)) for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)),
         _figure(speed.peak_memory_bytes, human_bytes(speed.peak_memory_bytes)),
-        _figure(speed.read_bytes_per_s, words.gigabytes_a_second(speed.read_bytes_per_s)),
-        _figure(share, words.percent(share, 0)),
+        _figure(speed.read_bytes_per_s, formats.gigabytes_a_second(speed.read_bytes_per_s)),
+        _figure(share, formats.percent(share, 0)),
         _trust(speed),
     ]
 
@@ -105,9 +105,9 @@ def sustained(reports: Sequence[RunReport]) -> Table | None:
                 left = found.steady / found.peak
                 fields = (
                     *_identity(reports, report, cell),
-                    *(_figure(speed, words.tokens(speed)) for speed in (found.peak, found.steady)),
-                    _figure(left, words.percent(left, 0)),
-                    Field(text=doubts(found.reasons) or found.validity or "not recorded", alarm=found.doubtful),
+                    *(_figure(speed, formats.tokens(speed)) for speed in (found.peak, found.steady)),
+                    _figure(left, formats.percent(left, 0)),
+                    Field(text=formats.doubts(found.reasons) or found.validity or "not recorded", alarm=found.doubtful),
                 )
                 rows.append(TableRow(run=i, backend=cell.name, fields=fields))
     caption = "Under sustained load: the best window of the first third, the median of the last third"
@@ -183,8 +183,8 @@ def predictions(reports: Sequence[RunReport]) -> Table | None:
                     _figure(predicted, human_bytes(predicted)),
                     _figure(measured, human_bytes(measured)),
                     _figure(off, f"{signed(100 * off, 1)} %"),
-                    _figure(ceiling, words.tokens(ceiling)),
-                    _figure(speed, words.tokens(speed)),
+                    _figure(ceiling, formats.tokens(ceiling)),
+                    _figure(speed, formats.tokens(speed)),
                 )
                 rows.append(TableRow(run=i, backend=cell.name, fields=fields))
     caption = "Predicted from the model's config beside measured"
@@ -199,8 +199,8 @@ def loading(reports: Sequence[RunReport]) -> Table:
         return [
             _figure(cell.row.weight_bytes, human_bytes(cell.row.weight_bytes)),
             _figure(cell.row.peak_rss_bytes, human_bytes(cell.row.peak_rss_bytes)),
-            _figure(cell.row.load_s, words.number(cell.row.load_s, "{:,.1f} s")),
-            _figure(cell.row.quantize_s, words.number(cell.row.quantize_s, "{:,.1f} s")),
+            _figure(cell.row.load_s, formats.number(cell.row.load_s, "{:,.1f} s")),
+            _figure(cell.row.quantize_s, formats.number(cell.row.quantize_s, "{:,.1f} s")),
         ]
 
     return _by_cell("loading", "Weights, and what loading and quantizing took", reports, columns, row)
@@ -216,15 +216,6 @@ def environments(reports: Sequence[RunReport]) -> Table:
         for name in names
     ]
     return Table(key="environment", caption="Machine and versions", columns=tuple(columns), rows=tuple(rows))
-
-
-def accuracy_words(cell: CellSummary) -> str:
-    """`66.3 [65.5, 67.0]`, in percent."""
-    found = cell.accuracy
-    if found is None:
-        return MISSING
-    text = f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return f"{text}, partial ({found.n:,} questions)" if found.partial else text
 
 
 def divergence_words(cell: CellSummary) -> str:
@@ -276,11 +267,11 @@ def _speed(speed: Speed) -> Field:
     if speed.tokens_per_s is None:
         return Field(text=str(speed.status), alarm=True)
     mark = " !" if speed.doubtful else ""
-    return Field(text=words.tokens(speed.tokens_per_s) + mark, value=speed.tokens_per_s, alarm=bool(mark))
+    return Field(text=formats.tokens(speed.tokens_per_s) + mark, value=speed.tokens_per_s, alarm=bool(mark))
 
 
 def _trust(speed: Speed) -> Field:
     """What speaks against a speed."""
     failed = "" if speed.status == "ok" else f"some trial: {speed.status}"
-    found = ", ".join(filter(None, (failed, doubts(speed.reasons))))
+    found = ", ".join(filter(None, (failed, formats.doubts(speed.reasons))))
     return Field(text=found or speed.validity or "not recorded", alarm=bool(found))

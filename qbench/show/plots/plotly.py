@@ -4,21 +4,18 @@ those of the page's style sheet. Every trace of a backend names it in `meta`, by
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.colors import to_hex
-
-from qbench.show.plots.style import CellStyle, wrap
-from qbench.show.report.shapes import Bar, BarChart, Chart, Panel, PlaneChart, Trail
+from qbench.show.plots.shapes import Bar, BarChart, Chart, Pair, Panel, ScatterChart, Series
+from qbench.show.plots.style import MANY_POINTS, CellStyle, wrap
 
 Json = dict[str, Any]
 
-BAR_PX, PANEL_PX, PLANE_PX = 34, 54, 340
-"""Heights: of a bar, of a panel's title and ticks, of the plane that points lie in."""
+BAR_PX, PANEL_PX, SCATTER_PX = 34, 54, 340
+"""Heights: of a bar, of a panel's title and ticks, of points."""
 
 LEGEND_ROW_PX = 22
-MANY_DOTS = 12
-"""From here on they are small."""
 ROOM = 1.42
 """How far an axis of bars goes beyond the longest, for the texts at their ends."""
 
@@ -34,7 +31,7 @@ HOVER = {"bgcolor": "#222222", "bordercolor": "#999999", "font": {"color": "#fff
 
 def figure(chart: Chart) -> Json:
     """`data` and `layout` of a chart."""
-    return _bars(chart) if isinstance(chart, BarChart) else _plane(chart)
+    return _bars(chart) if isinstance(chart, BarChart) else _scatter(chart)
 
 
 def text(value: str) -> str:
@@ -82,8 +79,8 @@ def _bars(chart: BarChart) -> Json:
         domain = [top - share * (1 - 40 / height), top - share * (20 / height if panel.title or panel.line else 0)]
         top -= share
         names = [bar.backend for bar in panel.bars]
-        ticks = [text(wrap(name, 16, 2).replace("\\$", "$")) for name in names]
-        ends = [max(bar.value or 0, bar.beside or 0, bar.span[1] if bar.span else 0) for bar in panel.bars]
+        ticks = [text(wrap(name, 16, 2)) for name in names]
+        ends = [bar.end for bar in panel.bars]
         limit = max(max(ends) * ROOM, panel.line[0] * 1.1 if panel.line else 0) or 1
         own = {"anchor": f"y{number}", "range": [0, limit], "nticks": 6}
         # Panels share their unit, which stands below the last.
@@ -147,8 +144,8 @@ def _entitle(layout: Json, panel: Panel, number: str, top: float) -> None:
         layout["annotations"].append(common | {"xref": f"x{number}", "x": value, "text": text(name)})
 
 
-def _plane(chart: PlaneChart) -> Json:
-    layout = _layout(PLANE_PX + LEGEND_ROW_PX * (1 + len(chart.trails) // 3))
+def _scatter(chart: ScatterChart) -> Json:
+    layout = _layout(SCATTER_PX + LEGEND_ROW_PX * (1 + len(chart.series) // 3))
     layout["showlegend"] = True
     layout["xaxis"] = _axis(chart.x_axis) | {"nticks": 6}
     layout["yaxis"] = _axis(chart.y_axis) | ({"rangemode": "tozero"} if chart.connected else {})
@@ -156,35 +153,45 @@ def _plane(chart: PlaneChart) -> Json:
         labels = [f"{tick:g}" for tick in chart.x_ticks]
         ticks = {"tickmode": "array", "tickvals": list(chart.x_ticks), "ticktext": labels}
         layout["xaxis"] |= {"type": "log"} | ticks
-    front: Json = {
-        "type": "scatter", "mode": "lines", "x": [x for x, _ in chart.front], "y": [y for _, y in chart.front],
-        "line": {"color": NEUTRAL, "width": 1.5}, "name": "Pareto front", "hoverinfo": "skip",
-        "showlegend": len(chart.front) > 1,
-    }  # fmt: skip
-    traces = [_trail(trail, connected=chart.connected) for trail in chart.trails]
-    return {"data": [front, *traces] if chart.front else traces, "layout": layout}
+    lines = [_line(band, {"color": NEUTRAL, "width": 12}) | {"opacity": 0.25} for band in chart.ties]
+    if chart.front:
+        front = _line(chart.front, {"color": NEUTRAL, "width": 1.5})
+        lines.append(front | {"name": "Pareto front", "showlegend": len(chart.front) > 1})
+    for series in chart.series:
+        if series.level is not None:
+            level = ((0.0, series.level), (series.points[-1].x, series.level))
+            dashes = {"color": series.look.edge, "width": 1, "dash": "dash"}
+            lines.append(_line(level, dashes) | {"meta": series.backend})
+    return {"data": [*lines, *(_series(one, connected=chart.connected) for one in chart.series)], "layout": layout}
 
 
-def _trail(trail: Trail, *, connected: bool) -> Json:
-    spans = [dot.span or (dot.y, dot.y) for dot in trail.dots]
-    size = 11 if len(trail.dots) < MANY_DOTS else 5
+def _line(corners: Sequence[Pair], line: Json) -> Json:
     return {
-        "type": "scatter", "mode": "lines+markers+text" if connected else "markers+text", "meta": trail.backend,
-        "name": text(trail.backend), "x": [dot.x for dot in trail.dots], "y": [dot.y for dot in trail.dots],
-        "marker": _marker(trail.look) | {"size": size, "symbol": SYMBOLS[trail.look.hatch]},
-        "line": {"color": trail.look.edge, "width": 2}, "textposition": "top center",
-        "text": ["!" if dot.doubtful else "" for dot in trail.dots],
-        "hovertext": [text(dot.hover) for dot in trail.dots], "hoverinfo": "text",
+        "type": "scatter", "mode": "lines", "x": [x for x, _ in corners], "y": [y for _, y in corners], "line": line,
+        "hoverinfo": "skip", "showlegend": False,
+    }  # fmt: skip
+
+
+def _series(series: Series, *, connected: bool) -> Json:
+    points, look = series.points, series.look
+    spans = [point.span or (point.y, point.y) for point in points]
+    return {
+        "type": "scatter", "mode": "lines+markers+text" if connected else "markers+text", "meta": series.backend,
+        "name": text(series.backend), "x": [point.x for point in points], "y": [point.y for point in points],
+        "marker": _marker(look) | {"size": 11 if len(points) < MANY_POINTS else 5, "symbol": SYMBOLS[look.hatch]},
+        "line": {"color": look.edge, "width": 2}, "textposition": "top center",
+        "text": [point.mark for point in points],
+        "hovertext": [text(point.hover) for point in points], "hoverinfo": "text",
         "error_y": {
             "type": "data", "symmetric": False, "thickness": 1.2, "width": 4, "color": NEUTRAL,
-            "array": [high - dot.y for dot, (_, high) in zip(trail.dots, spans, strict=True)],
-            "arrayminus": [dot.y - low for dot, (low, _) in zip(trail.dots, spans, strict=True)],
+            "array": [high - point.y for point, (_, high) in zip(points, spans, strict=True)],
+            "arrayminus": [point.y - low for point, (low, _) in zip(points, spans, strict=True)],
         },
     }  # fmt: skip
 
 
 def _marker(look: CellStyle) -> Json:
-    return {"color": to_hex(look.fill), "line": {"color": look.edge, "width": 1}}
+    return {"color": look.fill, "line": {"color": look.edge, "width": 1}}
 
 
 def _whiskers(value: float, span: tuple[float, float]) -> Json:

@@ -23,6 +23,8 @@ class RunReport:
     """When it started, UTC."""
     commands: tuple[str, ...]
     """That measure it again, on a machine like its own."""
+    demo: bool
+    """Whether the questions are those of the demo model."""
     configuration: str
     """As parsed, with every default, as JSON."""
     environment: tuple[tuple[str, str], ...]
@@ -42,3 +44,11 @@ class RunReport:
     doubts: tuple[str, ...]
     notes: tuple[str, ...]
     """What the report lacks, and why."""
+
+    @property
+    def accuracy_title(self) -> str:
+        """What the accuracies are of, and whether they are of all questions."""
+        title = "Accuracy on the demo questions" if self.demo else "MMLU accuracy"
+        counts = sorted({cell.accuracy.n for cell in self.cells if cell.accuracy and cell.accuracy.partial})
+        number = " to ".join(f"{n:,}" for n in dict.fromkeys([*counts[:1], *counts[-1:]]))
+        return f"{title} (partial: {number} questions)" if counts else title

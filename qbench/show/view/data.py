@@ -1,4 +1,4 @@
-"""From a run to records: everything that the page and BENCHMARK.md say of it."""
+"""From a run to a `RunReport`: everything that plots, page and BENCHMARK.md say of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from qbench.analysis.effects import section
 from qbench.analysis.paired import tied
 from qbench.analysis.subjects import subjects
 from qbench.analysis.summary import CellSummary, Speed, known, summarize
@@ -18,9 +19,9 @@ from qbench.plan import backtest
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
 from qbench.show.phrases import remarks
-from qbench.show.report import facts
-from qbench.show.report.facts import Record
-from qbench.show.report.records import RunReport
+from qbench.show.view import facts
+from qbench.show.view.facts import Record
+from qbench.show.view.records import RunReport
 
 ONE_BYTE_A_SECOND = Bandwidth(1.0, "a unit")
 """With it, a ceiling in tokens/s is the tokens that reading one byte makes."""
@@ -55,6 +56,7 @@ def collect(
         dtype="/".join(dtypes),
         day=f"{record.started:%Y-%m-%d}",
         commands=tuple(facts.commands(record)),
+        demo=section(run, "mmlu").get("data") == "demo",
         configuration=json.dumps(record.config, indent=2, ensure_ascii=False),
         environment=tuple(facts.environment(record.environment)),
         batch_sizes=summary.batch_sizes,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qbench.show.terminal import three_digits
+from collections.abc import Sequence
+
 from qbench.text import MISSING
 
 
@@ -15,7 +16,7 @@ def tokens(value: float | None) -> str:
     """Tokens/s with three digits or more: `7.66`, `24.0`, `1,502`."""
     if value is None:
         return MISSING
-    return three_digits(value)
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -41,3 +42,13 @@ def span(speeds: tuple[float, float] | None) -> str:
 def lines(*texts: str) -> str:
     """Those that are not empty, each on its line."""
     return "\n".join(text for text in texts if text)
+
+
+def doubts(reasons: Sequence[str]) -> str:
+    """Reasons not to trust a figure: `foreign load, unstable`; empty if there is none."""
+    return ", ".join(reason.replace("_", " ") for reason in reasons)
+
+
+def memory_unit(largest: float) -> tuple[str, int]:
+    """The unit for bytes up to `largest`, and its size."""
+    return ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
