@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from qbench.backends import int4
 from qbench.backends.int4 import Int4, checkpoint
 from qbench.backends.int4.manifest import Manifest, read_manifest
-from qbench.backends.int4.shards import INDEX, sha256
+from qbench.backends.int4.shards import INDEX
 from qbench.backends.int4.stream import quantizer
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.int4 import QuantizedTensor, quantize
+from qbench.model.content import sha256
 from tests.support.runs import config, run
 from tests.support.tiny_llama import save_tiny_llama
 from tests.support.tiny_variants import LARGEST_TENSOR, assert_same, llama, neox, options, qwen2, save

@@ -14,7 +14,7 @@ from qbench import __version__
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.machine import environment
-from qbench.model import find
+from qbench.model import content
 from qbench.run.job import Job
 from qbench.run.ray.actor import NodeCell, Parcel, check_version, facts
 from tests.support.runs import interpreter
@@ -43,7 +43,7 @@ def parcel(model: Path, folder: Path, script: str) -> Parcel:
         folder=Path("/the/runner's/model"),
         answers=Path("/the/runner's/answers"),
         reference=Path("/the/runner's/reference/logprobs.safetensors"),
-        model_fingerprint=find.fingerprint(model),
+        model_fingerprint=content.fingerprint(model),
         units={"cell": "k"},
         missing=("cell",),
     )

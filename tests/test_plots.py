@@ -234,7 +234,7 @@ def test_mmlu_bars_say_in_words_how_they_differ_from_fp16() -> None:
     assert note(axes, 0) == "66.3 %"
     assert note(axes, 4) == "64.4 %\n−1.8 points, p < 0.001"
     assert note(axes, 2) == "64.8 %\nwithin noise"
-    assert "difference from FP16, by McNemar's test" in caption(shown["mmlu"])
+    assert "ifference from FP16: McNemar's test" in caption(shown["mmlu"])
     assert_readable(shown["mmlu"])
 
 

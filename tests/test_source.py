@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
-from qbench.model import find
+from qbench.model import content, find
 from tests.support.tiny_llama import save_tiny_llama
 
 
@@ -140,8 +140,8 @@ def test_a_cache_that_cannot_be_written_is_said(
 
 def test_the_fingerprint_follows_the_model(tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path / "m")
-    before = find.fingerprint(folder)
-    assert find.fingerprint(folder) == before
+    before = content.fingerprint(folder)
+    assert content.fingerprint(folder) == before
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}))
-    assert find.fingerprint(folder) != before
+    assert content.fingerprint(folder) != before

@@ -58,12 +58,21 @@ class Accuracy:
     n: int
     questions: str
     """Which set: two cells with different ones cannot be compared."""
+    asked: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """By subject, the number of questions and a hash of them, where the run has kept that."""
     partial: bool = False
     """Whether it is of part of the questions only."""
     right: pd.Series[bool] | None = field(default=None, repr=False, compare=False)
     """See `Run.answers`; None if the run has not kept them."""
     difference: Comparison | None = None
     """From the reference of its run; None where they were not compared."""
+
+    def asked_the_same(self, other: Accuracy) -> bool:
+        """Whether nothing says that the two are of different questions: fewer of the same ones are no others."""
+        if self.questions != other.questions:
+            return False
+        common = [(self.asked[name], other.asked[name]) for name in self.asked if name in other.asked]
+        return all(own == theirs or own[0] != theirs[0] for own, theirs in common)
 
     @property
     def value(self) -> float:
@@ -95,8 +104,15 @@ def accuracy_of(run: Run, label: str, *, allow_partial: bool = False) -> Accurac
     data = section(run, "mmlu").get("data")
     shots = "/".join(map(str, sorted(rows["num_fewshot"].unique())))
     questions = f"{'the demo questions' if data == 'demo' else 'MMLU'}, {shots}-shot"
-    correct = int(rows["correct"].sum())
-    return Accuracy(correct=correct, n=n, questions=questions, partial=partial, right=run.answers.get(label))
+    known = rows[rows["asked_sha256"].notna()]
+    return Accuracy(
+        correct=int(rows["correct"].sum()),
+        n=n,
+        questions=questions,
+        asked={str(row["subject"]): (int(row["n"]), str(row["asked_sha256"])) for row in known.to_dict("records")},
+        partial=partial,
+        right=run.answers.get(label),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +135,7 @@ def accuracy_difference(first: Accuracy, second: Accuracy, confidence: float = 0
     Where answers are missing, the interval is Newcombe's and the p-value Fisher's exact one, for independent samples:
     wider, since what questions have in common is lost. None if they answered different questions.
     """
-    if first.questions != second.questions:
+    if not first.asked_the_same(second):
         return None
     if first.right is not None and second.right is not None:
         flips = answer_flips(first.right, second.right)

@@ -122,12 +122,22 @@ def _shipped(kind: str) -> Registered:
 
 
 def plugin_facts(kind: str) -> dict[str, str]:
-    """What decides the figures of a kind of another distribution besides its settings: the source of its module."""
+    """What decides the figures of a kind of another distribution besides its settings: its version and its code.
+
+    The code is that of the whole package that its module lies in, compiled files included, or of the module alone.
+    """
     if kind in SHIPPED:
         return {}
-    spec = find_spec(plugins()[kind].module)
-    source = Path(spec.origin).read_bytes() if spec and spec.origin else b""
-    return {"plugin.code": hashlib.sha256(source).hexdigest()[:16]}
+    found = plugins()[kind]
+    spec = find_spec(found.module.partition(".")[0])
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".so", ".pyd")]
+    if spec and spec.origin and not folders:
+        files = [Path(spec.origin)]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + path.read_bytes())
+    return {"plugin.code": digest.hexdigest()[:16], "plugin.version": found.version}
 
 
 @functools.cache

@@ -35,6 +35,10 @@ class Measure(Strict):
         """Names of the parts that are measured and kept by themselves; one without a name if it is kept whole."""
         return ("",)
 
+    def data_files(self, unit: str) -> dict[str, list[Path]]:
+        """By setting, the files of the user's that a unit reads: their content decides its figures, not their place."""
+        return {}
+
 
 class MemoryConfig(Measure):
     """Peak memory of the first forward after loading."""
@@ -130,6 +134,14 @@ class MMLUConfig(Measure):
         """Whether the figure covers less than the whole test set."""
         return self.limit is not None or self.subjects is not None
 
+    def data_files(self, unit: str) -> dict[str, list[Path]]:
+        if self.data in (None, "demo"):
+            return {}
+        folder = Path(self.data).expanduser()
+        chosen = self.subjects or ("*",)
+        patterns = [f"{split}/{name}_{split}.csv" for split in ("test", "dev") for name in chosen]
+        return {"data": [file for pattern in patterns for file in folder.glob(pattern)]}
+
 
 class NoiseFloorConfig(Measure):
     """MMLU once more, of 16-bit cells only: what a batch size alone changes is no effect of quantization."""
@@ -161,6 +173,10 @@ class TasksConfig(Measure):
     def units(self) -> tuple[str, ...]:
         """Every name."""
         return self.names
+
+    def data_files(self, unit: str) -> dict[str, list[Path]]:
+        paths = {name: path.expanduser() for name, path in self.data.items() if unit in ("", name)}
+        return {f"data.{name}": sorted(path.iterdir()) if path.is_dir() else [path] for name, path in paths.items()}
 
     @model_validator(mode="after")
     def _names_are_distinct_tasks(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,7 +85,7 @@ def _software(record: RunRecord) -> dict[str, Any]:
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
-    """The configuration by dotted names, backends by their labels, and the hashes of the texts that were read."""
+    """The configuration by dotted names, backends by their labels; files by their content where that is known."""
     config = {key: value for key, value in record.config.items() if key != "name"}
     measures = {
         name: {**BEFORE.get(name, {}), **found} for name, found in (config.get("measure") or {}).items() if found
@@ -92,8 +93,10 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     config["measure"] = measures
     backends = {str(one.get("label") or one.get("kind")): one for one in config.get("backends") or ()}
     settings = dict(_flat({**config, "backends": backends}))
-    texts = {name: value for name, value in record.facts.items() if name.endswith(".text")}
-    return settings | texts
+    files = re.compile(r".+\.(text|data|data\..+|checkpoint)")
+    return settings | {
+        name: value for name, value in record.facts.items() if value is not None and files.fullmatch(name)
+    }
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -95,9 +95,14 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
+def runs_on_gpu(environment: Environment, device: str) -> bool:
+    """Whether a run with that `device` setting takes a GPU of the machine."""
+    return bool(environment.gpus) and device != "cpu"
+
+
 def hardware_label(environment: Environment, device: str = "auto") -> str:
     """One phrase for captions: the GPU where there is one and `device` is not cpu, else the CPU with its cores."""
-    if environment.gpus and device != "cpu":
+    if runs_on_gpu(environment, device):
         return " + ".join(gpu.name for gpu in environment.gpus)
     return f"{environment.cpu}, {environment.cores} cores"
 

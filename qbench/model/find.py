@@ -1,4 +1,4 @@
-"""Finding a model's files before anything is measured: hub download, folder check, random weights, fingerprint.
+"""Finding a model's files before anything is measured: hub download, folder check, random weights.
 
 Runs in the parent process, without torch.
 """
@@ -19,6 +19,7 @@ from qbench import demo
 from qbench.config import ModelConfig, RunConfig
 from qbench.config import resolve as auto
 from qbench.errors import QbenchError
+from qbench.model.content import cache_folder
 from qbench.text import suggestion
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -34,13 +35,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 def shapes() -> dict[str, Path]:
     """The shipped shapes by name."""
     return {path.stem: path for path in sorted(SHAPES.glob("*.json"))}
-
-
-def cache_folder() -> Path:
-    """Where models with random weights are kept: QBENCH_CACHE, else XDG_CACHE_HOME/qbench, else ~/.cache/qbench."""
-    if "QBENCH_CACHE" in os.environ:
-        return Path(os.environ["QBENCH_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qbench"
 
 
 def resolve(config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], None]) -> Path:
@@ -111,31 +105,6 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
         else f"its weights are missing; {remedy}"
     )
     raise QbenchError(f"{key}: {folder} holds no safetensors: {why}")
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash of a model's small files, and of its shards' names, sizes and samples of their content.
-
-    Shards are not read whole: after a training step nearly all of their bytes are others.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors":
-            digest.update(f"{path.name} {path.stat().st_size} {_sample(path)}\n".encode())
-        elif path.suffix in {".json", ".model", ".txt"} and path.is_file():
-            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def _sample(path: Path, blocks: int = 256, block_bytes: int = 4096) -> str:
-    """SHA-256 of blocks spread evenly over a file, its beginning and its end among them."""
-    digest = hashlib.sha256()
-    last = max(path.stat().st_size - block_bytes, 0)
-    with path.open("rb") as file:
-        for i in range(blocks):
-            file.seek(last * i // (blocks - 1))
-            digest.update(file.read(block_bytes))
-    return digest.hexdigest()
 
 
 def known_config(config: ModelConfig) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from qbench import demo
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
+from qbench.model.content import file_hash
 
 Split = Literal["train", "test"]
 
@@ -31,7 +31,7 @@ def identify(choice: str) -> str:
     path = Path(choice).expanduser()
     if choice in NAMED or not path.is_file():
         return choice
-    return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return f"{path.name} sha256:{file_hash(path)}"
 
 
 def check(choice: str, key: str) -> None:

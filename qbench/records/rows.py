@@ -157,6 +157,8 @@ class AccuracyRow(Row):
     """Tokens that the model read for the whole task, padding left out; the same in each of its rows."""
     stock_tokens: int | None = None
     """What lm-evaluation-harness's own model code reads for it."""
+    asked_sha256: str | None = None
+    """Of the questions with their choices and answers, in order, as lm-evaluation-harness had them."""
 
 
 class NoiseRow(Row):

@@ -6,7 +6,6 @@ damaged is made again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench.errors import QbenchError
-from qbench.model.find import cache_folder
+from qbench.model.content import cache_folder, file_hash, sha256
 from qbench.records.files import write_atomically
 from qbench.run import fingerprint
 
@@ -54,11 +53,11 @@ class Entry:
         """Of all files."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
-    def damaged(self) -> list[str]:
-        """Files that are missing or not what was written."""
+    def damaged(self, read: Callable[[Path], str] = sha256) -> list[str]:
+        """Files that are missing or not what was written; `read` gives the hash of one."""
         paths = {name: self.folder / name for name in self.manifest.files}
         hashes = self.manifest.files
-        return [name for name, path in paths.items() if not path.is_file() or sha256(path) != hashes[name]]
+        return [name for name, path in paths.items() if not path.is_file() or read(path) != hashes[name]]
 
 
 def folder() -> Path:
@@ -118,12 +117,6 @@ def obtain(
         ) from error
 
 
-def sha256(path: Path) -> str:
-    """Of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _lock_file(key: str) -> Path:
     return folder() / f".{key}.lock"
 
@@ -142,7 +135,7 @@ def _sound(key: str, say: Callable[[str], None]) -> Entry | None:
         return None
     say("verifying the cached checkpoint")
     entry = _read(path)
-    damaged = entry.damaged() if entry else [MANIFEST]
+    damaged = entry.damaged(file_hash) if entry else [MANIFEST]
     if entry and not damaged:
         return entry
     say(f"the cached checkpoint is damaged ({damaged[0]}) and is made again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,18 @@ from qbench.config.kinds import plugin_facts
 from qbench.config.measures import Measure
 from qbench.machine import environment
 from qbench.machine.environment import Environment
-from qbench.model import texts
+from qbench.model import content, texts
+
+PACKAGE = Path(__file__).parents[1]
+
+QUANTIZING = ("backends", "compat", "int4", "engine/torch/loaded.py", "model/calibration.py")
+"""What makes quantized weights, below the package."""
+
+MEASURING = (
+    *("backends", "compat", "engine", "int4", "machine/conditions.py", "measure", "model", "run/worker.py"),
+    *("demo/calibration.txt", "demo/heldout.txt", "demo/mmlu"),
+)
+"""What makes figures: whoever changes a line of it measures again."""
 
 CELL = "cell"
 """The unit of a cell's own row: loading, and the memory of the first forward."""
@@ -36,8 +48,14 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
         "hardware": environment.hardware_label(machine, config.device),
         **{name: getattr(config, name) for name in ("device", "device_map", "dtype", "seed", "threads")},
     }
+    if environment.runs_on_gpu(machine, config.device):
+        facts["driver"] = machine.driver
+    else:  # by which the kernels for CPUs are chosen
+        facts["cpu_features"] = ", ".join(machine.cpu_features)
     settings = backend.model_dump(mode="json", exclude={"label", "resources"}) | plugin_facts(backend.kind)
+    settings |= {name: _identify(Path(settings[name])) for name in ("checkpoint", "python") if settings.get(name)}
     facts |= {f"backends.{backend.label}.{name}": value for name, value in settings.items()}
+    facts["qbench.code"] = code_hash(MEASURING)
     if backend.calibrates:
         settings = config.calibration.model_dump(mode="json", exclude={"text"})
         facts |= {f"calibration.{name}": value for name, value in settings.items()}
@@ -52,7 +70,7 @@ def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str
         "kind": backend.kind,
         "device": device,
         "dtype": dtype,
-        "code": "-".join((code_hash(), *plugin_facts(backend.kind).values())),
+        "code": "-".join((code_hash(QUANTIZING), *plugin_facts(backend.kind).values())),
         **{name: getattr(backend, name) for name in backend.quantization},
         **{f"versions.{name}": version for name, version in environment.versions(backend.libraries).items()},
     }
@@ -63,30 +81,34 @@ def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str
 
 
 @functools.cache
-def code_hash() -> str:
-    """Of the sources that make quantized weights."""
-    package = Path(__file__).parents[1]
-    paths = [
-        package / "model" / "calibration.py",
-        package / "engine" / "torch" / "loaded.py",
-        *(package / "backends").rglob("*.py"),
-        *(package / "compat").rglob("*.py"),
-        *(package / "int4").rglob("*"),
-    ]
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        if path.suffix in (".py", ".c", ".h", ".inc"):
-            digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def code_hash(parts: tuple[str, ...]) -> str:
+    """Of the files below these folders and files of the package: Python, C, CUDA, compiled libraries, data."""
+    paths = {path for part in parts for path in [PACKAGE / part, *(PACKAGE / part).rglob("*")]}
+    files = [path for path in paths if path.is_file() and path.suffix not in (".pyc", ".html")]
+    return content.identify(files, PACKAGE).removeprefix("sha256:")[:16]
 
 
-def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Environment) -> Facts:
-    """What a measure's figures depend on besides the cell, and besides which of its units it is."""
+def _identify(path: Path) -> str:
+    """What tells a folder of weights, or an interpreter, from others: its content; the path if it is not there."""
+    path = path.expanduser()
+    if path.is_dir():
+        return content.fingerprint(path)
+    return f"{path.name} sha256:{content.file_hash(path)}" if path.is_file() else str(path)
+
+
+def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Environment, unit: str = "") -> Facts:
+    """What the figures of a measure's unit, or of all of them, depend on besides the cell."""
     settings: Measure = getattr(config.measure, name)
-    shared = settings.model_dump(mode="json", exclude=set(settings.countable))
+    files = settings.data_files(unit)
+    named = {key.partition(".")[0] for key in settings.data_files("")}
+    shared = settings.model_dump(mode="json", exclude={*settings.countable, *named})
     facts = {f"measure.{name}.{key}": value for key, value in shared.items()}
     if "text" in shared:
         facts[f"measure.{name}.text"] = texts.identify(shared["text"] or texts.default_text(config.model))
+    for key, paths in files.items():
+        there = [path.resolve() for path in paths if path.is_file()]
+        root = Path(os.path.commonpath([path.parent for path in there])) if there else Path()
+        facts[f"measure.{name}.{key}"] = content.identify(there, root)
     for other in settings.repeats:
         facts |= measure_facts(config, backend, other, machine)
     return facts | _versions(backend, settings.used_libraries(), machine)
@@ -97,9 +119,9 @@ def units(config: RunConfig, backend: Backend, machine: Environment, model_finge
     cell = cell_facts(config, backend, machine, model_fingerprint)
     found = {CELL: key(cell | measure_facts(config, backend, "memory", machine))}
     for name, settings in config.measure.of(backend).items():
-        facts = cell | measure_facts(config, backend, name, machine)
         for unit in settings.units() if name != "memory" else ():
             whole = f"{name}/{unit}" if unit else name
+            facts = cell | measure_facts(config, backend, name, machine, unit)
             found[whole] = key(facts | {"unit": whole})
     return found
 

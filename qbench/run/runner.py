@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qbench.errors import QbenchError
-from qbench.model import find
+from qbench.model import content, find
 from qbench.plan.cells import Plan
 from qbench.records.redact import Redactor
 from qbench.records.run import RunRecord, read_run
@@ -50,7 +50,7 @@ def run(
     for note in plan.notes:
         reporter.say(note)
     model = find.find_model(config, cuda=bool(plan.machine.gpus), say=reporter.say)
-    fingerprint = find.fingerprint(model)
+    fingerprint = content.fingerprint(model)
     units = {backend.label: keys.units(config, backend, plan.machine, fingerprint) for backend in config.backends}
     # As they stand in run.json.
     facts = Redactor.here().value(keys.run_facts(config, plan.machine, fingerprint))

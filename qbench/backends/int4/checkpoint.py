@@ -31,12 +31,13 @@ from transformers import PreTrainedModel
 from qbench import __version__
 from qbench.backends.int4.manifest import Manifest, read_manifest
 from qbench.backends.int4.options import Int4
-from qbench.backends.int4.shards import INDEX, read_header, sha256
+from qbench.backends.int4.shards import INDEX, read_header
 from qbench.backends.int4.stream import Assembly, QuantizeOne, source_tensors
 from qbench.errors import QbenchError
 from qbench.int4.pack import PER_BYTE
 from qbench.int4.quantizer import PER_TENSOR, QuantizedTensor, group_columns
-from qbench.model.find import MODEL_FILES, fingerprint
+from qbench.model.content import file_hash, fingerprint
+from qbench.model.find import MODEL_FILES
 from qbench.model.load import LoadOptions
 
 SHARD_BYTES = 1 << 30
@@ -175,13 +176,13 @@ class _ShardWriter:
             save_file(self._pending, self._folder / name, metadata={"format": "pt"})
             self._index.update(dict.fromkeys(self._pending, name))
             self._pending = {}
-            self._hashes[name] = sha256(self._folder / name)
+            self._hashes[name] = file_hash(self._folder / name)
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.shards.items():
         try:
-            found = sha256(folder / name)
+            found = file_hash(folder / name)
         except OSError as error:
             raise QbenchError(f"{folder / name}: this shard cannot be read ({error.strerror}); {AGAIN}") from error
         if found != expected:

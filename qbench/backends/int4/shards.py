@@ -6,7 +6,6 @@ is freed with it. The format: 8 bytes with the length of a JSON header, little-e
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +114,6 @@ def read_header(file: Path) -> list[StoredTensor]:
         if tensor.start + tensor.shape.numel() * tensor.dtype.itemsize > size:
             raise QbenchError(f"{file}: is truncated within {tensor.name}; {AGAIN}")
     return stored
-
-
-def sha256(file: Path) -> str:
-    """The hash of a file's bytes, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stored(file: Path, data: int, name: str, entry: dict[str, Any]) -> StoredTensor:

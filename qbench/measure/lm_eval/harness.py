@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import statistics
@@ -54,7 +56,15 @@ class Evaluation:
             "stderr": statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None,
             "forward_tokens": self.forward_tokens.read,
             "stock_tokens": self.stock_tokens.read,
+            "asked_sha256": self._asked(task),
         }
+
+    def _asked(self, task: str) -> str:
+        """A hash of a task's questions, whatever the model answered."""
+        digest = hashlib.sha256()
+        for sample in sorted(self.results["samples"][task], key=lambda sample: int(sample["doc_id"])):
+            digest.update(json.dumps([sample["doc"], sample["target"]], sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from qbench import __version__
 from qbench.errors import QbenchError, describe_fault
 from qbench.machine import environment
 from qbench.machine.environment import Environment
-from qbench.model import find
+from qbench.model import content, find
 from qbench.run.executor import Ending
 from qbench.run.job import Job
 from qbench.run.local import GRACE_S, LocalExecutor
@@ -148,7 +148,7 @@ class NodeCell:
             os.chdir(parcel.cwd)
         job = Job.model_validate_json(parcel.job)
         model = find.find_model(job.config, cuda=bool(parcel.machine.gpus), say=print)
-        if find.fingerprint(model) != job.model_fingerprint:
+        if content.fingerprint(model) != job.model_fingerprint:
             raise QbenchError(f"{model} on {platform.node()} is not the model that the runner has; copy it again")
         self._folder = Path(tempfile.mkdtemp(prefix="qbench-cell-"))
         self._out, self._log = self._folder / "cell", self._folder / "log"
@@ -203,9 +203,9 @@ def contents(folder: Path, without: set[str] | frozenset[str] = frozenset()) -> 
 def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
+    for name, written in files.items():
         partial = folder / f".{name}.partial"
-        partial.write_bytes(content)
+        partial.write_bytes(written)
         partial.replace(folder / name)
 
 

@@ -82,7 +82,7 @@ def accuracy(report: RunReport, looks: Looks) -> BarChart | None:
                 [*hover, difference_words(found)], remark=difference, span=(100 * found.low, 100 * found.high),
             )
         )  # fmt: skip
-    words = f"below the bars' values: difference from {report.reference}, by McNemar's test, p corrected by Holm"
+    words = f"difference from {report.reference}: McNemar's test, p corrected by Holm"
     return BarChart(
         title=report.accuracy_title,
         details=tuple(filter(None, [report.settings.get("mmlu", ""), words if compared else ""])),
