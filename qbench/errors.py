@@ -11,6 +11,16 @@ class QbenchError(Exception):
     """Something the user can mend: the message names the thing and the remedy. The command line exits with 2."""
 
 
+class NotFiniteError(QbenchError):
+    """The model computes NaN or infinity: no figure of it means anything, and its cell is not ok."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: the model's logits are NaN or infinite, so that its figures would mean nothing. Try another "
+            "dtype (float16 overflows in some models), or check the quantized weights"
+        )
+
+
 def describe_fault(error: BaseException) -> tuple[Literal["oom", "error"], str]:
     """The status and the one-line reason of a cell or trial that ended with `error`.
 

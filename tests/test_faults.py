@@ -151,7 +151,10 @@ def test_a_disk_that_fills_up_during_an_evaluation_is_an_error_and_no_accuracy(t
     )
     folder, ok, watcher = run(settings, tmp_path / "results")
     assert not ok
-    assert (watcher.finished[0].status, watcher.finished[0].error) == ("error", "OSError: [Errno 27] File too large")
+    assert (watcher.finished[0].status, watcher.finished[0].failed) == (
+        "ok",
+        "mmlu: OSError: [Errno 27] File too large",
+    )
     assert read_run(folder).accuracy.empty
     assert not list((folder / "answers").glob("*.parquet"))
 

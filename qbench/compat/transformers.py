@@ -16,13 +16,18 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-__all__ = ["Cache", "DynamicLayer", "attention", "ignored_on_load", "kept_dtypes", "renamer"]
+__all__ = ["Cache", "DynamicLayer", "attention", "ignored_on_load", "is_recurrent", "kept_dtypes", "renamer"]
 
 
 def attention(model: PreTrainedModel) -> str:
     """The implementation that the model's layers call: sdpa, eager, flash_attention_2, …."""
     name: str = model.config.get_text_config(decoder=True)._attn_implementation
     return name
+
+
+def is_recurrent(model: PreTrainedModel) -> bool:
+    """Whether the model keeps a state that is not keys and values of every token, in some layer at least."""
+    return bool(model._is_stateful)
 
 
 def renamer(model: PreTrainedModel, shapes: Mapping[str, torch.Size]) -> Callable[[str], tuple[str, str | None]]:

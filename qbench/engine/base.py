@@ -58,6 +58,8 @@ class About:
     lm_head_bits: int = 16
     quantize_s: float | None = None
     """Seconds spent quantizing while loading; None if nothing was quantized."""
+    max_position_embeddings: int | None = None
+    """The positions that the model was made for, by its configuration; None where that sets no limit."""
     context: int | None = None
     """The most tokens that the model, or else its tokenizer, takes; None where neither says."""
     bos_token_id: int | None = None
@@ -82,7 +84,11 @@ class Session(Protocol):
     """Memory for sequences of a fixed number and length: a cache, a graph, or a server's slots."""
 
     def generate(self, prompts: Ints, new_tokens: int) -> Generation:
-        """Greedily generate `new_tokens` tokens after prompts [batch_size, prompt_tokens]; nothing ends them early."""
+        """Greedily generate `new_tokens` tokens after prompts [batch_size, prompt_tokens]; nothing ends them early.
+
+        Raises:
+            NotFiniteError: logits were NaN or infinite; looked at when the clock has stopped.
+        """
 
     def close(self) -> None:
         """Give the memory back."""
@@ -115,6 +121,8 @@ class Loglikelihoods:
     """What the model reads for all of them."""
     batches: Iterator[dict[Query, Answer]]
     """Every query once, in the order in which they are computed."""
+    shared: bool = False
+    """Whether what prompts have in common is read once."""
 
 
 class Journal(Protocol):
@@ -183,7 +191,8 @@ class Engine(Protocol):
     ) -> Loglikelihoods:
         """Answer distinct queries in batches of at most `batch_size` sequences.
 
-        `share`: prompts that begin alike may be read once, with the same log-likelihoods but for the order of sums.
+        `share`: prompts that begin alike may be read once, with the same log-likelihoods but for the order of sums. An
+        engine checks that on the first of them, and reads prompts whole where it does not hold.
         """
 
     def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:

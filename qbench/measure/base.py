@@ -12,6 +12,7 @@ import numpy as np
 from qbench.config import MeasureConfig
 from qbench.config.measures import Measure
 from qbench.engine.base import Capability, Engine, Ints
+from qbench.errors import QbenchError
 from qbench.machine.conditions import Sampler
 from qbench.records.rows import Identity, Row
 
@@ -66,6 +67,17 @@ def make_sampler(engine: Engine) -> Sampler:
 def random_prompt(engine: Engine, batch_size: int, tokens: int, seed: int) -> Ints:
     """Token ids [batch_size, tokens], uniform over the vocabulary, the same for every cell of a run."""
     return np.random.default_rng(seed).integers(engine.about.vocab_size, size=(batch_size, tokens))
+
+
+def check_length(engine: Engine, tokens: int, what: str) -> None:
+    """Refuse sequences that the model was not made for: some fail there, others compute something that means nothing.
+
+    Raises:
+        QbenchError: `tokens` are more than the model's positions; `what` names them.
+    """
+    most = engine.about.max_position_embeddings
+    if most and tokens > most:
+        raise QbenchError(f"{what}: {tokens} tokens, more than the model's context of {most}; ask for {most} or fewer")
 
 
 def lacking(engine: Engine, needs: frozenset[Capability], settings: Measure) -> str | None:

@@ -7,7 +7,7 @@ import numpy as np
 from qbench.config import GenerationsConfig
 from qbench.engine.base import Capability, Engine
 from qbench.errors import QbenchError
-from qbench.measure.base import Context
+from qbench.measure.base import Context, check_length
 from qbench.records.rows import GenerationRow
 
 NEEDS = frozenset({Capability.GENERATE})
@@ -32,6 +32,7 @@ def measure(engine: Engine, config: GenerationsConfig, context: Context) -> None
 
 
 def _continue(engine: Engine, before: list[int], new_tokens: int) -> list[int]:
+    check_length(engine, len(before) + new_tokens, "measure.generations: a prompt and new_tokens")
     session = engine.session(1, len(before) + new_tokens, decode="eager")
     tokens: list[int] = session.generate(np.array([before]), new_tokens).tokens[0].tolist()
     session.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qbench.config import MemoryConfig
 from qbench.engine.base import Capability, Engine
-from qbench.measure.base import Context, random_prompt
+from qbench.measure.base import Context, check_length, random_prompt
 from qbench.records.rows import MemoryRow
 
 NEEDS = frozenset({Capability.GENERATE, Capability.PEAK_MEMORY})
@@ -13,6 +13,7 @@ NEEDS = frozenset({Capability.GENERATE, Capability.PEAK_MEMORY})
 
 def measure(engine: Engine, config: MemoryConfig, context: Context) -> None:
     """Emit one `MemoryRow`."""
+    check_length(engine, config.seq_len, "measure.memory.seq_len")
     context.progress("memory", 0, 1)
     prompt = random_prompt(engine, config.batch_size, config.seq_len, context.seed)
 

@@ -6,6 +6,7 @@ perplexity = exp(mean of -log p(token)) over all predicted tokens
 from __future__ import annotations
 
 import math
+import sys
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from qbench.analysis import formulas
 from qbench.config import PerplexityConfig
 from qbench.engine.base import Capability, Engine, Ints
-from qbench.errors import QbenchError
+from qbench.errors import NotFiniteError, QbenchError
 from qbench.measure.base import Context
 from qbench.measure.divergence import Observer, observer
 from qbench.measure.windows import cut, window_length
@@ -24,14 +25,18 @@ NEEDS = frozenset({Capability.SCORE})
 """Capabilities without which a cell's measure is unsupported."""
 
 
+LARGEST_NLL = math.log(sys.float_info.max)
+
+
 def measure(engine: Engine, config: PerplexityConfig, context: Context) -> None:
     """Emit one `PerplexityRow`; the 16-bit cell also leaves what the others are compared with.
 
     A cell that finds nothing to be compared with keeps its perplexity, and fails then.
 
     Raises:
-        QbenchError: the text cannot be read or is too short, the model has no tokenizer or too short a context, its
-            logits are NaN, or there is nothing to compare with (see `qbench.measure.divergence.observer`).
+        NotFiniteError: a log-probability is NaN or infinite.
+        QbenchError: the text cannot be read or is too short, the model has no tokenizer or too short a context, or
+            there is nothing to compare with (see `qbench.measure.divergence.observer`).
     """
     if Capability.TEXT not in engine.can:
         raise QbenchError("measure.perplexity: the model has no tokenizer; choose one that has, or remove perplexity")
@@ -42,6 +47,11 @@ def measure(engine: Engine, config: PerplexityConfig, context: Context) -> None:
     watching, refusal = _observer(tokens, config, context)
     nll = _negative_log_likelihoods(engine, tokens, watching, context)
     mean, stderr = formulas.mean_of_windows(nll)
+    if mean > LARGEST_NLL:
+        raise QbenchError(
+            f"perplexity: {mean:.0f} nats a token, whose exponential no number holds: the model predicts nothing of "
+            "this text. Check its weights and its dtype"
+        )
     columns = {
         **context.identity,
         "dataset": texts.name(text),
@@ -83,10 +93,6 @@ def _negative_log_likelihoods(
             scores = engine.score(window)
         nll[i] = -scores.truth.astype(np.float64)
         if not np.isfinite(nll[i]).all():
-            raise QbenchError(
-                f"perplexity: the model's log-probabilities are NaN or infinite, first seen in window {i + 1}: "
-                "a mean would mean nothing. Try another dtype (float16 overflows in some models), or check the "
-                "quantized weights."
-            )
+            raise NotFiniteError(f"perplexity, first in window {i + 1}")
     context.progress("perplexity", len(tokens), len(tokens))
     return nll

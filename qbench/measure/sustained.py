@@ -13,7 +13,7 @@ from qbench.analysis import formulas
 from qbench.config import SustainedConfig
 from qbench.engine.base import Capability, Engine
 from qbench.machine.conditions import Sampler
-from qbench.measure.base import Context, make_sampler, random_prompt
+from qbench.measure.base import Context, check_length, make_sampler, random_prompt
 from qbench.records.rows import SustainedRow
 
 NEEDS = frozenset({Capability.GENERATE})
@@ -22,6 +22,7 @@ NEEDS = frozenset({Capability.GENERATE})
 
 def measure(engine: Engine, config: SustainedConfig, context: Context, sampler: Sampler | None = None) -> None:
     """Emit a `SustainedRow` for every window. `sampler` looks at the machine between windows, as in throughput."""
+    check_length(engine, config.seq_len, "measure.sustained.seq_len")
     mode = engine.decode_mode(config.decode, config.kv_cache)
     session = engine.session(config.batch_size, config.seq_len, decode=config.decode, kv_cache=config.kv_cache)
     prompt = random_prompt(engine, config.batch_size, config.prompt_tokens, context.seed)

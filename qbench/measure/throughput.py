@@ -10,7 +10,7 @@ from qbench.config import ThroughputConfig
 from qbench.engine.base import Capability, Engine, Generation, Ints, Session
 from qbench.errors import describe_fault
 from qbench.machine.conditions import Conditions, Sampler
-from qbench.measure.base import Context, make_sampler, random_prompt
+from qbench.measure.base import Context, check_length, make_sampler, random_prompt
 from qbench.records.rows import Status, ThroughputRow
 
 NEEDS = frozenset({Capability.GENERATE})
@@ -23,6 +23,7 @@ def measure(engine: Engine, config: ThroughputConfig, context: Context, sampler:
     When a batch does not fit into memory it gets one row with status oom, and so does every larger one. `sampler`
     looks at the machine around each trial; by default the real one.
     """
+    check_length(engine, config.seq_len, "measure.throughput.seq_len")
     trials = _Trials(engine, config, context, sampler or make_sampler(engine))
     for i, batch_size in enumerate(config.batch_sizes):
         try:

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,17 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", 
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Formats that can run code when they are read. None of them is."""
+
+
+CONTEXT_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
+"""Where configurations keep the length of the context, in the order of lm-evaluation-harness."""
+
+
+def context_length(content: Mapping[str, Any]) -> int | None:
+    """The positions that a config.json allows; None where it sets no limit."""
+    parts = [part for part in (content.get("text_config"), content) if isinstance(part, dict)]
+    found = (part.get(name) for part in parts for name in CONTEXT_NAMES)
+    return next((length for length in found if isinstance(length, int) and length > 0), None)
 
 
 def shapes() -> dict[str, Path]:

@@ -11,7 +11,7 @@ from qbench.config import Backend, RunConfig
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
-from qbench.model.find import shapes
+from qbench.model.find import context_length, known_config, shapes
 from qbench.text import suggestion
 
 
@@ -102,6 +102,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     """
     if config.device.startswith("cuda") and not environment.gpus:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
+    _check_lengths(config)
     mmlu = config.measure.mmlu
     if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
         raise QbenchError(
@@ -146,3 +147,16 @@ def describe_all(plans: Sequence[Plan]) -> list[str]:
     """Several plans in lines, how many there are first."""
     lines = [f"{len(plans)} runs, {sum(len(plan.cells) for plan in plans)} cells"] if len(plans) > 1 else []
     return lines + [line for plan in plans for line in describe(plan)]
+
+
+def _check_lengths(config: RunConfig) -> None:
+    """Refuse sequences that a model was not made for, where its config.json is here already."""
+    content = known_config(config.model)
+    most = context_length(content) if content else None
+    for name in ("memory", "throughput", "sustained"):
+        measure = getattr(config.measure, name)
+        if most and measure and measure.seq_len > most:
+            raise QbenchError(
+                f"measure.{name}.seq_len: {measure.seq_len} tokens, more than the model's context of {most}; set it to "
+                f"{most} or less"
+            )

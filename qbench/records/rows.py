@@ -157,6 +157,10 @@ class AccuracyRow(Row):
     """Tokens that the model read for the whole task, padding left out; the same in each of its rows."""
     stock_tokens: int | None = None
     """What lm-evaluation-harness's own model code reads for it."""
+    shared_prefixes: bool | None = None
+    """Whether what prompts have in common was read once; not where the model gives other answers then."""
+    truncated: int | None = None
+    """Questions whose prompt lost its beginning, with it some of the examples, to the model's context."""
     asked_sha256: str | None = None
     """Of the questions with their choices and answers, in order, as lm-evaluation-harness had them."""
 

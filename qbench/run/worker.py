@@ -25,7 +25,7 @@ from qbench.config.measures import Measure
 from qbench.engine.base import Engine
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.errors import describe_fault
+from qbench.errors import NotFiniteError, describe_fault
 from qbench.machine import bandwidth
 from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
@@ -153,6 +153,7 @@ class Cell:
         unsupported = [f"{name}: {reason}" for name, reason in refusals.items() if reason]
         self._known["unsupported"] = "; ".join(unsupported) or None
         failures: dict[str, tuple[Status, str]] = {}
+        meaningless = False
         for name, settings in measures.items():
             if refusals[name]:
                 self._pass_over(name)
@@ -168,15 +169,16 @@ class Cell:
             except Exception as error:
                 traceback.print_exc()
                 failures[name] = describe_fault(error)
+                meaningless |= isinstance(error, NotFiniteError)
             if name == "memory" and engine.about.gpu_uuid is None:
                 self._known["peak_rss_bytes"] = self._resident.bytes()
-        self._judge(failures, len(measures) - len(unsupported))
+        self._judge(failures, meaningless or len(failures) == len(measures) - len(unsupported))
 
-    def _judge(self, failures: dict[str, tuple[Status, str]], supported: int) -> None:
-        """A cell of which something could be measured is ok, whatever failed beside it."""
+    def _judge(self, failures: dict[str, tuple[Status, str]], whole: bool) -> None:
+        """A cell of which something could be measured is ok, whatever failed beside it, unless the `whole` failed."""
         reasons = "; ".join(f"{name}: {reason}" for name, (_, reason) in failures.items())
         self._known["failed"] = reasons or None
-        if failures and len(failures) == supported:
+        if failures and whole:
             status, _ = next(iter(failures.values()))
             self._known |= {"status": status, "error": reasons}
 

@@ -11,6 +11,7 @@ nothing. Two ways to decode exist, and a run uses the same one for all of its ce
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ from qbench.compat.transformers import Cache, DynamicLayer
 from qbench.config.resolve import DecodeMode
 from qbench.engine.base import Generation, KVCache
 from qbench.engine.torch.cache import quantized_cache
+from qbench.errors import NotFiniteError, QbenchError
 
 
 class Decoder(Protocol):
@@ -35,6 +37,10 @@ class Decoder(Protocol):
     def step(self, token: Tensor) -> Tensor:
         """Append token [batch_size, 1] and return the next one, valid until the following call."""
 
+    @property
+    def best(self) -> Tensor:
+        """Logits [batch_size, 1] of the tokens that were returned last; NaN where any logit of a row is."""
+
 
 def make_decoder(
     model: PreTrainedModel, mode: DecodeMode, batch_size: int, seq_len: int, kv_cache: KVCache = "16bit"
@@ -42,11 +48,32 @@ def make_decoder(
     """A decoder for sequences of at most `seq_len` tokens.
 
     Raises:
-        QbenchError: the model's cache cannot be quantized, see `qbench.engine.torch.cache`.
+        QbenchError: the model's cache cannot be quantized (see `qbench.engine.torch.cache`), or it keeps its state in
+            a way that is not known here.
     """
     if mode == "graph":
         return GraphDecoder(model, batch_size, seq_len)
-    return EagerDecoder(model, seq_len, kv_cache)
+    if state_name(model) == "past_key_values":
+        return EagerDecoder(model, seq_len, kv_cache)
+    if kv_cache != "16bit":
+        raise QbenchError(f"kv_cache: {type(model).__name__} keeps no keys and values to quantize; use 16bit")
+    return RecurrentDecoder(model)
+
+
+def state_name(model: PreTrainedModel) -> str:
+    """The input of a model's forward that holds what it remembers of a sequence.
+
+    Raises:
+        QbenchError: it has none of those known here.
+    """
+    inputs = inspect.signature(type(model).forward).parameters
+    found = next((name for name in STATE_NAMES if name in inputs), None)
+    if found is None:
+        raise QbenchError(
+            f"{type(model).__name__} takes none of {', '.join(STATE_NAMES)}, so that it cannot generate token by token "
+            "here; choose another model, or remove throughput, sustained and generations"
+        )
+    return found
 
 
 @torch.inference_mode()
@@ -63,7 +90,13 @@ def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Generation:
         tokens[:, i : i + 1] = token
         clock.mark()
     ttft_s, *step_s = clock.intervals()
+    if not decoder.best.isfinite().all():
+        raise NotFiniteError("generation")
     return Generation(tokens.cpu().numpy(), ttft_s, tuple(step_s))
+
+
+STATE_NAMES = ("past_key_values", "cache_params", "state")
+"""What families call the state of a sequence: attention and hybrids, Mamba, RWKV."""
 
 
 class EagerDecoder:
@@ -77,16 +110,47 @@ class EagerDecoder:
             else partial(quantized_cache, model, kv_cache)
         )
         self._cache = self._make()
+        self._plain = all(isinstance(layer, PreallocatedLayer) for layer in self._cache.layers)
+        self._positions = not self._plain and takes_positions(model)
+        self._length = 0
+        self.best: Tensor
 
     def prefill(self, prompt: Tensor) -> Tensor:
-        if all(isinstance(layer, PreallocatedLayer) for layer in self._cache.layers):
+        self._length = 0
+        if self._plain:
             self._cache.reset()
         else:  # Not every version of transformers forgets all of a sequence when it resets.
             self._cache = self._make()
         return self.step(prompt)
 
     def step(self, token: Tensor) -> Tensor:
-        return _next_token(self._model, token, self._cache)
+        options = {}
+        if self._positions:
+            # Layers without keys do not count tokens, and some models ask the first layer of their cache.
+            end = self._length + token.shape[1]
+            options["position_ids"] = torch.arange(self._length, end, device=token.device)[None]
+            self._length = end
+        self.best, following = _next_token(self._model, token, past_key_values=self._cache, **options)
+        return following
+
+
+class RecurrentDecoder:
+    """For models whose state has another name and no length."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._name = model, state_name(model)
+        self._state: Any = None
+        self.best: Tensor
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        self._state = DynamicCache(config=self._model.config) if self._name == "cache_params" else None
+        return self.step(prompt)
+
+    def step(self, token: Tensor) -> Tensor:
+        output = self._model(input_ids=token, use_cache=True, logits_to_keep=1, **{self._name: self._state})
+        self._state = output[self._name]
+        self.best, following = _most_probable(output.logits)
+        return following
 
 
 class GraphDecoder:
@@ -100,11 +164,12 @@ class GraphDecoder:
         self._cache = StaticCache(config=model.config, max_cache_len=seq_len)
         self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=model.device)
         self._next = torch.zeros_like(self._token)
+        self.best = torch.zeros(batch_size, 1, dtype=model.dtype, device=model.device)
         self._replay: Callable[[], None] | None = None
 
     def prefill(self, prompt: Tensor) -> Tensor:
         self._cache.reset()
-        token = _next_token(self._model, prompt, self._cache)
+        _, token = _next_token(self._model, prompt, past_key_values=self._cache)
         if self._replay is None:
             # Capturing runs the step and moves the cache's position on: do it once, then read the prompt again.
             self._replay = self._capture()
@@ -118,7 +183,9 @@ class GraphDecoder:
         return self._next
 
     def _forward(self) -> None:
-        self._next.copy_(_next_token(self._model, self._token, self._cache))
+        best, following = _next_token(self._model, self._token, past_key_values=self._cache)
+        self.best.copy_(best)
+        self._next.copy_(following)
 
     def _capture(self) -> Callable[[], None]:
         if self._token.device.type != "cuda":
@@ -181,9 +248,20 @@ def preallocated_cache(model: PreTrainedModel, seq_len: int) -> Cache:
     return Cache(layers=[PreallocatedLayer(seq_len) for _ in range(config.num_hidden_layers)])
 
 
-def _next_token(model: PreTrainedModel, input_ids: Tensor, cache: Cache) -> Tensor:
-    logits: Tensor = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    return logits[:, -1].argmax(-1, keepdim=True)
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the model's forward has `position_ids`; positions that are none of its inputs follow its cache."""
+    return "position_ids" in inspect.signature(type(model).forward).parameters
+
+
+def _next_token(model: PreTrainedModel, input_ids: Tensor, **state: Any) -> tuple[Tensor, Tensor]:
+    """The most probable token [batch_size, 1] and, before it, its logit."""
+    return _most_probable(model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **state).logits)
+
+
+def _most_probable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the last of logits [batch_size, tokens, vocabulary]."""
+    best, token = logits[:, -1].max(-1, keepdim=True)
+    return best, token
 
 
 class _HostClock:

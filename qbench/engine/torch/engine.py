@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from qbench.compat.transformers import is_recurrent
 from qbench.config.resolve import DecodeMode, decode_mode
 from qbench.engine import prefix_groups
 from qbench.engine.base import (
@@ -27,10 +28,9 @@ from qbench.engine.torch.decode import generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
-from qbench.engine.torch.prefix import PrefixReader, can_share
-
-CONTEXT_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
-"""Where configurations keep the length of the context, in the order of lm-evaluation-harness."""
+from qbench.engine.torch.prefix import PrefixReader, can_share, sharing_agrees
+from qbench.errors import QbenchError
+from qbench.model.find import CONTEXT_NAMES
 
 TOKENIZER_INFINITY = 10**20
 """What tokenizers without a length say is larger."""
@@ -60,6 +60,7 @@ class TorchEngine:
             lm_head_bits=loaded.lm_head_bits,
             quantize_s=loaded.quantize_s,
             context=_context(loaded),
+            max_position_embeddings=_positions(loaded),
             bos_token_id=tokenizer.bos_token_id if tokenizer else None,
             eos_token_id=tokenizer.eos_token_id if tokenizer else None,
             gpu_uuid=f"GPU-{torch.cuda.get_device_properties(loaded.device).uuid}" if on_gpu else None,
@@ -76,7 +77,17 @@ class TorchEngine:
         options = {} if special is None else {"add_special_tokens": special}
         # It would warn of texts that are longer than the model's context.
         ids: list[int] = self.loaded.tokenizer(text, verbose=False, **options)["input_ids"]
+        if max(ids, default=0) >= self._embeddings:
+            raise QbenchError(
+                f"the tokenizer has a token {max(ids)}, and the model's embedding {self._embeddings} rows: they do not "
+                "belong together; check tokenizer.json beside the model"
+            )
         return ids
+
+    @cached_property
+    def _embeddings(self) -> int:
+        rows: int = self.loaded.model.get_input_embeddings().weight.shape[0]
+        return rows
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
@@ -86,6 +97,8 @@ class TorchEngine:
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
         """`eager` or `graph`."""
+        if asked == "auto" and is_recurrent(self.loaded.model):
+            return "eager"  # what is no list of keys and values is in no static cache
         several = len(self.loaded.devices) > 1
         return decode_mode(asked, self.loaded.device.type, device_map_auto=several, kv_cache=kv_cache)
 
@@ -101,9 +114,13 @@ class TorchEngine:
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
     ) -> Loglikelihoods:
         """See `qbench.engine.torch.prefix`; models that cannot share read every prompt whole."""
-        groups = prefix_groups.plan(queries, batch_size=batch_size, share=share and can_share(self.loaded.model))
+        asked = list(queries)
+        share = share and can_share(self.loaded.model)
+        groups = prefix_groups.plan(asked, batch_size=batch_size, share=share)
+        if share and not sharing_agrees(self.loaded, groups, batch_size):
+            share, groups = False, prefix_groups.plan(asked, batch_size=batch_size, share=False)
         reader = PrefixReader(self.loaded, batch_size, journal)
-        return Loglikelihoods(prefix_groups.count(groups, batch_size), reader.read(groups))
+        return Loglikelihoods(prefix_groups.count(groups, batch_size), reader.read(groups), shared=share)
 
     @torch.inference_mode()
     def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
@@ -148,11 +165,15 @@ class TorchSession:
             torch.cuda.empty_cache()
 
 
-def _context(loaded: LoadedModel) -> int | None:
+def _positions(loaded: LoadedModel) -> int | None:
     config = loaded.model.config
     for part in (config.get_text_config(decoder=True), config):
         for name in CONTEXT_NAMES:
             if length := getattr(part, name, None):
                 return int(length)
-    length = getattr(loaded.tokenizer, "model_max_length", None)
+    return None
+
+
+def _context(loaded: LoadedModel) -> int | None:
+    length = _positions(loaded) or getattr(loaded.tokenizer, "model_max_length", None)
     return int(length) if length and length < TOKENIZER_INFINITY else None

@@ -9,7 +9,6 @@ arXiv:2305.09781).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +21,7 @@ from qbench.compat.transformers import Cache, DynamicLayer, attention
 from qbench.engine import prefix_groups
 from qbench.engine.base import Answer, Journal, Query, Tokens
 from qbench.engine.prefix_groups import Group, Row
+from qbench.engine.torch.decode import takes_positions
 from qbench.engine.torch.loaded import LoadedModel
 
 
@@ -102,6 +102,42 @@ class PrefixReader:
         return layout.read_off(logprobs)
 
 
+CHECKED_QUERIES = 16
+TOLERANCES = {torch.float32: 1e-3}
+"""Mean difference of a token's log-probability, in nats, by dtype. In 16 bits, logits of 16 are 1/8 or 1/64 apart, and
+sums of another order differ by some such steps; positions or masks that are wrong by a place differ by 0.3 and more."""
+TOLERANCE_16BIT = 0.1
+
+
+def sharing_agrees(loaded: LoadedModel, groups: Sequence[Group], batch_size: int) -> bool:
+    """Whether answers to the longest prompts that share are those of the same prompts read whole.
+
+    That a model may share is not known of its name: the mask of GPT-Neo's local layers counts places in the row.
+    """
+    sharing = [group for group in groups if group.prefix or any(len(row.branches) > 1 for row in group.rows)]
+    chosen = max((group for group in sharing if group.rows), key=lambda group: group.rows[0].tokens, default=None)
+    if chosen is None:
+        return True
+    queries = prefix_groups.queries_of(prefix_groups.batches(chosen, batch_size)[0])[:CHECKED_QUERIES]
+    found: list[dict[Query, Answer]] = []
+    for share in (True, False):
+        planned = prefix_groups.plan(queries, batch_size=batch_size, share=False)
+        if share:
+            planned = [*_ancestors(chosen), replace(chosen, rows=prefix_groups.batches(chosen, batch_size)[0])]
+        answers: dict[Query, Answer] = {}
+        for batch in PrefixReader(loaded, batch_size, None).read(planned):
+            answers |= batch
+        found.append(answers)
+    differences = [abs(found[0][query][0] - found[1][query][0]) / len(query.answer) for query in queries]
+    # NaN is refused by whoever takes the answers.
+    return not sum(differences) / len(differences) > TOLERANCES.get(loaded.dtype, TOLERANCE_16BIT)
+
+
+def _ancestors(group: Group) -> list[Group]:
+    """The groups that a group builds on, outermost first, without rows of their own."""
+    return [] if group.parent is None else [*_ancestors(group.parent), group.parent]
+
+
 def _with_parents(groups: Sequence[Group], chosen: Container[int]) -> list[Group]:
     """The groups whose id is chosen, and those that they build on, in order."""
     needed: set[int] = set()
@@ -109,11 +145,6 @@ def _with_parents(groups: Sequence[Group], chosen: Container[int]) -> list[Group
         if (id(group) in chosen or id(group) in needed) and group.parent is not None:
             needed.add(id(group.parent))
     return [group for group in groups if id(group) in chosen or id(group) in needed]
-
-
-def takes_positions(model: PreTrainedModel) -> bool:
-    """Whether the model's forward has `position_ids`; positions that are none of its inputs follow its cache."""
-    return "position_ids" in inspect.signature(type(model).forward).parameters
 
 
 def can_share(model: PreTrainedModel) -> bool:

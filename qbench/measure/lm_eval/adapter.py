@@ -45,6 +45,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         """What the model read, so far."""
         self.stock_tokens = TokenCount()
         """What the harness's own wrapper would have read."""
+        self.shared: bool | None = None
+        """Whether what prompts have in common was read once; None before the first request."""
+        self.truncated: set[str] = set()
+        """Prompts that lost their beginning, with it some of their examples: they exceed the model's context."""
 
     @property
     def eot_token_id(self) -> int:
@@ -88,6 +92,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             waiting, batch_size=self.batch_size, share=self._share, journal=self._journal
         )
         self.forward_tokens += found.tokens
+        self.shared = found.shared if self.shared is None else self.shared and found.shared
         answers: dict[int, Answer] = {}
         for batch in found.batches:
             for query, answer in batch.items():
@@ -112,6 +117,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         # The last token of prompt + answer is only predicted, never read.
         longest = self.max_length + 1
         cut = {texts[0] for texts, prompt, answer in requests if len(prompt) + len(answer) > longest}
+        self.truncated |= cut
         if cut:
             log.warning(
                 "%d of %d prompts exceed the model's %d tokens and lose their beginning",

@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from qbench.compat.lm_eval import questions
 from qbench.engine.base import Engine, TokenCount
-from qbench.errors import QbenchError
+from qbench.errors import NotFiniteError
 from qbench.measure.lm_eval.adapter import EngineLM
 from qbench.measure.lm_eval.journal import Journal
 
@@ -38,6 +38,10 @@ class Evaluation:
     forward_tokens: TokenCount
     stock_tokens: TokenCount
     """What its own model code would have read."""
+    shared: bool | None
+    """Whether what prompts have in common was read once."""
+    truncated: frozenset[str]
+    """Prompts that lost their beginning."""
 
     def scores(self, task: str) -> list[float]:
         """lm-evaluation-harness's `acc` of every question: 1 or 0, in some tasks something between."""
@@ -57,6 +61,11 @@ class Evaluation:
             "forward_tokens": self.forward_tokens.read,
             "stock_tokens": self.stock_tokens.read,
             "asked_sha256": self._asked(task),
+            "shared_prefixes": self.shared,
+            "truncated": sum(
+                any(arguments[0] in self.truncated for arguments in sample["arguments"])
+                for sample in self.results["samples"][task]
+            ),
         }
 
     def _asked(self, task: str) -> str:
@@ -91,7 +100,8 @@ def evaluate(
         journal: where answered batches are kept until the evaluation is done.
 
     Raises:
-        QbenchError: the model's logits are NaN, or a continuation cannot be scored.
+        NotFiniteError: a log-probability is NaN or infinite.
+        QbenchError: a continuation cannot be scored.
     """
     lm = EngineLM(engine, batch_size, share=share, journal=journal)
     lm.set_cache_hook(Watch(what, tasks, limit, progress))
@@ -107,7 +117,7 @@ def evaluate(
     )
     read, stock = lm.forward_tokens, lm.stock_tokens
     log.info("%s: %d tokens read (%d with padding) instead of %d (%d)", what, *_pair(read), *_pair(stock))
-    return Evaluation(results, read, stock)
+    return Evaluation(results, read, stock, lm.shared, frozenset(lm.truncated))
 
 
 class Watch(CacheHook):  # type: ignore[misc]  # lm_eval has no types
@@ -136,13 +146,10 @@ class Watch(CacheHook):  # type: ignore[misc]  # lm_eval has no types
         """One request is answered.
 
         Raises:
-            QbenchError: its log-probability is NaN.
+            NotFiniteError: its log-probability is NaN or infinite.
         """
-        if math.isnan(res[0]):
-            raise QbenchError(
-                f"{self._what}: the model's logits are NaN, first seen in {self._task_of(req)}: an answer would mean "
-                "nothing. Try another dtype (float16 overflows in some models), or check the quantized weights."
-            )
+        if not math.isfinite(res[0]):
+            raise NotFiniteError(f"{self._what}, first in {self._task_of(req)}")
         # Requests are made after the watch begins; questions may differ in their number of choices.
         self._requests = self._requests or sum(i.repeats for task in self._tasks for i in task.instances)
         self._answered += 1
