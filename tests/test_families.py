@@ -1,0 +1,139 @@
+"""Every family against stock transformers and lm-evaluation-harness: what works is right, what does not says why."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from qbench.backends import fp16, int4, nf4
+from qbench.backends.fp16 import FP16
+from qbench.backends.int4.options import Int4
+from qbench.backends.nf4 import NF4
+from qbench.engine import prefix_groups
+from qbench.engine.torch.decode import generate, make_decoder
+from qbench.engine.torch.engine import TorchEngine
+from qbench.engine.torch.loaded import LoadedModel
+from qbench.errors import QbenchError
+from qbench.measure.lm_eval.adapter import EngineLM
+from tests.support.families import FAMILIES, save
+from tests.support.tiny_llama import options
+
+DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+PROMPT = torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(1))
+NEW_TOKENS = 20
+
+EXAMPLES = "The river rises in the mountains. It ends in the lake. " * 3
+REQUESTS = [
+    *((f"{EXAMPLES}{'again ' * i}The answer is", f" {letter}") for i in range(4) for letter in "ABCD"),
+    *((f"{EXAMPLES}Birds {i}", ending) for i in range(2) for ending in (" sing", " sing in the morning", " fly")),
+    ("", " alone"),
+]
+
+BACKENDS = {"fp16": (fp16, FP16(label="fp16")), "int4": (int4, Int4(label="int4")), "nf4": (nf4, NF4(label="nf4"))}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+@pytest.fixture(autouse=True)
+def small_groups_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_groups, "GROUP_TOKENS", 8)
+
+
+def folder_of(name: str, folders: Path) -> Path:
+    folder = folders / re.sub(r"\W+", "-", name)
+    return folder if folder.exists() else save(name, folder)
+
+
+def loaded_by(backend: str, name: str, folders: Path) -> LoadedModel | str:
+    """The model, or the sentence with which it is refused."""
+    module, config = BACKENDS[backend]
+    folder = folder_of(name, folders)
+    try:
+        loaded = module.load(options(folder, folder, torch.float32), config, None)
+        loaded.check()
+    except QbenchError as error:
+        return str(error)
+    return loaded
+
+
+def stock_tokens(model: PreTrainedModel) -> torch.Tensor:
+    found: torch.Tensor = model.generate(
+        PROMPT, attention_mask=torch.ones_like(PROMPT), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+        do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return found[:, PROMPT.shape[1] :]
+
+
+def answers(lm: TemplateLM) -> torch.Tensor:
+    instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(REQUESTS)]
+    return torch.tensor([value for value, _ in lm.loglikelihood(instances, disable_tqdm=True)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_16_bit_cell_is_stock(name: str, folders: Path) -> None:
+    """Tokens of the generation loop are those of `generate`, log-likelihoods those of lm-evaluation-harness."""
+    loaded = loaded_by("fp16", name, folders)
+    assert isinstance(loaded, LoadedModel), loaded
+    stock = AutoModelForCausalLM.from_pretrained(folder_of(name, folders), dtype=torch.float32)
+    assert TorchEngine(loaded).decode_mode("auto") == "eager"
+    for _ in range(2):  # the second time over the state of the first
+        decoder = make_decoder(loaded.model, "eager", len(PROMPT), PROMPT.shape[1] + NEW_TOKENS)
+        assert torch.equal(torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens), stock_tokens(stock))
+    before = {key: tensor.clone() for key, tensor in loaded.model.state_dict().items()}
+    found = answers(EngineLM(TorchEngine(loaded), 4, share=True))
+    expected = answers(HFLM(pretrained=stock, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=4))
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-4)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in loaded.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_int4_is_the_model_with_the_dequantized_weights(name: str, folders: Path) -> None:
+    loaded = loaded_by("int4", name, folders)
+    if isinstance(loaded, str):
+        assert_says_what_to_do(loaded)
+        return
+    stock = AutoModelForCausalLM.from_pretrained(folder_of(name, folders), dtype=torch.float32)
+    with torch.no_grad():
+        for weight_name, weight in dequantized(loaded).items():
+            stock.get_parameter(weight_name).copy_(weight)
+        found, expected = loaded.model(PROMPT).logits, stock(PROMPT).logits
+    torch.testing.assert_close(found, expected, atol=2e-2 * float(expected.std()), rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nf4_works_or_says_why_not(name: str, folders: Path) -> None:
+    loaded = loaded_by("nf4", name, folders)
+    if isinstance(loaded, str):
+        assert_says_what_to_do(loaded)
+        return
+    decoder = make_decoder(loaded.model, "eager", len(PROMPT), PROMPT.shape[1] + NEW_TOKENS)
+    assert generate(decoder, PROMPT, NEW_TOKENS).tokens.shape == (2, NEW_TOKENS)
+
+
+def assert_says_what_to_do(refusal: str) -> None:
+    """A remedy, in words that name something."""
+    assert re.search(r"use |choose |give |set |leave |remove ", refusal), refusal
+    assert len(refusal) > 40
+
+
+def dequantized(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    """Quantized weights by the names that they have in the 16-bit model."""
+    from qbench.backends.int4.fuse import JoinedLinear
+    from qbench.int4 import QuantLinear
+
+    found = {}
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, JoinedLinear) or (isinstance(module, QuantLinear) and not name.endswith("weight_of_all")):
+            found[f"{name}.weight"] = module.weight()
+    return found
