@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard qbench/int4/csrc/*)
 	$(BIN)/pip install -q -e '.[all,dev]'
 	touch $@
 
-smoke: setup  ## five backends on the demo model: a table and four plots (under 8 minutes on 2 cores)
+smoke: setup  ## five backends on the demo model: a table and plots (under 8 minutes on 2 cores)
 	$(BIN)/qbench run configs/smoke.yaml
 	$(BIN)/qbench plot results/smoke
 

@@ -234,7 +234,7 @@ def test_mmlu_bars_say_in_words_how_they_differ_from_fp16() -> None:
     assert note(axes, 0) == "66.3 %"
     assert note(axes, 4) == "64.4 %\n−1.8 points, p < 0.001"
     assert note(axes, 2) == "64.8 %\nwithin noise"
-    assert "ifference from FP16: McNemar's test" in caption(shown["mmlu"])
+    assert "Difference from FP16, by McNemar's test" in caption(shown["mmlu"])
     assert_readable(shown["mmlu"])
 
 
@@ -452,8 +452,29 @@ def test_a_speed_that_cannot_be_trusted_is_marked_and_explained() -> None:
     assert_readable(shown)
 
 
+def test_marks_among_points_stand_beside_their_whiskers_and_are_explained() -> None:
+    rows = [
+        *measured("fp16", "fp16", 15.9, {1: [41, 60], 8: [300, 360]}, 9304),
+        *measured("int4", "int4", 5.7, {1: [98, 101], 8: [530, 540]}, 9122),
+    ]
+    shown = figures(made_up_run(rows, batch_sizes=(1, 8)))
+    (axes,) = shown["batches"].axes
+    marks = [text for text in axes.texts if text.get_text() == "!"]
+    assert [mark.xy for mark in marks] == [(1, 60), (8, 360)]  # type: ignore[attr-defined]
+    for mark in marks:
+        assert box_of(mark)[0] > axes.transData.transform(mark.xy)[0] + 1  # type: ignore[attr-defined]
+    assert "!: not to be trusted: unstable (FP16 at batch 1 and 8)" in caption(shown["batches"])
+    assert "Whiskers: slowest and fastest trial" in caption(shown["batches"])
+    assert "!: speed not to be trusted (FP16)" in caption(shown["accuracy_speed"])
+
+
+def test_what_has_no_point_is_named_below_the_batches(five: dict[str, Figure]) -> None:
+    assert "Not shown: AWQ (unavailable), FP16 at batch 32 (oom)" in caption(five["batches"])
+
+
 def test_unmarked_speeds_need_no_explanation(five: dict[str, Figure]) -> None:
-    assert "!" not in caption(five["throughput"])
+    for name in ("throughput", "batches", "accuracy_speed"):
+        assert "!" not in caption(five[name])
 
 
 def test_sustained_speed_over_the_minutes_with_its_steady_state() -> None:

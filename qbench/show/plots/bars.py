@@ -17,6 +17,8 @@ Looks = dict[str, CellStyle]
 NO_RESULT = "no result"
 """Of a cell that is ok but was not measured, or only in part."""
 
+WHISKERS = "whiskers: slowest and fastest trial"
+
 
 def memory(report: RunReport, looks: Looks) -> BarChart | None:
     """Peak of the first forward, with its ratio to the reference's and with what was predicted."""
@@ -59,7 +61,7 @@ def speed(report: RunReport, looks: Looks) -> BarChart | None:
         return _bar(cell, looks, speed.tokens_per_s, text, hover, span=speed.span, speed=speed)
 
     panels = _by_batch(report, "tokens/s", bar)
-    details = (report.settings.get("throughput", ""), "whiskers: slowest and fastest trial", caption(report.cells))
+    details = (report.settings.get("throughput", ""), WHISKERS, caption(report.cells))
     return BarChart(title="Decode speed", details=tuple(filter(None, details)), panels=panels) if panels else None
 
 
@@ -82,7 +84,7 @@ def accuracy(report: RunReport, looks: Looks) -> BarChart | None:
                 [*hover, difference_words(found)], remark=difference, span=(100 * found.low, 100 * found.high),
             )
         )  # fmt: skip
-    words = f"difference from {report.reference}: McNemar's test, p corrected by Holm"
+    words = f"difference from {report.reference}, by McNemar's test, p corrected by Holm"
     return BarChart(
         title=report.accuracy_title,
         details=tuple(filter(None, [report.settings.get("mmlu", ""), words if compared else ""])),
@@ -122,7 +124,9 @@ def latency(report: RunReport, looks: Looks) -> BarChart | None:
         return _bar(cell, looks, value, formats.milliseconds(p50), hover, beside=beside, speed=speed)
 
     panels = _by_batch(report, "ms between tokens", bar)
-    details = tuple(filter(None, (report.settings.get("throughput", ""), "bars: p50", caption(report.cells))))
+    details = tuple(
+        filter(None, (report.settings.get("throughput", ""), "bars and their figures: p50", caption(report.cells)))
+    )
     return BarChart(title="Time between tokens", details=details, panels=panels, beside="p95") if panels else None
 
 

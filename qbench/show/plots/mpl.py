@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from qbench.show.plots.names import Name, obstacles, place_names
@@ -123,13 +124,17 @@ def _panel(axes: Axes, panel: Panel, beside: str, width_in: float, wide: bool) -
     axes.set_ylim(len(panel.bars) - 0.5, -0.5)
     axes.set_xlim(0, max(_needed(panel, notes, width_in - NAME_IN), 1.1 * panel.line[0] if panel.line else 0) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 10_000 else f"{x:,g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.grid(True, axis="x")
     axes.spines["bottom"].set_visible(False)
     if panel.line:
         value, name = panel.line
         axes.axvline(value, color=ALARM, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.text(value, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+
+
+def _tick(value: float, _: int) -> str:
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:,g}"
 
 
 def _needed(panel: Panel, notes: list[str], room_in: float) -> float:
@@ -172,6 +177,7 @@ def _scatter(chart: ScatterChart, width_in: float, wide: bool) -> Figure:
         axes.minorticks_off()
     if chart.connected:
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(_tick))
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1)} if sentences else {"loc": "best"}
         axes.legend(frameon=False, fontsize=11, **above)
     else:
@@ -186,9 +192,12 @@ def _draw_series(axes: Axes, series: Series, connected: bool, sentences: bool) -
         if point.span:
             axes.plot([point.x, point.x], point.span, color=look.edge, linewidth=1, zorder=3)
         if point.mark:
+            # Above a whisker the mark would stand on others'; beside its end it is seen.
+            end, offset, side = (point.span[1], (5, -4), "left") if point.span else (point.y, (0, 5), "center")
             axes.annotate(
-                point.mark, (point.x, point.y), xytext=(0, 5), textcoords="offset points", ha="center", color=ALARM
-            )
+                point.mark, (point.x, end), xytext=offset, textcoords="offset points", ha=side, color=ALARM,
+                weight="bold", path_effects=[withStroke(linewidth=3, foreground="white")], zorder=6,
+            )  # fmt: skip
     label = series.legend if sentences else shorten(series.backend, 28)
     if connected:
         many = len(points) >= MANY_POINTS

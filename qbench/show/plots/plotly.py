@@ -179,7 +179,8 @@ def _series(series: Series, *, connected: bool) -> Json:
         "type": "scatter", "mode": "lines+markers+text" if connected else "markers+text", "meta": series.backend,
         "name": text(series.backend), "x": [point.x for point in points], "y": [point.y for point in points],
         "marker": _marker(look) | {"size": 11 if len(points) < MANY_POINTS else 5, "symbol": SYMBOLS[look.hatch]},
-        "line": {"color": look.edge, "width": 2}, "textposition": "top center",
+        "line": {"color": look.edge, "width": 2},
+        "textposition": ["top right" if point.span else "top center" for point in points],
         "text": [point.mark for point in points],
         "hovertext": [text(point.hover) for point in points], "hoverinfo": "text",
         "error_y": {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from qbench.analysis.formulas import pareto_front
 from qbench.analysis.summary import CellSummary
 from qbench.analysis.validity import FOREIGN
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, difference_words
-from qbench.show.plots.bars import NO_RESULT
+from qbench.show.phrases import accuracy_words, caption, difference_words
+from qbench.show.plots.bars import NO_RESULT, WHISKERS
 from qbench.show.plots.shapes import Pair, Point, ScatterChart, Series
 from qbench.show.plots.style import CellStyle, shorten
 from qbench.show.view.records import RunReport
@@ -80,9 +80,17 @@ def batches(report: RunReport, looks: Looks) -> ScatterChart | None:
     ticks = tuple(sorted({point.x for one in series for point in one.points}))
     if len(ticks) < 2:
         return None
+    gone = [
+        f"{cell.name} at batch {speed.batch_size} ({speed.status or NO_RESULT})"
+        for cell in report.cells
+        for speed in cell.speeds
+        if speed.tokens_per_s is None and any(one.backend == cell.name for one in series)
+    ]
+    absent = _not_shown(report, {one.backend for one in series}, gone)
+    details = (report.settings.get("throughput", ""), WHISKERS, caption(report.cells), *absent)
     return ScatterChart(
         title="Decode speed against batch size",
-        details=tuple(filter(None, [report.settings.get("throughput", "")])),
+        details=tuple(filter(None, details)),
         x_axis="batch size",
         y_axis="tokens/s, all sequences together",
         series=tuple(series),
@@ -97,10 +105,16 @@ def sustained(report: RunReport, looks: Looks) -> ScatterChart | None:
     if not series:
         return None
     marks = sorted({point.mark for one in series for point in one.points} - {""})
+    absent = _not_shown(report, {one.backend for one in series})
     words = {"!": "!: other processes used the machine in that window", "×": "×: clocks fell in that window"}
     return ScatterChart(
         title="Decode speed under sustained load",
-        details=(report.settings["sustained"], "dashed: median of the last third", *(words[mark] for mark in marks)),
+        details=(
+            report.settings["sustained"],
+            "dashed: median of the last third",
+            *(words[mark] for mark in marks),
+            *absent,
+        ),
         x_axis="minutes",
         y_axis="tokens/s",
         series=tuple(series),
@@ -160,6 +174,7 @@ def _against_accuracy(
         details=(
             report.settings["mmlu"],
             f"line: Pareto front{better}",
+            *([f"!: speed not to be trusted ({', '.join(marked)})"] if marked else []),
             *_tied([[cells[i].name for i in group] for group in ties]),
             *_not_shown(report, xs),
         ),
@@ -197,9 +212,12 @@ def _tied(groups: Sequence[Sequence[str]]) -> list[str]:
     return [f"tied, shaded: {names} (no significant difference{among})"] if groups else []
 
 
-def _not_shown(report: RunReport, shown: dict[str, float]) -> list[str]:
+def _not_shown(report: RunReport, shown: Collection[str], parts: Sequence[str] = ()) -> list[str]:
+    """A phrase that names the cells without a point, and the parts that others lack; none if nothing is missing."""
+
     def why(cell: CellSummary) -> str:
         return NO_RESULT if cell.status == "ok" else cell.status
 
     absent = [f"{cell.name} ({why(cell)})" for cell in report.cells if cell.name not in shown]
+    absent += parts
     return [f"not shown: {', '.join(absent)}"] if absent else []
