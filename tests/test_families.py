@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qbench.backends import fp16, int4, nf4
 from qbench.backends.fp16 import FP16
+from qbench.backends.int4.fuse import JoinedLinear
 from qbench.backends.int4.options import Int4
 from qbench.backends.nf4 import NF4
 from qbench.engine import prefix_groups
@@ -22,6 +23,7 @@ from qbench.engine.torch.decode import generate, make_decoder
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
+from qbench.int4 import QuantLinear
 from qbench.measure.lm_eval.adapter import EngineLM
 from tests.support.families import FAMILIES, save
 from tests.support.tiny_llama import options
@@ -129,11 +131,11 @@ def assert_says_what_to_do(refusal: str) -> None:
 
 def dequantized(loaded: LoadedModel) -> dict[str, torch.Tensor]:
     """Quantized weights by the names that they have in the 16-bit model."""
-    from qbench.backends.int4.fuse import JoinedLinear
-    from qbench.int4 import QuantLinear
-
     found = {}
     for name, module in loaded.model.named_modules():
-        if isinstance(module, JoinedLinear) or (isinstance(module, QuantLinear) and not name.endswith("weight_of_all")):
+        if isinstance(module, JoinedLinear):
+            joined = module._joined
+            found[f"{name}.weight"] = joined.linear.weight().split(joined._sizes)[module._index]
+        elif isinstance(module, QuantLinear) and not name.endswith("weight_of_all"):
             found[f"{name}.weight"] = module.weight()
     return found

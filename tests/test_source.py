@@ -1,11 +1,12 @@
 import json
 import subprocess
 import sys
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -52,20 +53,77 @@ def test_weights_that_are_pickles_are_refused(tmp_path: Path, name: str) -> None
         resolve(path=tmp_path)
 
 
-@pytest.mark.parametrize(("trusted", "code"), [(False, False), (True, True)])
-def test_the_hub_is_asked_for_no_pickle_and_for_code_only_if_it_may_run(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool, code: bool
-) -> None:
-    asked: list[str] = []
+class Hub:
+    """A repository on the hub, which gives what `snapshot_download` is asked for."""
 
-    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.extend(allow_patterns)
-        return str(tiny_llama)
+    def __init__(self, folder: Path, names: Sequence[str], index: dict[str, str] | None = None) -> None:
+        self.cache, self.fetched = folder, set[str]()
+        self._names = names
+        self._index = index
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    resolve(id="a/b", trust_remote_code=trusted)
-    fetched = {name for name in ("a.safetensors", "a.bin", "a.pt", "a.ckpt", "a.py") for p in asked if fnmatch(name, p)}
-    assert fetched == {"a.safetensors"} | ({"a.py"} if code else set())
+    def snapshot_download(
+        self, repo: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        found = filter_repo_objects(self._names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        for name in found:
+            self.fetched.add(name)
+            (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
+            content = {"weight_map": self._index} if name.endswith(".index.json") else {}
+            (self.cache / name).write_text(json.dumps(content))
+        return str(self.cache)
+
+
+ONE_FILE = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "expected"),
+    [
+        (ONE_FILE, None, {"config.json", "model.safetensors", "tokenizer.json"}),
+        ((*ONE_FILE, "a.bin", "a.pt", "a.ckpt", "a.py"), None, {"config.json", "model.safetensors", "tokenizer.json"}),
+        # Weights twice: as their makers wrote them, and in halves of precision.
+        (
+            (*ONE_FILE, "consolidated.safetensors", "model.fp16.safetensors", "original/model.safetensors",
+             "original/params.json"),
+            None,
+            {"config.json", "model.safetensors", "tokenizer.json"},
+        ),
+        (
+            ("config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors",
+             "model.safetensors", "consolidated.00.safetensors"),
+            {"a": "model-1.safetensors", "b": "model-2.safetensors"},
+            {"config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"},
+        ),
+    ],
+)  # fmt: skip
+def test_of_the_hub_only_what_is_loaded_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Sequence[str], index: dict[str, str] | None,
+    expected: set[str],
+) -> None:  # fmt: skip
+    hub = Hub(tmp_path, names, index)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    resolve(id="a/b")
+    assert hub.fetched == expected
+
+
+def test_code_is_fetched_only_if_it_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tmp_path, (*ONE_FILE, "modeling.py"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    resolve(id="a/b")
+    assert "modeling.py" not in hub.fetched
+    resolve(id="a/b", trust_remote_code=True)
+    assert "modeling.py" in hub.fetched
+
+
+@pytest.mark.parametrize("file", ["config.json", "quantize_config.json", "quant_config.json"])
+def test_a_model_that_is_quantized_already_is_refused_before_anything_is_loaded(tmp_path: Path, file: str) -> None:
+    folder = save_tiny_llama(tmp_path / "m")
+    content = json.loads((folder / "config.json").read_text())
+    scheme = {"quant_method": "awq", "bits": 4}
+    written = content | {"quantization_config": scheme} if file == "config.json" else scheme
+    (folder / file).write_text(json.dumps(written))
+    with pytest.raises(QbenchError, match=r"is quantized already.*give the 16-bit model.*checkpoint:"):
+        resolve(path=folder)
 
 
 def test_a_model_whose_config_names_code_does_not_run_it(tiny_llama: Path, tmp_path: Path) -> None:

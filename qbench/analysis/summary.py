@@ -136,6 +136,8 @@ class CellSummary:
     @property
     def name(self) -> str:
         """What people read; unique in its run."""
+        if self.kind == self.label == "fp16" and self.row.dtype == "float32":
+            return "FP32"
         return one_line(display_label(self.kind, self.label))
 
     @property

@@ -10,6 +10,7 @@ import contextlib
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,21 @@ def load_quantized(
             checkpoint is missing, of another method, bit width, group size or model.
     """
     expected = block_linears(skeleton(options))
+    weights = sum(linear.weight.numel() for linear in expected.values())
     if config.checkpoint is None:
         folder = (options.work / "checkpoint").resolve()
         quantize_s = write_checkpoint(options, config, calibration, folder, method)
     else:
         folder, quantize_s = find_checkpoint(config, method.name), None
-    model = _load_for_inference(options, folder)
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, BaseQuantLinear) and name in expected}
-    _check_same_model(linears, expected, folder)
+    with _explained(config, "load"):
+        model = _load_for_inference(options, folder)
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, BaseQuantLinear)}
+    if sum(linear.in_features * linear.out_features for linear in linears.values()) == weights:
+        # gptqmodel takes some joined linears apart, such as gate_up_proj of Phi-3.
+        names = tuple(linears)
+    else:
+        linears, names = {name: m for name, m in linears.items() if name in expected}, tuple(expected)
+        _check_same_model(linears, expected, folder)
     run_once(linears.values(), replace(options, dtype=model.dtype))
     tensors = [tensor for linear in linears.values() for tensor in _tensors(linear)]
     return LoadedModel(
@@ -74,12 +82,24 @@ def load_quantized(
         dtype=model.dtype,
         kernel="+".join(sorted({type(linear).__name__ for linear in linears.values()})),
         quantized=tuple(linears),
-        expected=tuple(expected),
+        expected=names,
         extra_tensors=tuple(tensors),
         linear_bytes=storage_bytes(tensors),
-        linear_weights=sum(linear.weight.numel() for linear in expected.values()),
+        linear_weights=weights,
         quantize_s=quantize_s,
     )
+
+
+@contextlib.contextmanager
+def _explained(config: Calibrated, doing: str) -> Iterator[None]:
+    """Of what gptqmodel raises for models that it does not know, the reason and a remedy."""
+    try:
+        yield
+    except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        raise QbenchError(
+            f"backends.{config.label}: gptqmodel cannot {doing} this model ({type(error).__name__}: {error}); use "
+            "another backend"
+        ) from error
 
 
 def find_checkpoint(config: Calibrated, method: str) -> Path:
@@ -131,7 +151,17 @@ def _read_scheme(config: Calibrated, folder: Path) -> tuple[Path, dict[str, Any]
     )
 
 
-def _check_group_size(config: Calibrated, linears: dict[str, nn.Linear]) -> None:
+AWQ_OUT_FEATURES = 64
+"""AWQ's kernels take multiples of it."""
+
+
+def _check_sizes(config: Calibrated, linears: dict[str, nn.Linear], method: Method) -> None:
+    for name, linear in linears.items() if method.name == "awq" else ():
+        if linear.out_features % AWQ_OUT_FEATURES:
+            raise QbenchError(
+                f"{config.label}: {name} has {linear.out_features} outputs, and awq's kernels take multiples of "
+                f"{AWQ_OUT_FEATURES}: use another backend"
+            )
     size = config.group_size
     if size not in GROUP_SIZES:
         raise QbenchError(f"{config.label}: group_size {size} has no 4-bit kernel: choose 32, 64 or 128")
@@ -160,7 +190,7 @@ def write_checkpoint(
         QbenchError: `config.group_size` has no kernel or does not divide the inputs of a linear.
     """
     assert calibration is not None, "config.calibrates"
-    _check_group_size(config, block_linears(skeleton(options)))
+    _check_sizes(config, block_linears(skeleton(options)), method)
     options.work.mkdir(parents=True, exist_ok=True)
     source = _with_tokenizer(options, options.folder)
     how = QuantizeConfig(
@@ -175,11 +205,15 @@ def write_checkpoint(
     )
     # AWQ takes 16-bit weights only.
     dtype = torch.bfloat16 if options.dtype == torch.float32 else options.dtype
-    quantizer = GPTQModel.load(str(source), how, dtype=dtype, trust_remote_code=options.trust_remote_code)
+    with _explained(config, "quantize"):
+        quantizer = GPTQModel.load(str(source), how, dtype=dtype, trust_remote_code=options.trust_remote_code)
     sequences = calibration.sequences(load_tokenizer(options), quantizer.model.config.vocab_size)
     torch.manual_seed(calibration.seed)
     out = out.resolve()
-    with contextlib.chdir(options.work):  # gptqmodel writes its logs into the current folder
+    with (
+        _explained(config, "quantize"),
+        contextlib.chdir(options.work),
+    ):  # gptqmodel writes its logs into the current folder
         start = time.perf_counter()
         quantizer.quantize(sequences, backend=method.packer)
         quantize_s = time.perf_counter() - start

@@ -33,17 +33,17 @@ CONFIG = FP16
 
 def load(options: LoadOptions, config: FP16, calibration: Calibration | None) -> LoadedModel:
     """The checkpoint as published, in `options.dtype`. Nothing is quantized, so nothing is expected to be."""
-    from qbench.engine.torch.loaded import LoadedModel, block_linears, storage_bytes
+    from qbench.engine.torch.loaded import LoadedModel, block_weights, storage_bytes
     from qbench.model.load import load_pretrained, load_tokenizer
 
     model = load_pretrained(options)
-    linears = block_linears(model).values()
+    weights = block_weights(model).values()
     return LoadedModel(
         model=model,
         tokenizer=load_tokenizer(options),
         device=options.device,
         dtype=model.dtype,
         kernel="torch.nn.Linear",
-        linear_bytes=storage_bytes(tensor for linear in linears for tensor in linear.parameters()),
-        linear_weights=sum(linear.weight.numel() for linear in linears),
+        linear_bytes=storage_bytes(weights),
+        linear_weights=sum(weight.numel() for weight in weights),
     )

@@ -64,6 +64,7 @@ def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> 
 
     from qbench.compat.bitsandbytes import state_tensors
     from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
+    from qbench.errors import QbenchError
     from qbench.model.load import load_pretrained, load_tokenizer, skeleton
 
     expected = block_linears(skeleton(options))
@@ -75,7 +76,13 @@ def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> 
     )
     model = load_pretrained(options, quantization_config=how)
     linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit) and name in expected}
-    run_once(linears.values(), options)
+    try:
+        run_once(linears.values(), options)
+    except (AssertionError, RuntimeError) as error:
+        raise QbenchError(
+            f"backends.{config.label}: bitsandbytes cannot multiply by the linears of {type(model).__name__} here "
+            f"({error}); use another backend"
+        ) from error
     scales = tuple(tensor for linear in linears.values() for tensor in state_tensors(linear.weight.quant_state))
     return LoadedModel(
         model=model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import signal
 import sys
@@ -45,6 +46,10 @@ def main(
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    # A terminal or a pipe of another encoding gets what it has, and never a traceback after hours.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @app.command(epilog="Example: `qbench run configs/smoke.yaml --only fp16 --only int4 --set measure.mmlu.limit=20`")

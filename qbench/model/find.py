@@ -25,8 +25,18 @@ from qbench.text import suggestion
 SHAPES = Path(__file__).parent / "shapes"
 """A shape is a config.json without weights: `<name>.json`."""
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja")
+SMALL_FILES = ("*.json", "*.model", "merges.txt", "vocab.txt", "*.jinja")
+MODEL_FILES = (*SMALL_FILES, "*.safetensors")
 """What is fetched from the hub; never pickles, and Python only where it may run."""
+
+INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+"""Where transformers looks for weights: the shards that the index names, or one file."""
+
+OLD_SCHEMES = ("quantize_config.json", "quant_config.json")
+"""Where AutoGPTQ and AutoAWQ once said how a checkpoint was quantized."""
+
+IN_FOLDERS = ["*/*.json", "*/*.safetensors", "*/*.model"]
+"""What other loaders read: weights as they were before their conversion (`original/`), other formats."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Formats that can run code when they are read. None of them is."""
@@ -65,12 +75,21 @@ def resolve(config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], 
     if config.id:
         say(f"fetching {config.id} from the hub (or its local cache)")
         code = ("*.py",) if config.trust_remote_code else ()
-        folder = _fetch(config.id, config.revision, (*MODEL_FILES, *code))
+        folder = _fetch(config.id, config.revision, (*SMALL_FILES, *code))
+        folder = _fetch(config.id, config.revision, _weight_files(folder))
     else:
         assert config.path is not None
         folder = config.path.expanduser().resolve()
     check_folder(folder)
     return folder
+
+
+def _weight_files(folder: Path) -> tuple[str, ...]:
+    """The files of weights that transformers loads: some repositories hold the same weights twice, by other names."""
+    index = folder / INDEX
+    if not index.is_file():
+        return (SINGLE_FILE,)
+    return tuple(sorted(set(_read_json(index)["weight_map"].values())))
 
 
 def find_model(config: RunConfig, *, cuda: bool, say: Callable[[str], None]) -> Path:
@@ -96,7 +115,26 @@ def check_folder(folder: Path) -> None:
         raise QbenchError(f"model.path: {folder} is not a folder")
     if not (folder / "config.json").is_file():
         raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
+    check_unquantized(_read_json(folder / "config.json"), str(folder))
+    for name in OLD_SCHEMES:
+        if (folder / name).is_file():
+            check_unquantized({"quantization_config": {}}, str(folder))
     check_weights(folder, "model.path", "for memory and speed only, add `weights: random`")
+
+
+def check_unquantized(content: Mapping[str, Any], name: str) -> None:
+    """Refuse a model whose config.json says that it is quantized already: no backend would measure what its row says.
+
+    Raises:
+        QbenchError: it is.
+    """
+    scheme = content.get("quantization_config")
+    if scheme is not None:
+        method = scheme.get("quant_method") if isinstance(scheme, dict) else None
+        raise QbenchError(
+            f"model: {name} is quantized already{f' ({method})' if method else ''}; give the 16-bit model, and a "
+            "checkpoint that was made of it as `checkpoint:` of its awq, gptq or int4 cell"
+        )
 
 
 def check_weights(folder: Path, key: str, remedy: str) -> None:
@@ -205,7 +243,9 @@ def _fetch(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=IN_FOLDERS)
+        )
     except GatedRepoError as error:
         raise QbenchError(
             f"model.id: {repo} is gated; accept its licence on its page and log in with `hf auth login`"

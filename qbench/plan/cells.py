@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qbench.config import Backend, RunConfig
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
-from qbench.model.find import context_length, known_config, shapes
+from qbench.model.find import check_unquantized, context_length, known_config, shapes
 from qbench.text import suggestion
 
 
@@ -102,7 +103,10 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     """
     if config.device.startswith("cuda") and not environment.gpus:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
-    _check_lengths(config)
+    content = known_config(config.model)
+    if content:
+        check_unquantized(content, config.model.name)
+        _check_lengths(config, content)
     mmlu = config.measure.mmlu
     if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
         raise QbenchError(
@@ -149,10 +153,9 @@ def describe_all(plans: Sequence[Plan]) -> list[str]:
     return lines + [line for plan in plans for line in describe(plan)]
 
 
-def _check_lengths(config: RunConfig) -> None:
+def _check_lengths(config: RunConfig, content: Mapping[str, Any]) -> None:
     """Refuse sequences that a model was not made for, where its config.json is here already."""
-    content = known_config(config.model)
-    most = context_length(content) if content else None
+    most = context_length(content)
     for name in ("memory", "throughput", "sustained"):
         measure = getattr(config.measure, name)
         if most and measure and measure.seq_len > most:

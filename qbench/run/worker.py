@@ -104,10 +104,13 @@ class Cell:
         about = engine.about
         columns = {name: getattr(about, name) for name in ABOUT_COLUMNS}
         self._known |= {name: value for name, value in columns.items() if value is not None}
+        if job.backend.weight_bits == 16 and about.dtype == "float32":
+            self._known["bits"] = 32
         self._known["load_s"] = elapsed - (about.quantize_s or 0.0)
         self._known["load_peak_bytes"] = load_peak_bytes(loaded, self._resident)
         if isinstance(loaded, LoadedModel):
-            loaded.check()
+            size = "choose a group_size that divides every in_features, or another backend"
+            loaded.check(size if hasattr(job.backend, "group_size") else "use another backend")
         gc.collect()
         self._resident.restart()
         return engine

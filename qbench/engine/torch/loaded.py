@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from qbench.errors import QbenchError
 from qbench.model.load import LoadOptions
+
+CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,24 +60,79 @@ class LoadedModel:
         return tuple(sorted({parameter.device for parameter in self.model.parameters()}, key=lambda d: d.index or 0))
 
     @property
-    def effective_bits_per_weight(self) -> float:
-        """linear_bytes x 8 / linear_weights."""
-        return self.linear_bytes * 8 / self.linear_weights
+    def left_over(self) -> dict[str, nn.Parameter]:
+        """Weights of the blocks that were to be quantized and were not; empty for a 16-bit model."""
+        return block_weights(self.model) if self.expected else {}
 
-    def check(self) -> None:
-        """Refuse a model that is not what its row would say.
+    @property
+    def effective_bits_per_weight(self) -> float:
+        """Bytes of the blocks' weights x 8 / their number, those that are left in 16 bits among them."""
+        left = self.left_over.values()
+        weights = self.linear_weights + sum(tensor.numel() for tensor in left)
+        return (self.linear_bytes + storage_bytes(left)) * 8 / weights
+
+    def check(self, remedy: str = "use another backend") -> None:
+        """Refuse a model that is not what its row would say; `remedy` ends the sentence.
 
         Raises:
-            QbenchError: linears of attention or MLP are not quantized.
+            QbenchError: linears of attention or MLP are not quantized, or more than `LEFT_OVER` of the blocks' weights;
+                or the model's code cannot work with the backend's linears.
         """
+        self._check_weights(remedy)
+        try:
+            with torch.inference_mode():
+                self.model(torch.zeros(1, 2, dtype=torch.int64, device=self.device))
+        except (TypeError, AttributeError, AssertionError) as error:
+            raise QbenchError(
+                f"{type(self.model).__name__} does not run with {self.kernel}: its code reads the weights of its "
+                f"linears itself, or the kernel does not take their shapes ({type(error).__name__}: {error}); use "
+                "another backend"
+            ) from error
+
+    def _check_weights(self, remedy: str) -> None:
         missing = sorted(set(self.expected) - set(self.quantized))
         if missing:
-            shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
             raise QbenchError(
-                f"{len(missing)} of {len(self.expected)} linears are not quantized ({shown}): "
-                "a figure of this model would not be the backend's. "
-                "Choose a group_size that divides every in_features, or another backend."
+                f"{len(missing)} of {len(self.expected)} linears are not quantized ({_some(missing)}): "
+                f"a figure of this model would not be the backend's; {remedy}"
             )
+        left = {name: tensor.numel() for name, tensor in self.left_over.items()}
+        share = sum(left.values()) / (sum(left.values()) + self.linear_weights)
+        if share > LEFT_OVER:
+            raise QbenchError(
+                f"{share:.0%} of the weights in {type(self.model).__name__}'s blocks are not quantized "
+                f"({_some(sorted(left, key=left.__getitem__, reverse=True))}): a figure of this model would not be the "
+                f"backend's; {remedy}"
+            )
+
+
+LEFT_OVER = 0.01
+"""Share of the blocks' weights that may stay in 16 bits in a model that is called quantized."""
+
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+"""Names of what chooses the experts, which every method leaves as it is."""
+
+
+def block_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices of the blocks that are still in floating point, by name.
+
+    They are the weights of linears and, with three dimensions, of experts; not the embeddings, routers, convolutions,
+    norms and biases.
+    """
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    found = {}
+    for name, module in model.named_modules():
+        if module is head or isinstance(module, nn.Embedding | CONVOLUTIONS) or ROUTERS & set(name.split(".")):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            matrix = parameter.ndim == 3 or (parameter.ndim == 2 and isinstance(module, nn.Linear | Conv1D))
+            if matrix and parameter.is_floating_point():
+                found[f"{name}.{own}"] = parameter
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -92,7 +150,10 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     if not linears:
-        raise QbenchError(f"{type(model).__name__} has no nn.Linear in its blocks: there is nothing to quantize")
+        raise QbenchError(
+            f"{type(model).__name__} has no nn.Linear in its blocks, which is what this backend quantizes; use fp16, "
+            "or another model"
+        )
     return linears
 
 

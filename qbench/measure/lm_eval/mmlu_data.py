@@ -8,7 +8,6 @@ else: prompts, few-shot examples and metric are those of lm-evaluation-harness's
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from qbench import demo
 from qbench.compat.lm_eval import MMLU_FILES, mmlu_template
 from qbench.config import MMLUConfig
 from qbench.errors import QbenchError
+from qbench.text import suggestion
 
 LETTERS = "ABCD"
 PREFIX = "mmlu_"
@@ -97,7 +97,8 @@ def read_questions(path: Path, subject: str) -> list[dict[str, Any]]:
     questions = []
     line = 1
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        # Spreadsheets begin a file with a mark of its byte order, which is no part of a question.
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             for fields in reader:
                 questions.append(_question(fields, subject, f"{path}, line {line}"))
@@ -156,7 +157,6 @@ def _choose(available: list[str], wanted: Iterable[str] | None) -> list[str]:
         return available
     for subject in wanted:
         if subject not in available:
-            near = difflib.get_close_matches(subject, available, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(available)}"
-            raise QbenchError(f"measure.mmlu.subjects: no subject {subject!r}; {hint}")
+            hint = suggestion(subject, available) or f"; there are {', '.join(available)}"
+            raise QbenchError(f"measure.mmlu.subjects: no subject {subject!r}{hint}")
     return sorted(set(wanted))
