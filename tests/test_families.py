@@ -123,6 +123,45 @@ def test_nf4_works_or_says_why_not(name: str, folders: Path) -> None:
     assert generate(decoder, PROMPT, NEW_TOKENS).tokens.shape == (2, NEW_TOKENS)
 
 
+def outcome(backend: str, name: str, folders: Path) -> str:
+    """What docs/models.md says of a family."""
+    found = loaded_by(backend, name, folders)
+    if isinstance(found, LoadedModel):
+        return "yes"
+    return next(short for words, short in REASONS.items() if words in found)
+
+
+REASONS = {
+    "is a part of": "no: experts",
+    "blocks are not quantized": "no: experts",
+    "linears are not quantized": "no: linears of its own",
+    "has no nn.Linear": "no: Conv1D",
+    "reads the weights of its linears": "no: reads weights itself",
+    "bitsandbytes cannot multiply": "by sizes",
+}
+"""By words of a refusal, what the table says."""
+
+
+def table(folders: Path) -> str:
+    """The table of docs/models.md."""
+    lines = ["| family | `model_type` | fp16 | int4 | nf4 |", "| --- | --- | --- | --- | --- |"]
+    for name, (kind, _) in FAMILIES.items():
+        lines.append(
+            f"| {' | '.join([name, f'`{kind}`', *(outcome(backend, name, folders) for backend in BACKENDS)])} |"
+        )
+    return "\n".join(lines)
+
+
+def test_the_documented_table_is_what_is_found_here(folders: Path) -> None:
+    """`python -m tests.test_families` writes it anew. Sizes that bitsandbytes takes differ from CPU to CPU."""
+    documented = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    here = table(folders).splitlines()
+    assert len(documented) == len(here)
+    for line, found in zip(documented, here, strict=True):
+        assert line.split("|")[:5] == found.split("|")[:5]
+        assert line == found or "by sizes" in line + found
+
+
 def assert_says_what_to_do(refusal: str) -> None:
     """A remedy, in words that name something."""
     assert re.search(r"use |choose |give |set |leave |remove ", refusal), refusal
@@ -139,3 +178,12 @@ def dequantized(loaded: LoadedModel) -> dict[str, torch.Tensor]:
         elif isinstance(module, QuantLinear) and not name.endswith("weight_of_all"):
             found[f"{name}.weight"] = module.weight()
     return found
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    text = DOCS.read_text(encoding="utf-8")
+    start, end = text.index("| family |"), text.rindex(" |\n") + 3
+    with tempfile.TemporaryDirectory() as work:
+        DOCS.write_text(text[:start] + table(Path(work)) + text[end - 1 :], encoding="utf-8")
