@@ -158,7 +158,7 @@ class AccuracyRow(Row):
     stock_tokens: int | None = None
     """What lm-evaluation-harness's own model code reads for it."""
     asked_sha256: str | None = None
-    """Of the questions with their choices and answers, in order, as lm-evaluation-harness had them."""
+    """Of the prompts with their examples, choices and right answers, in order, as lm-evaluation-harness made them."""
 
 
 class NoiseRow(Row):
