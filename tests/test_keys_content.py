@@ -1,24 +1,31 @@
-"""Every input that decides a figure is known by its content: one byte of it makes other keys, its place does not."""
+"""Inputs that decide figures are known by their content: with one byte changed, what it decides is measured again."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import pytest
 
 from qbench import demo
-from qbench.config import RunConfig
+from qbench.config import RunConfig, kinds
 from qbench.decide.provenance import differences
 from qbench.errors import QbenchError
 from qbench.model import content
-from qbench.run import fingerprint
+from qbench.records.run import read_run
+from qbench.run import checkpoints, fingerprint
+from qbench.run.events import EventLog
+from qbench.run.folder import RunFolder
 from tests.support.made_up_run import environment, made_up_run
-from tests.support.plugin import install_example
-from tests.support.runs import run
+from tests.support.plugin import install, install_example
+from tests.support.runs import run, run_config
 from tests.support.tiny_llama import save_tiny_llama
 
 ALL = {"cell", "throughput/b1/t0", "mmlu", "tasks/piqa", "tasks/arc_easy", "perplexity"}
@@ -30,7 +37,7 @@ class Inputs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model = save_tiny_llama(folder / "model")
-        for name in ("generation_config.json", "chat_template.jinja", "tokenizer_config.json", "modeling_own.py"):
+        for name in ("generation_config.json", "chat_template.jinja", "modeling_own.py", "adapter_model.bin"):
             (self.model / name).write_text("{}")
         (self.model / "parts").mkdir()
         (self.model / "parts" / "layer.py").write_text("SCALE = 1")
@@ -40,12 +47,16 @@ class Inputs:
         (folder / "arc.jsonl").write_text("{}\n")
         (folder / "calibration.txt").write_text("some words")
         (folder / "heldout.txt").write_text("other words")
+        site = folder / "lib" / "python3.12" / "site-packages" / "torch-2.12.dist-info"
+        site.mkdir(parents=True)
+        (site / "METADATA").write_text("Name: torch\nVersion: 2.12")
+        (folder / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.12.3")
         (folder / "bin").mkdir()
         (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         save_tiny_llama(folder / "checkpoint")
 
-    def units(self) -> dict[str, str]:
-        config = RunConfig.model_validate(
+    def config(self) -> RunConfig:
+        return RunConfig.model_validate(
             {
                 "name": "r",
                 "model": {"path": str(self.model), "trust_remote_code": True},
@@ -68,7 +79,13 @@ class Inputs:
                 },
             }
         )
+
+    def units(self) -> dict[str, str]:
+        config = self.config()
         return fingerprint.units(config, config.backends[0], environment(), content.fingerprint(self.model))
+
+    def run_folder(self, path: Path) -> RunFolder:
+        return RunFolder(path, self.config(), {}, {"gptq": self.units()})
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +93,38 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return Inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def with_another_byte(path: Path) -> Callable[[], object]:
-    """Change the last byte of a file; returns what takes it back."""
+@contextmanager
+def another_byte(path: Path, where: float = 1.0) -> Iterator[None]:
+    """A file with one byte changed, from its first (0) to its last (1)."""
     before = path.read_bytes()
-    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    return lambda: path.write_bytes(before)
+    place = int(where * (len(before) - 1))
+    path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
+@pytest.fixture(scope="module")
+def measured(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder in which every unit has been measured."""
+    folder = inputs.run_folder(tmp_path_factory.mktemp("run"))
+    folder.make(fresh=False)
+    folder.cell("gptq").mkdir()
+    log = EventLog(folder.cell("gptq") / "events.jsonl")
+    for name, key in folder.units["gptq"].items():
+        log.unit(name, key, [])
+    (folder.answers / "gptq.parquet").touch()
+    return folder.path
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
     ("file", "touched"),
     [
         *((f"model/{name}", ALL) for name in (
-            "config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json",
-            "chat_template.jinja", "modeling_own.py", "parts/layer.py",
+            "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+            "chat_template.jinja", "modeling_own.py", "parts/layer.py", "adapter_model.bin",
         )),
         ("mmlu/test/invented_birds_test.csv", {"mmlu"}),
         ("mmlu/dev/invented_birds_dev.csv", {"mmlu"}),
@@ -101,55 +137,152 @@ def with_another_byte(path: Path) -> Callable[[], object]:
         ("bin/python", ALL),
     ],
 )  # fmt: skip
-def test_a_byte_of_an_input_changes_the_units_that_it_decides_and_no_other(
-    inputs: Inputs, file: str, touched: set[str]
+def test_a_byte_of_an_input_loses_the_units_that_it_decides_and_no_other(
+    inputs: Inputs, measured: Path, file: str, touched: set[str], where: float
 ) -> None:
-    before = inputs.units()
-    assert set(before) == ALL
-    restore = with_another_byte(inputs.folder / file)
-    after = inputs.units()
-    restore()
-    assert {name for name in before if before[name] != after[name]} == touched
-    assert inputs.units() == before
+    assert inputs.run_folder(measured).missing("gptq") == []
+    with another_byte(inputs.folder / file, where):
+        assert set(inputs.run_folder(measured).missing("gptq")) == touched
+    assert inputs.run_folder(measured).missing("gptq") == []
+
+
+@pytest.mark.parametrize("file", ["pyvenv.cfg", "lib/python3.12/site-packages/torch-2.12.dist-info/METADATA"])
+def test_an_interpreter_counts_by_its_version_and_by_those_of_its_libraries(
+    inputs: Inputs, measured: Path, file: str
+) -> None:
+    with another_byte(inputs.folder / file):
+        assert set(inputs.run_folder(measured).missing("gptq")) == ALL
 
 
 def test_the_same_files_elsewhere_are_the_same(inputs: Inputs, tmp_path: Path) -> None:
     assert Inputs(tmp_path).units() == inputs.units()
 
 
-@pytest.mark.parametrize(
-    "file",
-    ["measure/windows.py", "int4/csrc/product_amx.c", "int4/kernels/_triton.py", "compat/torch.py", "run/worker.py"],
-)
-def test_code_that_measures_decides_every_unit(
-    inputs: Inputs, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = inputs.units()
+def test_another_16_bit_cell_changes_what_is_compared_with_it(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh")
+    config = RunConfig.model_validate(
+        {
+            "name": "r",
+            "model": {"demo": True},
+            "backends": [{"kind": "fp16", "python": python}, {"kind": "int4"}],
+            "measure": {"perplexity": {}, "mmlu": {"data": "demo"}},
+        }
+    )
+
+    def units() -> dict[str, str]:
+        return fingerprint.units(config, config.backends[1], environment(), "f")
+
+    before = units()
+    with another_byte(python):
+        assert {name for name, key in units().items() if key != before[name]} == {"perplexity"}
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package that keys are made of."""
     copy = shutil.copytree(fingerprint.PACKAGE, tmp_path / "qbench", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "int4" / "_qint4.so").write_bytes(b"compiled")
     monkeypatch.setattr(fingerprint, "PACKAGE", copy)
     fingerprint.code_hash.cache_clear()
-    assert inputs.units() == before
-    with_another_byte(copy / file)
-    fingerprint.code_hash.cache_clear()
-    after = inputs.units()
+    yield copy
     monkeypatch.undo()
     fingerprint.code_hash.cache_clear()
-    assert not set(before.values()) & set(after.values())
 
 
-def test_all_code_of_a_plug_ins_package_decides_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qbench.config import kinds
+@pytest.mark.parametrize(
+    ("file", "decides"),
+    [
+        ("analysis/formulas.py", True),
+        ("compat/lm_eval.py", True),
+        ("engine/torch/decode.py", True),
+        ("int4/_qint4.so", True),
+        ("int4/csrc/product_amx.c", True),
+        ("int4/kernels/_triton.py", True),
+        ("machine/resident.py", True),
+        ("measure/windows.py", True),
+        ("model/load.py", True),
+        ("run/worker.py", True),
+        ("cli/decide.py", False),
+        ("decide/compare.py", False),
+        ("show/compare.py", False),
+    ],
+)
+def test_code_that_measures_decides_every_unit(inputs: Inputs, source: Path, file: str, decides: bool) -> None:
+    before = inputs.units()
+    with another_byte(source / file):
+        fingerprint.code_hash.cache_clear()
+        after = inputs.units()
+    assert {name for name in ALL if before[name] != after[name]} == (ALL if decides else set())
 
+
+def test_what_a_worker_imports_is_code_that_measures_or_only_keeps() -> None:
+    """Whoever writes a module that makes figures is told to name it."""
+    keeps = {
+        *("qbench", "qbench.analysis", "qbench.demo", "qbench.errors", "qbench.records", "qbench.run", "qbench.text"),
+        *(f"qbench.config{name}" for name in ("", ".backends", ".base", ".kinds", ".measures", ".run", ".target")),
+        *(f"qbench.records.{name}" for name in ("files", "redact", "rows")),
+        *(f"qbench.run.{name}" for name in ("checkpoints", "events", "fingerprint", "job")),
+    }
+    script = (
+        "import importlib, json, sys; import qbench.run.worker; from qbench.config import MeasureConfig\n"
+        "from qbench.config.kinds import SHIPPED\n"
+        "for name in MeasureConfig.model_fields: importlib.import_module(f'qbench.measure.{name}')\n"
+        "for name in SHIPPED: importlib.import_module(f'qbench.backends.{name}')\n"
+        "print(json.dumps({n: m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'qbench'}))"
+    )
+    listed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    files = {name: Path(file) for name, file in json.loads(listed.splitlines()[-1]).items()}
+    measuring = [fingerprint.PACKAGE / part for part in fingerprint.MEASURING]
+    assert all(part.exists() for part in measuring)
+    others = {
+        name for name, file in files.items() if not any(file == part or part in file.parents for part in measuring)
+    }
+    assert others <= keeps
+
+
+@pytest.mark.parametrize("layout", ["package", "modules"])
+def test_all_code_of_a_plug_in_decides_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    module = "own_rows.kind" if layout == "package" else "own_kind"
+    helper = "own_rows/inner/codes.py" if layout == "package" else "own_codes.py"
+    install(tmp_path, "own-rows", {"own": module}, {})
+    for file in (f"{module.replace('.', '/')}.py", helper, "own_rows/__init__.py", "own_rows/inner/__init__.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("A = 1\n")
+    (tmp_path / "own_rows-1.0.dist-info" / "RECORD").write_text(f"own_kind.py,,\n{helper},,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kinds.plugins.cache_clear()
+    try:
+        before = kinds.plugin_facts("own")
+        assert kinds.plugin_facts("own") == before
+        with another_byte(tmp_path / helper):
+            assert kinds.plugin_facts("own") != before
+    finally:
+        kinds.plugins.cache_clear()
+
+
+def test_a_plug_ins_own_module_decides_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_example(tmp_path, "numpy_engine")
     monkeypatch.syspath_prepend(str(tmp_path))
     kinds.plugins.cache_clear()
     try:
         before = kinds.plugin_facts("numpy")
-        (source,) = tmp_path.glob("*.py")
-        with_another_byte(source)
-        assert kinds.plugin_facts("numpy") != before
+        (file,) = tmp_path.glob("*.py")
+        with another_byte(file):
+            assert kinds.plugin_facts("numpy") != before
     finally:
         kinds.plugins.cache_clear()
+
+
+class Reads:
+    """Which files were read whole for their hash."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files: list[str] = []
+        read = content.sha256
+        monkeypatch.setattr(content, "sha256", lambda path: (self.files.append(path.name), read(path))[1])
 
 
 def test_a_large_file_is_read_once_until_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,44 +290,119 @@ def test_a_large_file_is_read_once_until_it_is_written(tmp_path: Path, monkeypat
     monkeypatch.setattr(content, "SETTLED_NS", -1)
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(content.SMALL_BYTES + 1))
+    os.utime(file, (1, 1))
     expected = content.sha256(file)
-    reads = []
-    monkeypatch.setattr(content, "sha256", lambda path, read=content.sha256: (reads.append(path), read(path))[1])
+    reads = Reads(monkeypatch)
     assert [content.file_hash(file) for _ in range(3)] == [expected] * 3
-    assert len(reads) == 1
-    with_another_byte(file)
-    assert content.file_hash(file) != expected
-    assert len(reads) == 2
+    assert len(reads.files) == 1
+    with another_byte(file):
+        assert content.file_hash(file) != expected
+        assert len(reads.files) == 2
 
 
-def test_a_corrected_answer_is_never_kept_beside_the_old_ones(tiny_llama: Path, tmp_path: Path) -> None:
-    """The second run of the folder ends with what has changed, and nothing of the first is lost."""
+def test_a_file_that_was_just_written_is_not_known_by_its_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "SETTLED_NS", 3600 * 10**9)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(content.SMALL_BYTES + 1))
+    reads = Reads(monkeypatch)
+    assert content.file_hash(file) == content.file_hash(file)
+    assert len(reads.files) == 2
+
+
+def test_a_checkpoint_is_read_once_for_its_hash_however_often_it_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(content, "SETTLED_NS", -1)
+
+    def make(folder: Path) -> float:
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(bytes(content.SMALL_BYTES + 1))
+        content.file_hash(folder / "weights.safetensors")  # as the backend does for its own manifest
+        return 1.0
+
+    reads = Reads(monkeypatch)
+    for found in (False, True):
+        entry, there = checkpoints.obtain({"a": 1}, "m", make, lambda text: None)
+        assert there == found
+        content.file_hash(entry.folder / "weights.safetensors")
+    assert reads.files.count("weights.safetensors") == 1
+
+
+def test_a_corrected_answer_is_measured_again_and_said(tmp_path: Path) -> None:
     data = Path(shutil.copytree(demo.MMLU_DIR, tmp_path / "mmlu"))
-    settings: dict[str, Any] = {
-        "name": "r",
-        "model": {"path": str(tiny_llama)},
-        "dtype": "float32",
-        "backends": [{"kind": "fp16"}],
-        "measure": {"mmlu": {"data": str(data), "num_fewshot": 0, "limit": 2, "subjects": ["invented_birds"]}},
-    }
-    folder, ok, _ = run(RunConfig.model_validate(settings), tmp_path / "results")
+    mmlu = {"data": str(data), "num_fewshot": 0, "limit": 4, "subjects": ["invented_birds"]}
+    settings = run_config(measure={"memory": {"seq_len": 8}, "mmlu": mmlu})
+    folder, ok, _ = run(settings, tmp_path / "results")
     assert ok
-    table = (folder / "accuracy.csv").read_bytes()
-    questions = data / "test" / "invented_birds_test.csv"
-    questions.write_text(questions.read_text()[:-2] + ("A" if questions.read_text()[-2] != "A" else "B") + "\n")
-    with pytest.raises(QbenchError, match=r"(?s)measure\.mmlu\.data: 'sha256:.*start over with --fresh"):
-        run(RunConfig.model_validate(settings), tmp_path / "results")
-    assert (folder / "accuracy.csv").read_bytes() == table
+    first = read_run(folder)
+    answers = pd.read_parquet(folder / "answers" / "fp16.parquet")
+    file = data / "test" / "invented_birds_test.csv"
+    lines = file.read_text().splitlines()
+    # To what the model does not answer if it was right, to what it does if it was not: one more or one less.
+    predicted, was_right = int(answers["predicted"][0]), answers["predicted"][0] == answers["gold"][0]
+    letter = "ABCD"[(predicted + 1) % 4] if was_right else "ABCD"[predicted]
+    file.write_text("\n".join([lines[0][:-1] + letter, *lines[1:]]) + "\n")
+    _, ok, watcher = run(settings, tmp_path / "results")
+    assert ok
+    assert "changed since the last run: measure.mmlu.data; what depends on it is measured again" in watcher.said
+    second = read_run(folder)
+    expected = first.accuracy["correct"].item() + (-1 if was_right else 1)
+    assert second.accuracy["correct"].tolist() == [expected]
+    assert second.record.asked["mmlu"] != first.record.asked["mmlu"]
+    assert "questions of mmlu" in {found.name for found in differences(first.record, second.record)}
+
+
+def test_another_file_is_another_configuration_and_the_same_one_rewritten_is_not() -> None:
+    before = {"measure.perplexity.text": "a.txt sha256:1", "dtype": "auto", fingerprint.CODE: "sha256:1"}
+    other_file = before | {"measure.perplexity.text": "b.txt sha256:2", fingerprint.CODE: "sha256:2"}
+    assert fingerprint.rewritten(before, other_file) == [fingerprint.CODE]
+    assert [line.partition(":")[0] for line in fingerprint.changed(before, other_file)] == ["measure.perplexity.text"]
+    same_file = before | {"measure.perplexity.text": "a.txt sha256:2"}
+    assert fingerprint.rewritten(before, same_file) == ["measure.perplexity.text"]
+    assert fingerprint.changed(before, same_file) == []
+
+
+def test_a_cell_is_not_compared_with_log_probabilities_of_another_text(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words")
+    config = RunConfig.model_validate(
+        {
+            "name": "r",
+            "model": {"demo": True},
+            "backends": [{"kind": "fp16"}, {"kind": "int4"}],
+            "measure": {"perplexity": {"text": str(text)}},
+        }
+    )
+
+    def folder() -> RunFolder:
+        units = {one.label: fingerprint.units(config, one, environment(), "f") for one in config.backends}
+        return RunFolder(tmp_path / "r", config, {}, units)
+
+    before = folder()
+    before.make(fresh=False)
+    before.cell("fp16").mkdir()
+    before.reference.parent.mkdir()
+    before.reference.touch()
+    EventLog(before.cell("fp16") / "events.jsonl").unit("perplexity", before.units["fp16"]["perplexity"], [])
+    only = [config.backends[1]]
+    folder().check_reference(only, fresh=False)
+    with another_byte(text), pytest.raises(QbenchError, match="or of other files than now; add --only fp16"):
+        folder().check_reference(only, fresh=False)
 
 
 def test_runs_of_other_questions_are_of_another_configuration() -> None:
     first, second = (made_up_run([], mmlu={"data": "/data"}).record for _ in range(2))
-    first, second = (
-        record.model_copy(update={"facts": {"measure.mmlu.data": value}})
-        for record, value in ((first, "sha256:1"), (second, "sha256:2"))
-    )
-    (found,) = differences(first, second)
-    assert (found.group, found.name, found.first, found.second) == (
-        "configuration", "measure.mmlu.data", "sha256:1", "sha256:2",
-    )  # fmt: skip
-    assert differences(first, first) == []
+    for fact in ({"facts": {"measure.mmlu.data": "sha256:1"}}, {"asked": {"mmlu": "1"}}):
+        ((group, values),) = fact.items()
+        (name,) = values
+        other = {group: {name: values[name].replace("1", "2")}}
+        one, two = first.model_copy(update=fact), second.model_copy(update=other)
+        (found,) = differences(one, two)
+        assert found.group == "configuration"
+        assert found.name == ("measure.mmlu.data" if group == "facts" else "questions of mmlu")
+        assert differences(one, one) == []
+    kept_none = first.model_copy(update={"asked": {}})
+    assert differences(kept_none, second.model_copy(update={"asked": {"mmlu": "1"}})) == []

@@ -31,13 +31,14 @@ def events(folder: Path, label: str = "int4") -> Path:
     return folder / "cells" / label / "events.jsonl"
 
 
-def forget(folder: Path, *names: str, label: str = "int4") -> None:
-    """As if the worker had been ended before it came to these units, or before its row."""
+def forget(folder: Path, *names: str, label: str = "int4", kernel: str | None = None) -> None:
+    """As if the worker had been ended before it came to these units, or before its row; or had had another kernel."""
     units = read_units(events(folder, label))
     events(folder, label).unlink()
     log = EventLog(events(folder, label))
     for unit in units.values():
         if unit.name not in (CELL, *names):
+            log.kernel = kernel or unit.kernel
             log.unit(unit.name, unit.key, unit.parsed())
 
 
@@ -58,6 +59,16 @@ def test_only_the_missing_trial_is_measured(tiny_llama: Path, tmp_path: Path) ->
         (1, 0), (1, 1), (2, 0), (2, 1),
     ]  # fmt: skip
     assert read_run(folder).cells["decode_mode"].tolist() == ["eager"]
+
+
+def test_what_another_kernel_measured_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = run(config(tiny_llama, INT4), tmp_path)[0]
+    ours = {unit.kernel for unit in read_units(events(folder)).values()}
+    assert ours == {read_run(folder).cells["kernel"].item()}
+    forget(folder, kernel="another")
+    assert run(config(tiny_llama, INT4), tmp_path)[1]
+    assert {unit.kernel for unit in read_units(events(folder)).values()} == ours
+    assert len(read_run(folder).throughput) == 4
 
 
 def test_more_trials_batches_and_cells_are_added_to_what_is_there(tiny_llama: Path, tmp_path: Path) -> None:

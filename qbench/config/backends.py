@@ -23,7 +23,7 @@ class Backend(Strict):
 
     install: ClassVar[str] = f"pip install {DISTRIBUTION}"
     """The command that makes the backend importable."""
-    libraries: ClassVar[tuple[str, ...]] = ("qbench", "torch", "transformers")
+    libraries: ClassVar[tuple[str, ...]] = ("qbench", "torch", "transformers", "tokenizers")
     """Distributions that decide its figures."""
     modules: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     """Modules that `load` imports: `qbench backends` tries them."""

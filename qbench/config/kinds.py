@@ -30,6 +30,9 @@ GROUP = "qbench.backends"
 SHIPPED = ("fp16", "int4", "nf4", "awq", "gptq")
 """Modules of `qbench.backends`, as they are listed everywhere."""
 
+CODE_SUFFIXES = (".py", ".so", ".pyd", ".dylib", ".c", ".cpp", ".cu", ".cuh", ".h")
+"""Of a plug-in's files that decide its figures."""
+
 
 @dataclass(frozen=True, slots=True)
 class Registered:
@@ -124,20 +127,35 @@ def _shipped(kind: str) -> Registered:
 def plugin_facts(kind: str) -> dict[str, str]:
     """What decides the figures of a kind of another distribution besides its settings: its version and its code.
 
-    The code is that of the whole package that its module lies in, compiled files included, or of the module alone.
+    The code is that of the package that its module lies in, and of all else that its distribution installed; compiled
+    files included.
     """
     if kind in SHIPPED:
         return {}
     found = plugins()[kind]
-    spec = find_spec(found.module.partition(".")[0])
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".so", ".pyd")]
-    if spec and spec.origin and not folders:
-        files = [Path(spec.origin)]
     digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + path.read_bytes())
-    return {"plugin.code": digest.hexdigest()[:16], "plugin.version": found.version}
+    for name, path in sorted(_code(found).items()):
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return {"plugin.code": f"sha256:{digest.hexdigest()}", "plugin.version": found.version}
+
+
+def _code(plugin: Registered) -> dict[str, Path]:
+    """The files of a plug-in by names that do not tell where it is installed."""
+    files: dict[str, Path] = {}
+    try:
+        installed = metadata.files(plugin.distribution) or ()
+    except metadata.PackageNotFoundError:
+        installed = ()
+    for file in installed:
+        files[file.as_posix()] = Path(str(file.locate()))
+    top = plugin.module.partition(".")[0]
+    spec = find_spec(top)
+    if spec and spec.submodule_search_locations:
+        for folder in map(Path, spec.submodule_search_locations):
+            files |= {f"{top}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*")}
+    elif spec and spec.origin:
+        files[Path(spec.origin).name] = Path(spec.origin)
+    return {name: path for name, path in files.items() if path.suffix in CODE_SUFFIXES and path.is_file()}
 
 
 @functools.cache

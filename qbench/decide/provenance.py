@@ -40,7 +40,7 @@ def differences(first: RunRecord, second: RunRecord) -> list[Difference]:
         "model": (_model(first), _model(second)),
         "hardware": (_hardware(first), _hardware(second)),
         "software": (_software(first), _software(second)),
-        "configuration": (_settings(first), _settings(second)),
+        "configuration": (_settings(first) | _asked(first, second), _settings(second) | _asked(second, first)),
     }
     return [
         Difference(group, name, _shown(one, name), _shown(other, name))
@@ -97,6 +97,11 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     return settings | {
         name: value for name, value in record.facts.items() if value is not None and files.fullmatch(name)
     }
+
+
+def _asked(record: RunRecord, other: RunRecord) -> dict[str, Any]:
+    """Hashes of the questions, of what both runs have kept one of: older runs kept none."""
+    return {f"questions of {name}": found[:12] for name, found in record.asked.items() if name in other.asked}
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -122,6 +122,17 @@ def versions_of(interpreter: Path, packages: Iterable[str] = PACKAGES) -> dict[s
     return found
 
 
+def python_of(interpreter: Path) -> str | None:
+    """The version of another interpreter, as its virtual environment says; None where it has none of its own."""
+    settings = interpreter.expanduser().absolute().parent.parent / "pyvenv.cfg"
+    try:
+        lines = settings.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    pairs = (line.partition("=") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() in ("version", "version_info")), None)
+
+
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Those of distributions that are installed here, by name."""
     found = {}

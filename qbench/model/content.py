@@ -1,6 +1,7 @@
 """Files by their content: what decides a figure is known by what is in it, not by what it is called.
 
-A file of gigabytes is read once. Its hash is kept by its place, size, inode and times, which every writing changes.
+A file of gigabytes is read once. Its hash is kept by its inode, size and times, which every writing changes and which
+moving the folder that it lies in does not.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 SMALL_BYTES = 1 << 20
 """Files up to this size are read each time, which is as fast as looking their hash up."""
 
-SETTLED_NS = 2_000_000_000
-"""A file that was written so recently might be written again without a change of its times."""
+SETTLED_NS = 100_000_000
+"""A file that was written so recently might be written again without a change of its times, which go by ticks of some
+milliseconds."""
 
 MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".bpe", ".spm", ".py"})
 """Of a model's files that decide what it computes: weights, configuration, tokenizer, templates, code of its own."""
@@ -40,13 +42,11 @@ def file_hash(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    path = path.resolve()
     state = path.stat()
     if state.st_size <= SMALL_BYTES:
         return sha256(path)
-    place = hashlib.sha256(os.fsencode(path)).hexdigest()
-    known = cache_folder() / "hashes" / place
-    identity = f"{state.st_size} {state.st_ino} {state.st_mtime_ns} {state.st_ctime_ns}"
+    known = cache_folder() / "hashes" / f"{state.st_dev}-{state.st_ino}"
+    identity = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
     try:
         kept, _, found = known.read_text(encoding="ascii").partition("\n")
         if kept == identity:
@@ -83,7 +83,11 @@ def identify(paths: Iterable[Path], root: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of everything in a model's folder that decides what it computes; Python and templates at any depth."""
-    files = {path for path in folder.iterdir() if path.suffix in MODEL_SUFFIXES and path.is_file()}
+    """A hash of everything in a model's folder that decides what it computes; Python and templates at any depth.
+
+    Of adapters every file counts: transformers puts one on the model beside which it lies, be it a pickle.
+    """
+    there = [path for path in folder.iterdir() if path.is_file()]
+    files = {path for path in there if path.suffix in MODEL_SUFFIXES or path.name.startswith("adapter")}
     files |= {path for suffix in (".py", ".jinja") for path in folder.rglob(f"*{suffix}") if path.is_file()}
     return identify(files, folder).removeprefix("sha256:")

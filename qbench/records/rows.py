@@ -162,7 +162,7 @@ class AccuracyRow(Row):
     truncated: int | None = None
     """Questions whose prompt lost its beginning, with it some of the examples, to the model's context."""
     asked_sha256: str | None = None
-    """Of the questions with their choices and answers, in order, as lm-evaluation-harness had them."""
+    """Of the prompts with their examples, choices and right answers, in order, as lm-evaluation-harness made them."""
 
 
 class NoiseRow(Row):

@@ -39,6 +39,8 @@ class RunRecord(BaseModel):
     model_fingerprint: str
     facts: dict[str, Any] = {}
     """What the figures depend on, see `qbench.run.fingerprint`."""
+    asked: dict[str, str] = {}
+    """By measure or task, a hash of its questions as they were asked; written when the run ends."""
     order: tuple[str, ...] = ()
     """The cells as they were run, by label."""
     environment: Environment

@@ -1,7 +1,7 @@
 """Quantized checkpoints, kept by content: what decides the weights decides the folder's name.
 
-A checkpoint appears whole or not at all, and is verified by the hash of every file before it is used. One that is
-damaged is made again.
+A checkpoint appears whole or not at all, and is verified by the hash of every file before it is used; a large file is
+read for it only if it has been written since (`qbench.model.content`). One that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _make(key: str, facts: dict[str, Any], model: str, make: Callable[[Path], fl
             facts=facts,
             quantize_s=seconds,
             created=datetime.now(UTC),
-            files={path.relative_to(partial).as_posix(): sha256(path) for path in paths},
+            files={path.relative_to(partial).as_posix(): file_hash(path) for path in paths},
         )
         write_atomically(partial / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         _reach_disk(paths)

@@ -51,6 +51,8 @@ class UnitEvent(BaseModel):
     rows: tuple[StoredRow, ...]
     complete: bool = True
     """Whether nothing of it is left to do. Rows of a measure that failed half way are kept and measured again."""
+    kernel: str | None = None
+    """What multiplied; None where that was not known."""
 
     def parsed(self) -> list[Row]:
         """Its rows as their types."""
@@ -79,6 +81,9 @@ _EVENT: TypeAdapter[UnitEvent | ProgressEvent] = TypeAdapter(Event)
 class EventLog:
     """The writing end. Units reach the disk before `unit` returns; progress only the operating system."""
 
+    kernel: str | None = None
+    """What multiplies in the units that are written from now on."""
+
     def __init__(self, path: Path) -> None:
         end_last_line(path)
         self._file = path.open("a", encoding="utf-8")
@@ -87,7 +92,7 @@ class EventLog:
     def unit(self, name: str, key: str, rows: Iterable[Row], *, complete: bool = True) -> None:
         """Keep a unit's rows, durably."""
         stored = tuple(StoredRow.of(row) for row in rows)
-        self._write(UnitEvent(name=name, key=key, rows=stored, complete=complete))
+        self._write(UnitEvent(name=name, key=key, rows=stored, complete=complete, kernel=self.kernel))
         os.fsync(self._file.fileno())
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -123,7 +128,7 @@ class EventReader:
 
 
 def read_units(path: Path) -> dict[str, UnitEvent]:
-    """The last state of every unit in an event file, by name; of a missing file, none."""
+    """The last state of every unit in an event file, by name, in the order of writing; of a missing file, none."""
     units: dict[str, UnitEvent] = {}
     for event in EventReader(path).new():
         if isinstance(event, UnitEvent):
@@ -131,5 +136,6 @@ def read_units(path: Path) -> dict[str, UnitEvent]:
                 event.parsed()
             except ValidationError:  # a row of another version's columns
                 continue
+            units.pop(event.name, None)
             units[event.name] = event
     return units

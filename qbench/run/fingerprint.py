@@ -24,14 +24,18 @@ from qbench.model import content, texts
 
 PACKAGE = Path(__file__).parents[1]
 
-QUANTIZING = ("backends", "compat", "int4", "engine/torch/loaded.py", "model/calibration.py")
+QUANTIZING = ("backends", "compat", "config/resolve.py", "demo/calibration.txt", "engine", "int4", "model")
 """What makes quantized weights, below the package."""
 
 MEASURING = (
-    *("backends", "compat", "engine", "int4", "machine/conditions.py", "measure", "model", "run/worker.py"),
-    *("demo/calibration.txt", "demo/heldout.txt", "demo/mmlu"),
+    *("analysis/formulas.py", "machine", "measure", "records/answers.py", "run/worker.py"),
+    *("demo/heldout.txt", "demo/mmlu"),
+    *QUANTIZING,
 )
 """What makes figures: whoever changes a line of it measures again."""
+
+CODE = "qbench.code"
+"""The fact that stands for `MEASURING`."""
 
 CELL = "cell"
 """The unit of a cell's own row: loading, and the memory of the first forward."""
@@ -55,12 +59,12 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
     settings = backend.model_dump(mode="json", exclude={"label", "resources"}) | plugin_facts(backend.kind)
     settings |= {name: _identify(Path(settings[name])) for name in ("checkpoint", "python") if settings.get(name)}
     facts |= {f"backends.{backend.label}.{name}": value for name, value in settings.items()}
-    facts["qbench.code"] = code_hash(MEASURING)
+    facts[CODE] = code_hash(MEASURING)
     if backend.calibrates:
         settings = config.calibration.model_dump(mode="json", exclude={"text"})
         facts |= {f"calibration.{name}": value for name, value in settings.items()}
         facts["calibration.text"] = texts.identify(config.calibration.text or texts.default_text(config.model))
-    return facts | _versions(backend, backend.libraries, machine)
+    return facts | _versions(backend, ("python", *backend.libraries), machine)
 
 
 def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str, *, device: str, dtype: str) -> Facts:
@@ -84,8 +88,8 @@ def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str
 def code_hash(parts: tuple[str, ...]) -> str:
     """Of the files below these folders and files of the package: Python, C, CUDA, compiled libraries, data."""
     paths = {path for part in parts for path in [PACKAGE / part, *(PACKAGE / part).rglob("*")]}
-    files = [path for path in paths if path.is_file() and path.suffix not in (".pyc", ".html")]
-    return content.identify(files, PACKAGE).removeprefix("sha256:")[:16]
+    files = [path for path in paths if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")]
+    return content.identify(files, PACKAGE)
 
 
 def _identify(path: Path) -> str:
@@ -106,9 +110,10 @@ def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Envir
     if "text" in shared:
         facts[f"measure.{name}.text"] = texts.identify(shared["text"] or texts.default_text(config.model))
     for key, paths in files.items():
-        there = [path.resolve() for path in paths if path.is_file()]
+        there = [path.absolute() for path in paths if path.is_file()]
         root = Path(os.path.commonpath([path.parent for path in there])) if there else Path()
-        facts[f"measure.{name}.{key}"] = content.identify(there, root)
+        found = content.identify(there, root) if there else str(settings.model_dump(mode="json")[key.split(".")[0]])
+        facts[f"measure.{name}.{key}"] = found
     for other in settings.repeats:
         facts |= measure_facts(config, backend, other, machine)
     return facts | _versions(backend, settings.used_libraries(), machine)
@@ -119,11 +124,23 @@ def units(config: RunConfig, backend: Backend, machine: Environment, model_finge
     cell = cell_facts(config, backend, machine, model_fingerprint)
     found = {CELL: key(cell | measure_facts(config, backend, "memory", machine))}
     for name, settings in config.measure.of(backend).items():
+        compared = _reference_facts(config, backend, name, machine, model_fingerprint)
         for unit in settings.units() if name != "memory" else ():
             whole = f"{name}/{unit}" if unit else name
-            facts = cell | measure_facts(config, backend, name, machine, unit)
+            facts = cell | compared | measure_facts(config, backend, name, machine, unit)
             found[whole] = key(facts | {"unit": whole})
     return found
+
+
+def _reference_facts(
+    config: RunConfig, backend: Backend, name: str, machine: Environment, model_fingerprint: str
+) -> Facts:
+    """Of the 16-bit cell, whatever its label, for a measure that compares its predictions with a cell's own."""
+    reference = config.reference
+    if name != "perplexity" or reference is None or reference.label == backend.label:
+        return {}
+    unnamed = reference.model_copy(update={"label": "reference"})
+    return {"reference": key(cell_facts(config, unnamed, machine, model_fingerprint))}
 
 
 def run_facts(config: RunConfig, machine: Environment, model_fingerprint: str) -> Facts:
@@ -137,12 +154,32 @@ def run_facts(config: RunConfig, machine: Environment, model_fingerprint: str) -
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for every fact that is another now, or none any more. What is new decides nothing that was measured."""
+    """One line for every fact that is another now, or none any more. What is new decides nothing that was measured.
+
+    Files of other content are left out, see `rewritten`.
+    """
+    known = rewritten(before, now)
     return [
         f"{name}: {value!r} there, {repr(now[name]) + ' now' if name in now else 'not here now'}"
         for name, value in sorted(before.items())
-        if name not in now or now[name] != value
+        if name not in known and (name not in now or now[name] != value)
     ]
+
+
+def rewritten(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The facts that name the same files as before, whose content is another: the configuration is the same."""
+    hashed = {CODE: "sha256:", **before}
+    return [
+        name
+        for name, value in sorted(now.items())
+        if name in hashed and value != hashed[name] and _file(value) is not None and _file(value) == _file(hashed[name])
+    ]
+
+
+def _file(fact: Any) -> str | None:
+    """What a fact that is a hash of files calls them, possibly nothing; None for other facts."""
+    called, found, _hash = fact.rpartition("sha256:") if isinstance(fact, str) else ("", "", "")
+    return called if found else None
 
 
 def key(facts: Mapping[str, Any]) -> str:
@@ -152,9 +189,12 @@ def key(facts: Mapping[str, Any]) -> str:
 
 
 def _versions(backend: Backend, libraries: tuple[str, ...], machine: Environment) -> Facts:
-    """Of libraries where the cell runs; another interpreter has its own."""
-    found = environment.versions_of(backend.python, libraries) if backend.python else machine.versions
+    """Of libraries, and of `python`, where the cell runs; another interpreter has its own."""
+    if backend.python:
+        found = environment.versions_of(backend.python, libraries)
+        python = environment.python_of(backend.python)
+    else:  # What a registered kind needs is not among the packages that are looked for everywhere.
+        found = environment.versions(set(libraries) - {*environment.PACKAGES, "python"}) | machine.versions
+        python = machine.python
     where = f"versions.{backend.label}." if backend.python else "versions."
-    if not backend.python:  # What a registered kind needs is not among the packages that are looked for everywhere.
-        found = environment.versions(set(libraries) - set(environment.PACKAGES)) | found
-    return {f"{where}{library}": found.get(library) for library in libraries}
+    return {f"{where}{library}": python if library == "python" else found.get(library) for library in libraries}

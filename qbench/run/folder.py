@@ -15,7 +15,7 @@ from qbench.config import NOISE_SUFFIX, Backend, RunConfig
 from qbench.errors import QbenchError
 from qbench.records.files import remove, write_atomically
 from qbench.records.redact import Redactor
-from qbench.records.rows import LINES, TABLES, CellRow, Row
+from qbench.records.rows import LINES, TABLES, AccuracyRow, CellRow, Row
 from qbench.records.run import RunRecord, read_run, write_lines, write_record, write_table
 from qbench.run import fingerprint
 from qbench.run.events import UnitEvent, read_units
@@ -71,6 +71,10 @@ class RunFolder:
                 "choose another `name:` or --results, or start over with --fresh"
             )
 
+    def rewritten(self) -> list[str]:
+        """Which files that decide figures here have been written since they were measured, by the facts' names."""
+        return fingerprint.rewritten(read_run(self.path).record.facts, self.facts) if self.holds_run else []
+
     def _not_asked_for(self) -> list[str]:
         found = {label: read_units(self._events(label)).keys() - units.keys() for label, units in self.units.items()}
         return [f"{label}: {unit} was measured there, not asked for now" for label in found for unit in found[label]]
@@ -102,17 +106,19 @@ class RunFolder:
         """Make sure that the cells which `cells` lacks now will find what they are compared with.
 
         Raises:
-            QbenchError: the 16-bit cell has left no log-probabilities here and would not run.
+            QbenchError: the 16-bit cell has left no log-probabilities here, or those of other files than now, and
+                would not run.
         """
         reference = self._config.reference
-        if reference is None or (self.reference.is_file() and not fresh):
+        if reference is None or not (fresh or "perplexity" in self.missing(reference.label)):
             return
         missing = [cell for cell in cells if fresh or self.missing(cell.label)]
         if missing and reference not in missing:
             raise QbenchError(
                 f"measure.perplexity.divergence: {missing[0].label} is compared with the cell {reference.label}, "
-                f"whose log-probabilities are not in {self.reference.parent}; add --only {reference.label}, "
-                "start over with --fresh, or leave it out with --set measure.perplexity.divergence=false"
+                f"whose log-probabilities are not in {self.reference.parent}, or of other files than now; "
+                f"add --only {reference.label}, start over with --fresh, or leave it out with "
+                "--set measure.perplexity.divergence=false"
             )
 
     def cell(self, label: str) -> Path:
@@ -123,10 +129,13 @@ class RunFolder:
         return self.cell(label) / "events.jsonl"
 
     def kept(self, label: str) -> dict[str, UnitEvent]:
-        """What was measured of a cell under the keys of now, by unit, in their order."""
+        """What was measured of a cell under the keys of now and by one kernel, the last, by unit, in their order."""
         found = read_units(self._events(label))
+        kernels = [unit.kernel for unit in found.values() if unit.kernel is not None]
         return {
-            name: found[name] for name, key in self.units[label].items() if name in found and found[name].key == key
+            name: found[name]
+            for name, key in self.units[label].items()
+            if name in found and found[name].key == key and found[name].kernel in (None, *kernels[-1:])
         }
 
     def missing(self, label: str) -> list[str]:
@@ -165,6 +174,15 @@ class RunFolder:
             path, found = self.path / f"{stem}.jsonl", [row for row in rows if type(row) is row_type]
             if found or path.exists():
                 write_lines(path, found)
+
+    def asked(self) -> dict[str, str]:
+        """By measure or task, a hash of the questions that any cell was asked."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for label in self.units:
+            for row in self.rows(label):
+                if isinstance(row, AccuracyRow) and row.asked_sha256:
+                    found.setdefault(row.task, set()).add((row.subject, row.asked_sha256))
+        return {task: fingerprint.key({task: sorted(questions)}) for task, questions in found.items()}
 
     def write_record(self, record: RunRecord) -> None:
         """Write run.json."""

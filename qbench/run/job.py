@@ -39,7 +39,7 @@ class Job(BaseModel):
     reference: Path
     """Where the 16-bit cell's log-probabilities are kept."""
     model_fingerprint: str
-    """See `qbench.model.find.fingerprint`."""
+    """See `qbench.model.content.fingerprint`."""
     units: dict[str, str]
     """Key by name of every unit of the cell, see `qbench.run.fingerprint`."""
     missing: tuple[str, ...]

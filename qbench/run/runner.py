@@ -59,6 +59,8 @@ def run(
     folder.check_reference(plan.cells, fresh=fresh)
     with locked(folder.path), _writing(folder.path):
         folder.check(fresh=fresh)  # another run may have come and gone
+        if not fresh and (rewritten := folder.rewritten()):
+            reporter.say(f"changed since the last run: {', '.join(rewritten)}; what depends on it is measured again")
         folder.make(fresh=fresh)
         record = _record(plan, folder, command, fingerprint)
         folder.write_record(record)
@@ -66,7 +68,7 @@ def run(
             rows = CellRunner(config, folder, model, fingerprint, executor, reporter).run(record.order)
         finally:
             folder.write_tables()
-            folder.write_record(record.model_copy(update={"finished": datetime.now(UTC)}))
+            folder.write_record(record.model_copy(update={"finished": datetime.now(UTC), "asked": folder.asked()}))
             summarize(folder.path)
     return folder.path, all(row.status == "ok" and not row.failed for row in rows)
 

@@ -35,7 +35,7 @@ from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
 from qbench.records.rows import MemoryRow, Row, Status
 from qbench.run import checkpoints, fingerprint
-from qbench.run.events import EventLog
+from qbench.run.events import EventLog, read_units
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job, cell_row, receive
 
@@ -102,6 +102,7 @@ class Cell:
         elapsed = time.perf_counter() - started
         engine = TorchEngine(loaded) if isinstance(loaded, LoadedModel) else loaded
         about = engine.about
+        self._go_on_with(about.kernel)
         columns = {name: getattr(about, name) for name in ABOUT_COLUMNS}
         self._known |= {name: value for name, value in columns.items() if value is not None}
         if job.backend.weight_bits == 16 and about.dtype == "float32":
@@ -114,6 +115,16 @@ class Cell:
         gc.collect()
         self._resident.restart()
         return engine
+
+    def _go_on_with(self, kernel: str) -> None:
+        """What another kernel measured before is measured again: two of them must not stand in one table."""
+        kept = read_units(self._out / "events.jsonl")
+        others = {name for name, unit in kept.items() if unit.kernel not in (None, kernel)}
+        if others:
+            self._log.progress(f"measuring again what another kernel than {kernel} measured", 0, 1)
+        missing = tuple(name for name in self._job.units if name in others or name in self._job.missing)
+        self._job = self._job.model_copy(update={"missing": missing})
+        self._log.kernel = kernel
 
     def _quantized(self, backend: BackendModule, options: LoadOptions, calibrated: Calibration | None) -> Backend:
         """The cell's settings, with the checkpoint of the cache that they describe if there is to be one."""
@@ -193,7 +204,8 @@ class Cell:
 
     def _take(self, name: str, settings: Measure, engine: Engine, context: Context) -> None:
         """One measure, or what is missing of it."""
-        journal = self._out / "journal" / f"{name}-{self._job.units[CELL]}.jsonl"
+        same = fingerprint.key({"cell": self._job.units[CELL], "kernel": engine.about.kernel})
+        journal = self._out / "journal" / f"{name}-{same}.jsonl"
         pending: list[Row] = []
 
         def emit(*rows: Row, unit: str = "") -> None:

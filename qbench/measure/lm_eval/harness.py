@@ -69,10 +69,10 @@ class Evaluation:
         }
 
     def _asked(self, task: str) -> str:
-        """A hash of a task's questions, whatever the model answered."""
+        """A hash of a task's prompts, continuations and targets: what was asked, wherever its rows came from."""
         digest = hashlib.sha256()
         for sample in sorted(self.results["samples"][task], key=lambda sample: int(sample["doc_id"])):
-            digest.update(json.dumps([sample["doc"], sample["target"]], sort_keys=True, default=str).encode())
+            digest.update(json.dumps([sample["arguments"], sample["target"]], default=str).encode())
         return digest.hexdigest()
 
 
