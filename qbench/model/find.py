@@ -115,7 +115,7 @@ def check_folder(folder: Path) -> None:
         raise QbenchError(f"model.path: {folder} is not a folder")
     if not (folder / "config.json").is_file():
         raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
-    check_unquantized(_read_json(folder / "config.json"), str(folder))
+    check_unquantized(read_config(folder), str(folder))
     for name in OLD_SCHEMES:
         if (folder / name).is_file():
             check_unquantized({"quantization_config": {}}, str(folder))
@@ -202,6 +202,15 @@ def _shape_config(config: ModelConfig) -> dict[str, Any]:
         assert config.id is not None
         found = _read_json(_fetch(config.id, config.revision, ("config.json",)) / "config.json")
     return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model's config.json.
+
+    Raises:
+        QbenchError: it cannot be read.
+    """
+    return _read_json(folder / "config.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from qbench.model import kv_cache, texts
 from qbench.model.find import check_unquantized, context_length, known_config, shapes
 from qbench.text import suggestion
 
+LENGTHS = ("memory", "throughput", "sustained")
+"""Measures with sequences of a length that the configuration sets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -92,7 +95,20 @@ def resolve(config: RunConfig) -> RunConfig:
     if measures.perplexity and measures.perplexity.text is None:
         named = measures.perplexity.model_copy(update={"text": texts.default_text(config.model)})
         measures = measures.model_copy(update={"perplexity": named})
-    return config.model_copy(update={"backends": tuple(cells), "measure": measures})
+    config = config.model_copy(update={"backends": tuple(cells), "measure": measures})
+    content = known_config(config.model)
+    return fit_lengths(config, content) if content else config
+
+
+def fit_lengths(config: RunConfig, content: Mapping[str, Any]) -> RunConfig:
+    """The configuration with lengths that it leaves to the defaults cut to the context that a config.json allows."""
+    most = context_length(content)
+    fitting: dict[str, Any] = {}
+    for name in LENGTHS:
+        measure = getattr(config.measure, name)
+        if most and measure and measure.seq_len > most and "seq_len" not in measure.model_fields_set:
+            fitting[name] = measure.model_copy(update={"seq_len": most})
+    return config.model_copy(update={"measure": config.measure.model_copy(update=fitting)}) if fitting else config
 
 
 def preflight(config: RunConfig, environment: Environment) -> None:
@@ -156,8 +172,13 @@ def describe_all(plans: Sequence[Plan]) -> list[str]:
 def _check_lengths(config: RunConfig, content: Mapping[str, Any]) -> None:
     """Refuse sequences that a model was not made for, where its config.json is here already."""
     most = context_length(content)
-    for name in ("memory", "throughput", "sustained"):
+    for name in LENGTHS:
         measure = getattr(config.measure, name)
+        if most and measure and getattr(measure, "new_tokens", 0) >= most:
+            raise QbenchError(
+                f"measure.{name}.new_tokens: {measure.new_tokens}, and the context has {most} tokens for prompt "
+                "and new ones; set it to fewer"
+            )
         if most and measure and measure.seq_len > most:
             raise QbenchError(
                 f"measure.{name}.seq_len: {measure.seq_len} tokens, more than the model's context of {most}; set it to "

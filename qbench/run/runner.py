@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qbench.errors import QbenchError
 from qbench.model import content, find
-from qbench.plan.cells import Plan
+from qbench.plan.cells import Plan, fit_lengths
 from qbench.records.redact import Redactor
 from qbench.records.run import RunRecord, read_run
 from qbench.run import fingerprint as keys
@@ -50,6 +51,9 @@ def run(
     for note in plan.notes:
         reporter.say(note)
     model = find.find_model(config, cuda=bool(plan.machine.gpus), say=reporter.say)
+    # Of a model that had to be fetched nothing was known before.
+    config = fit_lengths(config, find.read_config(model))
+    plan = replace(plan, config=config)
     fingerprint = content.fingerprint(model)
     units = {backend.label: keys.units(config, backend, plan.machine, fingerprint) for backend in config.backends}
     # As they stand in run.json.
