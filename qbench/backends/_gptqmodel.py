@@ -58,7 +58,6 @@ def load_quantized(
             checkpoint is missing, of another method, bit width, group size or model.
     """
     expected = block_linears(skeleton(options))
-    weights = sum(linear.weight.numel() for linear in expected.values())
     if config.checkpoint is None:
         folder = (options.work / "checkpoint").resolve()
         quantize_s = write_checkpoint(options, config, calibration, folder, method)
@@ -67,12 +66,10 @@ def load_quantized(
     with _explained(config, "load"):
         model = _load_for_inference(options, folder)
     linears = {name: m for name, m in model.named_modules() if isinstance(m, BaseQuantLinear)}
-    if sum(linear.in_features * linear.out_features for linear in linears.values()) == weights:
-        # gptqmodel takes some joined linears apart, such as gate_up_proj of Phi-3.
-        names = tuple(linears)
-    else:
-        linears, names = {name: m for name, m in linears.items() if name in expected}, tuple(expected)
-        _check_same_model(linears, expected, folder)
+    weights = sum(linear.in_features * linear.out_features for linear in linears.values())
+    _check_same_model({name: linear for name, linear in linears.items() if name in expected}, expected, folder)
+    # gptqmodel takes some joined linears apart, such as gate_up_proj of Phi-3, and experts.
+    all_there = weights >= sum(linear.weight.numel() for linear in expected.values())
     run_once(linears.values(), replace(options, dtype=model.dtype))
     tensors = [tensor for linear in linears.values() for tensor in _tensors(linear)]
     return LoadedModel(
@@ -82,7 +79,7 @@ def load_quantized(
         dtype=model.dtype,
         kernel="+".join(sorted({type(linear).__name__ for linear in linears.values()})),
         quantized=tuple(linears),
-        expected=names,
+        expected=tuple(linears if all_there else expected),
         extra_tensors=tuple(tensors),
         linear_bytes=storage_bytes(tensors),
         linear_weights=weights,
@@ -154,9 +151,17 @@ def _read_scheme(config: Calibrated, folder: Path) -> tuple[Path, dict[str, Any]
 AWQ_OUT_FEATURES = 64
 """AWQ's kernels take multiples of it."""
 
+JOINED = ("qkv_proj", "gate_up_proj")
+"""Linears that are several in one: gptqmodel takes them apart, and its AWQ then ends the process."""
+
 
 def _check_sizes(config: Calibrated, linears: dict[str, nn.Linear], method: Method) -> None:
     for name, linear in linears.items() if method.name == "awq" else ():
+        if name.rpartition(".")[2] in JOINED:
+            raise QbenchError(
+                f"{config.label}: gptqmodel's AWQ does not know {name}, several linears in one: use gptq or another "
+                "backend"
+            )
         if linear.out_features % AWQ_OUT_FEATURES:
             raise QbenchError(
                 f"{config.label}: {name} has {linear.out_features} outputs, and awq's kernels take multiples of "
