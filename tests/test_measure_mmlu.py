@@ -354,7 +354,7 @@ def test_nan_is_an_error_and_leaves_nothing_behind(
         loaded.model.model.norm.weight.fill_(float("nan"))
     recorder = Recorder(tmp_path / "answers")
     config = MMLUConfig(data=str(folder), subjects=("made_up_world",), engine=engine)
-    with pytest.raises(QbenchError, match="mmlu: the model's logits are NaN, first seen in mmlu_made_up_world"):
+    with pytest.raises(QbenchError, match="mmlu, first in mmlu_made_up_world: the model's logits are NaN"):
         mmlu.measure(TorchEngine(loaded), config, recorder.context)
     assert not recorder.rows
     assert not recorder.path.exists()

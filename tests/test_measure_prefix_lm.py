@@ -22,6 +22,7 @@ from qbench.backends.fp16 import FP16
 from qbench.config import MMLUConfig
 from qbench.engine import prefix_groups
 from qbench.engine.base import TokenCount
+from qbench.engine.torch import engine
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.prefix import can_share
@@ -233,6 +234,7 @@ def read_by(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tor
 def test_the_tokens_that_are_counted_are_those_the_model_reads(
     llama: LoadedModel, share: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine, "sharing_agrees", lambda *_: True)  # the check before is not counted
     shapes = read_by(llama.model, monkeypatch)
     lm = EngineLM(TorchEngine(llama), 4, share=share)
     ask(lm, REQUESTS)
@@ -244,6 +246,7 @@ def test_the_tokens_that_are_counted_are_those_the_model_reads(
 
 
 def test_counts_of_a_subject_by_hand(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "sharing_agrees", lambda *_: True)
     shapes = read_by(llama.model, monkeypatch)
     examples, questions = "x" * 40, ["1?", "22?", "3?"]
     lm = EngineLM(TorchEngine(llama), 2, share=True)
@@ -301,3 +304,18 @@ def test_mmlu_is_answered_as_by_lm_eval_from_fewer_tokens(config: MMLUConfig, tm
     ]
     assert whole.forward_tokens == whole.stock_tokens == shared.stock_tokens
     assert shared.forward_tokens.read < 0.4 * whole.forward_tokens.read
+
+
+def test_whether_prefixes_may_be_shared_is_checked_on_the_longest_of_them() -> None:
+    """GPT-Neo's local layers count places in the row: its answers are others where a row branches."""
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": MAX_LENGTH}
+    local = {"attention_types": [[["global", "local"], 1]], "window_size": 8, "intermediate_size": 64}
+    loaded = load(make_model("GPTNeo", shape | local), PLAIN)
+    assert can_share(loaded.model), "nothing in its configuration says that it must not"
+    lm = EngineLM(TorchEngine(loaded), 4, share=True)
+    check_equal(ask(lm, REQUESTS), stock(loaded, REQUESTS))
+    assert lm.shared is False
+    wide = load(make_model("GPTNeo", shape | local | {"window_size": 256}), PLAIN)
+    lm = EngineLM(TorchEngine(wide), 4, share=True)
+    check_equal(ask(lm, REQUESTS), stock(wide, REQUESTS))
+    assert lm.shared is True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbench.config import Backend, RunConfig
+from qbench.config import Backend, ModelConfig, RunConfig
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
@@ -96,8 +96,15 @@ def resolve(config: RunConfig) -> RunConfig:
         named = measures.perplexity.model_copy(update={"text": texts.default_text(config.model)})
         measures = measures.model_copy(update={"perplexity": named})
     config = config.model_copy(update={"backends": tuple(cells), "measure": measures})
-    content = known_config(config.model)
+    content = _model_config(config.model)
     return fit_lengths(config, content) if content else config
+
+
+def _model_config(model: ModelConfig) -> dict[str, Any] | None:
+    """config.json as far as it is here; a folder that has none is refused where the model is found."""
+    if model.path and not (model.path.expanduser() / "config.json").is_file():
+        return None
+    return known_config(model)
 
 
 def fit_lengths(config: RunConfig, content: Mapping[str, Any]) -> RunConfig:
@@ -119,8 +126,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     """
     if config.device.startswith("cuda") and not environment.gpus:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
-    content = known_config(config.model)
-    if content:
+    if content := _model_config(config.model):
         check_unquantized(content, config.model.name)
         _check_lengths(config, content)
     mmlu = config.measure.mmlu
