@@ -92,7 +92,7 @@ def test_nan_is_an_error_and_no_row(loaded: LoadedModel, words_file: str, tmp_pa
     with torch.no_grad():
         broken.model.lm_head.weight[7] = torch.nan
     cell = Cell(tmp_path)
-    with pytest.raises(QbenchError, match="perplexity, first in window 1: .* NaN or infinite"):
+    with pytest.raises(QbenchError, match=r"perplexity, first in window 1: .* NaN or infinite"):
         cell.measure(broken, text=words_file, window=WINDOW)
     assert cell.rows == []
     assert not cell.logprobs.exists()
