@@ -406,3 +406,11 @@ def test_runs_of_other_questions_are_of_another_configuration() -> None:
         assert differences(one, one) == []
     kept_none = first.model_copy(update={"asked": {}})
     assert differences(kept_none, second.model_copy(update={"asked": {"mmlu": "1"}})) == []
+
+
+def test_runs_of_other_code_are_of_other_software() -> None:
+    first, second = (
+        made_up_run([]).record.model_copy(update={"facts": {fingerprint.CODE: f"sha256:{value}"}}) for value in "ab"
+    )
+    (found,) = differences(first, second)
+    assert (found.group, found.name, found.first, found.second) == ("software", "code", "a", "b")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,9 @@ SPEED_SETTINGS = (
     *(f"measure.throughput.{name}" for name in ("seq_len", "new_tokens", "decode", "kv_cache")),
 )  # fmt: skip
 """Settings that decide speed and memory, beside those of the backends."""
+
+CODE = "qbench.code"
+"""The fact that stands for qbench's own code: software, and no configuration."""
 
 BEFORE = {"throughput": {"kv_cache": "16bit"}, "sustained": {"kv_cache": "16bit"}}
 """What runs did that are older than a setting, by measure."""
@@ -40,7 +42,7 @@ def differences(first: RunRecord, second: RunRecord) -> list[Difference]:
         "model": (_model(first), _model(second)),
         "hardware": (_hardware(first), _hardware(second)),
         "software": (_software(first), _software(second)),
-        "configuration": (_settings(first) | _asked(first, second), _settings(second) | _asked(second, first)),
+        "configuration": (_settings(first) | _hashes(first, second), _settings(second) | _hashes(second, first)),
     }
     return [
         Difference(group, name, _shown(one, name), _shown(other, name))
@@ -81,11 +83,12 @@ def _software(record: RunRecord) -> dict[str, Any]:
     machine = record.environment
     found: dict[str, Any] = {"driver": machine.driver, "os": machine.os, "python": machine.python, **machine.versions}
     found |= {"commit": machine.git_commit and machine.git_commit[:12], "uncommitted changes": machine.git_dirty}
+    found["code"] = str(record.facts[CODE]).removeprefix("sha256:")[:12] if CODE in record.facts else None
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
-    """The configuration by dotted names, backends by their labels; files by their content where that is known."""
+    """The configuration by dotted names, backends by their labels, and the hashes of the texts that were read."""
     config = {key: value for key, value in record.config.items() if key != "name"}
     measures = {
         name: {**BEFORE.get(name, {}), **found} for name, found in (config.get("measure") or {}).items() if found
@@ -93,15 +96,20 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     config["measure"] = measures
     backends = {str(one.get("label") or one.get("kind")): one for one in config.get("backends") or ()}
     settings = dict(_flat({**config, "backends": backends}))
-    files = re.compile(r".+\.(text|data|data\..+|checkpoint)")
-    return settings | {
-        name: value for name, value in record.facts.items() if value is not None and files.fullmatch(name)
-    }
+    texts = {name: value for name, value in record.facts.items() if name.endswith(".text")}
+    return settings | texts
 
 
-def _asked(record: RunRecord, other: RunRecord) -> dict[str, Any]:
-    """Hashes of the questions, of what both runs have kept one of: older runs kept none."""
-    return {f"questions of {name}": found[:12] for name, found in record.asked.items() if name in other.asked}
+def _hashes(record: RunRecord, other: RunRecord) -> dict[str, Any]:
+    """Files by their content, and questions, where both runs have kept a hash: older runs kept none."""
+    kept = record.facts.keys() & other.facts.keys() - {CODE}
+    names = sorted(name for name in kept if _is_hash(record.facts[name]) and _is_hash(other.facts[name]))
+    asked = {f"questions of {name}": found[:12] for name, found in record.asked.items() if name in other.asked}
+    return {name: record.facts[name] for name in names} | asked
+
+
+def _is_hash(fact: object) -> bool:
+    return isinstance(fact, str) and "sha256:" in fact
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
