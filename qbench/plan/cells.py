@@ -49,13 +49,15 @@ def make_plan(config: RunConfig, prepare: Prepare, only: Sequence[str] = ()) -> 
         only: labels of the cells to run; all unless given.
 
     Raises:
-        QbenchError: something is missing or cannot work, see `resolve`, `select`, `preflight` and `prepare`.
+        QbenchError: something is missing or cannot work, see `resolve`, `select`, `preflight`,
+            `check_lengths` and `prepare`.
     """
     config = resolve(config)
     cells = select(config, only)
     notes: list[str] = []
     machine = prepare(config, cells, notes.append)
     preflight(config, machine)
+    check_lengths(config)
     return Plan(config, tuple(cells), machine, tuple(notes))
 
 
@@ -128,7 +130,6 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
     if content := _model_config(config.model):
         check_unquantized(content, config.model.name)
-        _check_lengths(config, content)
     mmlu = config.measure.mmlu
     if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
         raise QbenchError(
@@ -175,9 +176,14 @@ def describe_all(plans: Sequence[Plan]) -> list[str]:
     return lines + [line for plan in plans for line in describe(plan)]
 
 
-def _check_lengths(config: RunConfig, content: Mapping[str, Any]) -> None:
-    """Refuse sequences that a model was not made for, where its config.json is here already."""
-    most = context_length(content)
+def check_lengths(config: RunConfig) -> None:
+    """Refuse sequences that a model was not made for, where its config.json is here already.
+
+    Raises:
+        QbenchError: a measure asks for more tokens than the model's context has.
+    """
+    content = _model_config(config.model)
+    most = context_length(content) if content else None
     for name in LENGTHS:
         measure = getattr(config.measure, name)
         if most and measure and getattr(measure, "new_tokens", 0) >= most:

@@ -178,6 +178,7 @@ def _bandwidth(target: Target, machine: Environment, given: float | None) -> Ban
 def _problems(config: RunConfig, machine: Environment) -> tuple[str, ...]:
     try:
         plan.preflight(config, machine)
+        plan.check_lengths(config)
     except QbenchError as error:
         return (str(error),)
     return ()

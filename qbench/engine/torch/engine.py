@@ -28,7 +28,7 @@ from qbench.engine.torch.decode import generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
-from qbench.engine.torch.prefix import PrefixReader, can_share, sharing_agrees
+from qbench.engine.torch.prefix import PrefixReader, begun, can_share, sharing_agrees
 from qbench.errors import QbenchError
 from qbench.model.find import CONTEXT_NAMES
 
@@ -117,7 +117,7 @@ class TorchEngine:
         asked = list(queries)
         share = share and can_share(self.loaded.model)
         groups = prefix_groups.plan(asked, batch_size=batch_size, share=share)
-        if share and not sharing_agrees(self.loaded, groups, batch_size):
+        if share and not (begun(groups, batch_size, journal) or sharing_agrees(self.loaded, groups, batch_size)):
             share, groups = False, prefix_groups.plan(asked, batch_size=batch_size, share=False)
         reader = PrefixReader(self.loaded, batch_size, journal)
         return Loglikelihoods(prefix_groups.count(groups, batch_size), reader.read(groups), shared=share)
