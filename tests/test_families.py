@@ -108,9 +108,23 @@ def test_int4_is_the_model_with_the_dequantized_weights(name: str, folders: Path
     stock = AutoModelForCausalLM.from_pretrained(folder_of(name, folders), dtype=torch.float32)
     with torch.no_grad():
         for weight_name, weight in dequantized(loaded).items():
-            stock.get_parameter(weight_name).copy_(weight)
+            place(stock, weight_name).copy_(weight)
         found, expected = loaded.model(PROMPT).logits, stock(PROMPT).logits
     torch.testing.assert_close(found, expected, atol=2e-2 * float(expected.std()), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Granite-MoE"])
+def test_experts_go_through_a_checkpoint_bit_for_bit(name: str, folders: Path, tmp_path: Path) -> None:
+    """Mixtral's files hold each expert by itself, Granite's all of a layer together."""
+    streamed, folder = loaded_by("int4", name, folders), folder_of(name, folders)
+    assert isinstance(streamed, LoadedModel)
+    how = options(folder, folder, torch.float32)
+    int4.quantize(how, Int4(label="int4"), None, tmp_path / "made", lambda *_: None)
+    loaded = int4.load(how, Int4(label="int4", checkpoint=tmp_path / "made"), None)
+    assert loaded.quantized == streamed.quantized
+    # Three layers: query, key, value and output, and four experts with a gate, an up and a down projection.
+    assert len(loaded.quantized) == 3 * (4 + 4 * 3)
+    assert torch.equal(loaded.model(PROMPT).logits, streamed.model(PROMPT).logits)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -166,6 +180,18 @@ def assert_says_what_to_do(refusal: str) -> None:
     """A remedy, in words that name something."""
     assert re.search(r"use |choose |give |set |leave |remove ", refusal), refusal
     assert len(refusal) > 40
+
+
+def place(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """Where a weight is in the 16-bit model, which stacks its experts: gate before up."""
+    expert = re.fullmatch(r"(.+\.experts)\.(\d+)\.(\w+)_proj\.weight", name)
+    if not expert:
+        return model.get_parameter(name)
+    module, number, leaf = model.get_submodule(expert[1]), int(expert[2]), expert[3]
+    if leaf == "down":
+        return module.down_proj[number]  # type: ignore[union-attr, index, return-value]
+    halves: tuple[torch.Tensor, ...] = module.gate_up_proj[number].chunk(2)  # type: ignore[union-attr, index]
+    return halves[leaf == "up"]
 
 
 def dequantized(loaded: LoadedModel) -> dict[str, torch.Tensor]:

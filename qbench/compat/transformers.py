@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.integrations.moe import _default_apply_gate
 
-__all__ = ["Cache", "DynamicLayer", "attention", "ignored_on_load", "is_recurrent", "kept_dtypes", "renamer"]
+__all__ = [
+    "Cache",
+    "DynamicLayer",
+    "attention",
+    "ignored_on_load",
+    "is_recurrent",
+    "kept_dtypes",
+    "renamer",
+    "stacked_experts",
+]
 
 
 def attention(model: PreTrainedModel) -> str:
@@ -30,16 +41,38 @@ def is_recurrent(model: PreTrainedModel) -> bool:
     return bool(model._is_stateful)
 
 
-def renamer(model: PreTrainedModel, shapes: Mapping[str, torch.Size]) -> Callable[[str], tuple[str, str | None]]:
+def stacked_experts(model: nn.Module) -> list[tuple[str, Any]]:
+    """The modules that hold experts in `gate_up_proj` and `down_proj`: gate before up, a row an output, no bias.
+
+    Those are what `use_experts_implementation` says of a class (transformers.integrations.moe).
+    """
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if getattr(module, "is_concatenated", False)
+        and getattr(module, "has_gate", False)
+        and not (module.is_transposed or module.has_bias or module.has_post_expert_norm)
+        and type(module)._apply_gate is _default_apply_gate
+        and {key for key, _ in module.named_parameters(recurse=False)} == {"gate_up_proj", "down_proj"}
+    ]
+
+
+def renamer(model: PreTrainedModel, shapes: Mapping[str, torch.Size]) -> Callable[[str], tuple[str, int | None]]:
     """How a checkpoint's tensors are named in the model, whose own have `shapes`.
 
-    From the name in the file to the name in the model, with the pattern by which it becomes a part of a tensor that is
-    made of several; None where it is one of its own.
+    From the name in the file to the name in the model, with its place among the patterns that become one tensor of the
+    model; None where it is one of its own.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     mergers = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    return lambda name: rename_source_key(name, renamings, mergers, model.base_model_prefix, shapes)
+    places = {pattern: place for merger in mergers for place, pattern in enumerate(merger.source_patterns)}
+
+    def rename(name: str) -> tuple[str, int | None]:
+        found, pattern = rename_source_key(name, renamings, mergers, model.base_model_prefix, shapes)
+        return found, None if pattern is None else places[pattern]
+
+    return rename
 
 
 def kept_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[re.Pattern[str], torch.dtype]]:

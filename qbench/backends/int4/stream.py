@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qbench.backends.int4.experts import parts, unstack
 from qbench.backends.int4.options import Int4
 from qbench.backends.int4.shards import StoredTensor, find_shards, read_header
 from qbench.compat.transformers import ignored_on_load, kept_dtypes, renamer
@@ -37,6 +38,9 @@ class Assembly:
 
     def __init__(self, options: LoadOptions) -> None:
         self.model: PreTrainedModel = skeleton(options)
+        # Names in files are those of the model as transformers has it.
+        self._rename = renamer(self.model, self.shapes())
+        self._experts = unstack(self.model)
         self.linears = block_linears(self.model)
         self._device = options.device
         self._loaded: set[str] = set()
@@ -56,11 +60,13 @@ class Assembly:
             QbenchError: one is only a part of what the model holds in one tensor.
         """
         shapes = self.shapes()
-        rename = renamer(self.model, shapes)
-        found = {}
+        found: dict[str, StoredTensor] = {}
         for tensor in stored:
-            name, part_of = rename(tensor.name)
-            if part_of is not None:
+            name, position = self._rename(tensor.name)
+            if name.rpartition(".")[0] in self._experts:
+                found.update(parts(name, position, tensor))
+                continue
+            if position is not None:
                 raise QbenchError(
                     f"{tensor.file}: {tensor.name} is a part of {name}, which {type(self.model).__name__} holds in one "
                     "tensor; the int4 backend reads tensors one by one, use another"
