@@ -414,3 +414,17 @@ def test_runs_of_other_code_are_of_other_software() -> None:
     )
     (found,) = differences(first, second)
     assert (found.group, found.name, found.first, found.second) == ("software", "code", "a", "b")
+
+
+def test_units_of_two_kernels_are_never_kept_together(inputs: Inputs, tmp_path: Path) -> None:
+    """Also if the worker that found another kernel came to one unit only."""
+    folder = inputs.run_folder(tmp_path)
+    folder.cell("gptq").mkdir(parents=True)
+    log = EventLog(folder.cell("gptq") / "events.jsonl")
+    log.kernel = "marlin"
+    for name, key in folder.units["gptq"].items():
+        log.unit(name, key, [])
+    assert set(folder.kept("gptq")) == ALL
+    log.kernel = "torch"
+    log.unit("throughput/b1/t0", folder.units["gptq"]["throughput/b1/t0"], [])
+    assert set(folder.kept("gptq")) == {"throughput/b1/t0"}

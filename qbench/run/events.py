@@ -128,7 +128,7 @@ class EventReader:
 
 
 def read_units(path: Path) -> dict[str, UnitEvent]:
-    """The last state of every unit in an event file, by name, in the order of writing; of a missing file, none."""
+    """The last state of every unit in an event file, by name; of a missing file, none."""
     units: dict[str, UnitEvent] = {}
     for event in EventReader(path).new():
         if isinstance(event, UnitEvent):
@@ -136,6 +136,11 @@ def read_units(path: Path) -> dict[str, UnitEvent]:
                 event.parsed()
             except ValidationError:  # a row of another version's columns
                 continue
-            units.pop(event.name, None)
             units[event.name] = event
     return units
+
+
+def last_kernel(path: Path) -> str | None:
+    """The kernel of the last unit that names one in an event file; None if no unit does."""
+    kernels = [event.kernel for event in EventReader(path).new() if isinstance(event, UnitEvent) and event.kernel]
+    return kernels[-1] if kernels else None

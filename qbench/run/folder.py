@@ -18,7 +18,7 @@ from qbench.records.redact import Redactor
 from qbench.records.rows import LINES, TABLES, AccuracyRow, CellRow, Row
 from qbench.records.run import RunRecord, read_run, write_lines, write_record, write_table
 from qbench.run import fingerprint
-from qbench.run.events import UnitEvent, read_units
+from qbench.run.events import UnitEvent, last_kernel, read_units
 from qbench.run.fingerprint import CELL, Facts
 
 FOLDERS = ("cells", "logs", "answers", "reference")
@@ -131,11 +131,11 @@ class RunFolder:
     def kept(self, label: str) -> dict[str, UnitEvent]:
         """What was measured of a cell under the keys of now and by one kernel, the last, by unit, in their order."""
         found = read_units(self._events(label))
-        kernels = [unit.kernel for unit in found.values() if unit.kernel is not None]
+        kernel = last_kernel(self._events(label))
         return {
             name: found[name]
             for name, key in self.units[label].items()
-            if name in found and found[name].key == key and found[name].kernel in (None, *kernels[-1:])
+            if name in found and found[name].key == key and found[name].kernel in (None, kernel)
         }
 
     def missing(self, label: str) -> list[str]:
