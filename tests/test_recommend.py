@@ -384,3 +384,14 @@ def test_a_larger_batch_that_does_not_fit_excludes_nobody_at_batch_1(status: str
     assert named(asked(rows)) == "fast"
     assert named(asked(rows, batch=32)) == "slow"
     assert "fast: oom" in text(asked(rows, batch=32))
+
+
+def test_runs_of_edited_questions_are_not_ranked_by_accuracy() -> None:
+    def answered(label: str, asked: str) -> Run:
+        rows = [cell(label, "int4", peak_memory_bytes=1), subject(label, "int4", "law", 6, 10)]
+        return made_up_run([row.model_copy(update={"asked_sha256": asked}) if row is rows[1] else row for row in rows])
+
+    one, other = answered("a", "1" * 64), answered("b", "2" * 64)
+    with pytest.raises(QbenchError, match="questions of the same names and other content"):
+        recommend([one, other], 1, "accuracy", Limits())
+    assert recommend([one, answered("b", "1" * 64)], 1, "accuracy", Limits()).pick

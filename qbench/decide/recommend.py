@@ -114,6 +114,12 @@ def _check(runs: Sequence[RunSummary], candidates: Sequence[Candidate], batch_si
         raise QbenchError(
             f"--objective accuracy: the runs answered {' and '.join(questions)}; give runs of one of them"
         )
+    answered = [one.accuracy for one in candidates if one.accuracy]
+    if objective == "accuracy" and not all(answered[0].asked_the_same(one) for one in answered[1:]):
+        raise QbenchError(
+            "--objective accuracy: the runs answered questions of the same names and other content; give runs of one "
+            "of them"
+        )
 
 
 def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, timed: bool) -> str:
