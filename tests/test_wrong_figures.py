@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from qbench import demo
+from qbench.backends import fp16
+from qbench.backends.fp16 import FP16
 from qbench.config import RunConfig
 from qbench.decide.constraints import Limits
 from qbench.decide.recommend import recommend
+from qbench.engine.base import Query
+from qbench.engine.torch.engine import TorchEngine
+from qbench.measure.lm_eval.adapter import EngineLM
 from qbench.measure.lm_eval.mmlu_data import read_questions
 from qbench.records.run import Run, read_run
+from qbench.show.tables import print_results
+from qbench.show.view.data import collect
 from tests.support.families import save
 from tests.support.runs import run
+from tests.support.tiny_llama import options
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 TIMED = {"batch_sizes": [1], "seq_len": 24, "new_tokens": 4, "warmup": 0, "trials": 1}
@@ -102,6 +116,51 @@ def test_an_output_embedding_in_8_bits_of_a_tied_model_answers(tmp_path: Path) -
     assert list(found.accuracy["n"]) == [2]
 
 
+def test_no_call_of_an_engine_changes_the_model(tmp_path: Path) -> None:
+    """A checkpoint whose configuration says tied and whose file has an output embedding of its own, as some have."""
+    model = Path(shutil.copytree(demo.MODEL_DIR, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].roll(1, 0).clone()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    loaded = fp16.load(options(model, tmp_path, torch.float32), FP16(label="fp16"), None)
+    engine = TorchEngine(loaded)
+    prompt = np.arange(2 * 8).reshape(2, 8)
+    queries = [Query((1, 2, 3, 4), (5,)), Query((1, 2, 3, 4), (6, 7))]
+    calls: dict[str, Callable[[], object]] = {
+        "generate": lambda: engine.session(2, 12).generate(prompt, 4),
+        "quantized cache": lambda: engine.session(2, 12, kv_cache="int8").generate(prompt, 4),
+        "peak memory": lambda: engine.peak_memory(lambda: engine.session(2, 12, decode="eager").generate(prompt, 1)),
+        "score": lambda: engine.score(np.arange(20), top_k=4),
+        "shared": lambda: list(engine.loglikelihoods(queries, batch_size=2, share=True).batches),
+        "plain": lambda: list(engine.loglikelihoods(queries, batch_size=2, share=False).batches),
+        "lm-eval": lambda: EngineLM(engine, 2, share=True).loglikelihood(
+            [Instance("loglikelihood", {}, ("Birds sing", " loudly"), 0)]
+        ),
+    }
+    expected = loaded.model(torch.from_numpy(prompt)).logits
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    for name, call in calls.items():
+        call()
+        after = loaded.model.state_dict()
+        assert after.keys() == before.keys(), name
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items()), name
+        assert torch.equal(loaded.model(torch.from_numpy(prompt)).logits, expected), name
+
+
+def test_a_tokenizer_of_another_model_is_named(tmp_path: Path) -> None:
+    """Its tokens go beyond the embedding, which fails in the middle of a forward otherwise."""
+    model = Path(shutil.copytree(demo.MODEL_DIR, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:300].clone()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    content = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(content | {"vocab_size": 300}))
+    found = measured(tmp_path, model, ["fp16"], measure={"mmlu": ASKED, "throughput": TIMED})
+    (cell,) = found.cells.to_dict("records")
+    assert re.search(r"mmlu: the tokenizer has a token \d+, and the model's embedding 300 rows", cell["failed"])
+    assert list(found.throughput["status"]) == ["ok"]
+
+
 def test_prompts_that_lose_examples_are_counted(tmp_path: Path) -> None:
     """Five examples do not fit into 96 tokens."""
     model = Path(shutil.copytree(demo.MODEL_DIR, tmp_path / "model"))
@@ -109,6 +168,11 @@ def test_prompts_that_lose_examples_are_counted(tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps(content | {"max_position_embeddings": 96}))
     found = measured(tmp_path, model, ["fp16"], measure={"mmlu": ASKED})
     assert list(found.accuracy["truncated"]) == [2]
+    console = Console(file=io.StringIO(), width=200)
+    print_results(console, found)
+    line = "truncated (FP32): 2 of 2 questions lost examples to the model's context"
+    assert line in console.file.getvalue()  # type: ignore[attr-defined]
+    assert any(line in doubt for doubt in collect(found, allow_partial=True).doubts)
     whole = measured(tmp_path / "whole", demo.MODEL_DIR, ["fp16"], measure={"mmlu": ASKED})
     assert list(whole.accuracy["truncated"]) == [0]
     assert list(whole.accuracy["shared_prefixes"]) == [True]

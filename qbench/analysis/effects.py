@@ -60,6 +60,8 @@ class Accuracy:
     """Which set: two cells with different ones cannot be compared."""
     asked: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """By subject, the number of questions and a hash of them, where the run has kept that."""
+    truncated: int = 0
+    """Questions whose prompt lost examples to the model's context."""
     partial: bool = False
     """Whether it is of part of the questions only."""
     right: pd.Series[bool] | None = field(default=None, repr=False, compare=False)
@@ -110,6 +112,7 @@ def accuracy_of(run: Run, label: str, *, allow_partial: bool = False) -> Accurac
         n=n,
         questions=questions,
         asked={str(row["subject"]): (int(row["n"]), str(row["asked_sha256"])) for row in known.to_dict("records")},
+        truncated=int(rows["truncated"].fillna(0).sum()),
         partial=partial,
         right=run.answers.get(label),
     )

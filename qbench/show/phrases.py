@@ -74,6 +74,16 @@ def cache_words(rows: pd.DataFrame) -> str:
     return f", keys and values in {'/'.join(kinds)}" if kinds else ""
 
 
+def truncations(cells: Sequence[CellSummary]) -> list[str]:
+    """A line for each cell whose few-shot prompts were not all read whole."""
+    return [
+        f"truncated ({cell.name}): {cell.accuracy.truncated:,} of {cell.accuracy.n:,} questions lost examples to the "
+        "model's context; set measure.mmlu.num_fewshot to fewer"
+        for cell in cells
+        if cell.accuracy and cell.accuracy.truncated
+    ]
+
+
 def remarks(cells: Sequence[CellSummary]) -> list[str]:
     """A line for each reason not to trust some speed: where, what was wrong, what to do."""
     places = _places(cells)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
 from qbench.records.run import Run
-from qbench.show.phrases import accuracy_words, difference_words, ratio_words, remarks, sustained_words
+from qbench.show.phrases import accuracy_words, difference_words, ratio_words, remarks, sustained_words, truncations
 from qbench.text import MISSING, human_bytes
 
 
@@ -23,7 +23,7 @@ def print_results(console: Console, run: Run) -> None:
     for cell in summary.cells:
         if cell.status == "ok" and cell.row.failed:
             console.print(f"[red]failed:[/] {escape(f'{cell.name}: {cell.row.failed}')}")
-    for line in remarks(summary.cells):
+    for line in (*truncations(summary.cells), *remarks(summary.cells)):
         console.print(escape(line))
     compared = [table for table in (speed_table(summary), quality_table(summary)) if table.rows]
     for table in compared:

@@ -18,7 +18,7 @@ from qbench.machine.bandwidth import Bandwidth
 from qbench.plan import backtest
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
-from qbench.show.phrases import remarks
+from qbench.show.phrases import remarks, truncations
 from qbench.show.view import facts
 from qbench.show.view.facts import Record
 from qbench.show.view.records import RunReport
@@ -68,7 +68,7 @@ def collect(
         bandwidth=speed,
         tried=facts.tried(run),
         failures=tuple(facts.failures(run, names)),
-        doubts=(*remarks(cells), *(Redactor.here().text(text) for text in run.warnings)),
+        doubts=(*truncations(cells), *remarks(cells), *(Redactor.here().text(text) for text in run.warnings)),
         notes=tuple(notes),
     )
 
