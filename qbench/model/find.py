@@ -115,10 +115,8 @@ def check_folder(folder: Path) -> None:
         raise QbenchError(f"model.path: {folder} is not a folder")
     if not (folder / "config.json").is_file():
         raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
-    check_unquantized(read_config(folder), str(folder))
-    for name in OLD_SCHEMES:
-        if (folder / name).is_file():
-            check_unquantized({"quantization_config": {}}, str(folder))
+    old = next((folder / name for name in OLD_SCHEMES if (folder / name).is_file()), None)
+    check_unquantized(read_config(folder) | ({"quantization_config": _read_json(old)} if old else {}), str(folder))
     check_weights(folder, "model.path", "for memory and speed only, add `weights: random`")
 
 

@@ -109,10 +109,11 @@ TOLERANCE_16BIT = 0.25
 
 
 def begun(groups: Sequence[Group], batch_size: int, journal: Journal | None) -> bool:
-    """Whether answers that share something are in the journal: they were checked before the first of them."""
+    """Whether the first answers that share something are in the journal: they were checked before these were read."""
     sharing = [group for group in groups if group.prefix or any(len(row.branches) > 1 for row in group.rows)]
     batches = (rows for group in sharing for rows in prefix_groups.batches(group, batch_size))
-    return journal is not None and any(journal.get(prefix_groups.name_of(rows)) is not None for rows in batches)
+    first = next(batches, None)
+    return journal is not None and first is not None and journal.get(prefix_groups.name_of(first)) is not None
 
 
 def sharing_agrees(loaded: LoadedModel, groups: Sequence[Group], batch_size: int) -> bool:

@@ -8,11 +8,9 @@ from qbench.analysis.summary import CHANCE_LEVEL, CellSummary, Speed
 from qbench.show import formats
 from qbench.show.phrases import accuracy_words, caption, comparison_words, difference_words, ratio_words
 from qbench.show.plots.shapes import Bar, BarChart, Pair, Panel
-from qbench.show.plots.style import CellStyle
+from qbench.show.plots.style import Looks
 from qbench.show.view.records import RunReport
 from qbench.text import human_bytes
-
-Looks = dict[str, CellStyle]
 
 NO_RESULT = "no result"
 """Of a cell that is ok but was not measured, or only in part."""
@@ -32,11 +30,11 @@ def memory(report: RunReport, looks: Looks) -> BarChart | None:
         peak, predicted = peaks.get(cell.name), cell.predicted_bytes
         text = human_bytes(peak)
         hover = [f"{cell.name}: {text}", f"predicted: {human_bytes(predicted)}" if predicted else ""]
-        compared = peak is not None and whole and cell.name != report.reference
+        ratio = peak / whole if peak and whole and cell.name != report.reference else None
         bars.append(
             _bar(
                 cell, looks, None if peak is None else peak / size, text, hover,
-                remark=f"{peak / whole:.2f} × {report.reference}" if compared and peak and whole else "",
+                remark=f"{ratio:.2f} × {report.reference}" if ratio else "",
                 beside=predicted / size if predicted and peak is not None else None,
             )
         )  # fmt: skip

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from qbench.show.plots import bars, scatter
 from qbench.show.plots.shapes import Chart
-from qbench.show.plots.style import CellStyle, cell_styles
+from qbench.show.plots.style import Looks, cell_styles
 from qbench.show.view.records import RunReport
-
-Looks = dict[str, CellStyle]
-"""By the cells' names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,9 @@ from qbench.show import formats
 from qbench.show.phrases import accuracy_words, caption, difference_words
 from qbench.show.plots.bars import NO_RESULT, WHISKERS
 from qbench.show.plots.shapes import Pair, Point, ScatterChart, Series
-from qbench.show.plots.style import CellStyle, shorten
+from qbench.show.plots.style import Looks, shorten
 from qbench.show.view.records import RunReport
 from qbench.text import human_bytes
-
-Looks = dict[str, CellStyle]
 
 
 def pareto(report: RunReport, looks: Looks) -> ScatterChart | None:

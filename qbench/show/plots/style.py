@@ -33,6 +33,10 @@ class CellStyle:
     hatch: str
 
 
+Looks = dict[str, CellStyle]
+"""By the cells' names."""
+
+
 def cell_styles(kinds: Sequence[str]) -> list[CellStyle]:
     """The styles of cells of these kinds, in their order."""
     own = {kind: (backend_class(kind) or Backend).color for kind in sorted(set(kinds))}
