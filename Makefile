@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Where benchmarks leave their tables and plots, and the steps of bench-gpu.
 OUT ?= results/bench
-STEPS ?= check tune linears models awq gptq
+STEPS ?= check products linears models awq gptq
 
 .PHONY: help setup smoke test test-all lint docs audit bench bench-gpu gpu-wheels clean
 

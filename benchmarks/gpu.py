@@ -1,10 +1,11 @@
 """Our INT4 kernels on a GPU: checked, tuned, timed, and five backends on the shape of Llama-3-8B. Needs no network.
 
-    python benchmarks/gpu.py check tune linears models awq gptq --out FOLDER
+    python benchmarks/gpu.py check products tune linears models awq gptq --out FOLDER
 
-check: products against float64, and as a CUDA graph. tune: block sizes for this GPU, kept in the package. linears: a
-block's linears by every backend. models, awq, gptq: memory and tokens/s (`configs/llama3-8b-shape.yaml`), in parts,
-since calibrating takes its time. Tables, run.json and plots are left in the folder.
+check: products against float64, and as a CUDA graph. products: variants of the CUDA kernels beside cuBLAS and tinygemm;
+the fastest are kept in the package. tune: block sizes of the Triton kernels, kept likewise. linears: a block's linears
+by every backend. models, awq, gptq: memory and tokens/s (`configs/llama3-8b-shape.yaml`), in parts, since calibrating
+takes its time. Tables, run.json and plots are left in the folder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Annotated
 
 import gpu_check
+import gpu_products
 import gpu_tune
 import linears
 import torch
@@ -29,6 +31,7 @@ class Step(StrEnum):
     """What to do."""
 
     CHECK = "check"
+    PRODUCTS = "products"
     TUNE = "tune"
     LINEARS = "linears"
     MODELS = "models"
@@ -57,6 +60,8 @@ def main(
         match step:
             case Step.CHECK:
                 gpu_check.check(device, out)
+            case Step.PRODUCTS:
+                gpu_products.main(out, seconds=150)
             case Step.TUNE:
                 shutil.copy(gpu_tune.tune(device), out)
             case Step.LINEARS:

@@ -1,4 +1,4 @@
-"""The Triton kernels on the GPU at hand, against float64, by themselves and in a CUDA graph."""
+"""The CUDA and Triton kernels on the GPU at hand, against float64, by themselves and in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from qbench.int4 import QuantLinear, dequantize, quantize
 SHAPES = ((6144, 4096), (28672, 4096), (4096, 14336), (65, 130), (40, 65), (1000, 4095))
 """(out_features, in_features): joined linears of Llama-3-8B, and some that are not whole blocks."""
 BATCHES = (1, 2, 3, 4, 5, 8, 16, 17, 32, 33, 64, 65, 512)
+KERNELS = ("cuda", "triton")
 GROUP_SIZES = (128, 64, 32, -1)
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Relative L2 error: the rounding of results."""
@@ -34,11 +35,13 @@ def replayed(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def rows(shape: tuple[int, int], group_size: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, object]]:
+def rows(
+    kernel: str, shape: tuple[int, int], group_size: int, dtype: torch.dtype, device: torch.device
+) -> list[dict[str, object]]:
     """A row for each batch size."""
     generator = torch.Generator(device).manual_seed(0)
     q = quantize(torch.randn(shape, generator=generator, device=device), group_size=group_size, scale_dtype=dtype)
-    layer, weight = QuantLinear(q, kernel="triton"), dequantize(q).double()
+    layer, weight = QuantLinear(q, kernel=kernel), dequantize(q).double()
     found = []
     for batch in BATCHES:
         x = torch.randn(batch, shape[1], generator=generator, device=device).to(dtype)
@@ -47,6 +50,7 @@ def rows(shape: tuple[int, int], group_size: int, dtype: torch.dtype, device: to
         error = ((out.double() - expected).norm() / expected.norm()).item()
         found.append(
             {
+                "kernel": kernel,
                 "out_features": shape[0],
                 "in_features": shape[1],
                 "group_size": group_size,
@@ -66,7 +70,7 @@ def check(device: torch.device, out: Path | None) -> None:
     Raises:
         typer.Exit: a product is wrong.
     """
-    cases = list(itertools.product(SHAPES, GROUP_SIZES, TOLERANCE))
+    cases = list(itertools.product(KERNELS, SHAPES, GROUP_SIZES, TOLERANCE))
     taken = [row for case in track(cases, "check", transient=True) for row in rows(*case, device)]
     record.keep(out, {"int4_check": taken}, script="check", show=False)
     wrong = [row for row in taken if not row["ok"]]

@@ -149,7 +149,7 @@ def test_the_first_kernel_that_serves_is_chosen() -> None:
         ("cpu", {"bits": 8}, "kernel cpu multiplies 4 bits, not 8"),
         ("aten", {"group_size": 96}, "kernel aten needs whole groups"),
         ("aten", {"bits": 8}, "only where they are symmetric"),
-        ("fast", {}, "kernel must be auto or one of triton, cpu, aten, reference, not 'fast'"),
+        ("fast", {}, "kernel must be auto or one of cuda, triton, cpu, aten, reference, not 'fast'"),
     ],
 )
 def test_a_kernel_that_cannot_serve_says_why(name: str, options: dict[str, int], words: str) -> None:

@@ -1,11 +1,14 @@
 """The generation loop against transformers' own `generate`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from qbench.engine.torch.attention import grouped
 from qbench.engine.torch.decode import EagerDecoder, GraphDecoder, generate, preallocated_cache
 
 NEW = 12
@@ -30,6 +33,55 @@ def test_tokens_are_those_of_transformers_generate(model: LlamaForCausalLM, kind
     decoder = EagerDecoder(model, room) if kind == "eager" else GraphDecoder(model, batch_size, room)
     for _ in range(2):  # a decoder forgets its last sequence
         assert torch.equal(torch.from_numpy(generate(decoder, prompt, NEW).tokens), reference(model, prompt))
+
+
+def test_a_captured_step_copies_no_keys_and_values(model: LlamaForCausalLM) -> None:
+    """Nothing of [batch, heads, length, head_dim] is made; the model is left as it was."""
+    config = LlamaConfig(
+        **{**model.config.to_dict(), "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    )
+    other = LlamaForCausalLM(config).eval()
+    other.set_attn_implementation("sdpa")
+    decoder = GraphDecoder(other, 3, 29)
+    prompt = torch.randint(3, 512, (3, 17), generator=torch.Generator().manual_seed(7))
+    token = decoder.prefill(prompt)
+    with torch.inference_mode(), ShapesMade() as made:
+        decoder.step(token)
+    assert (3, 4, 1, 16) in made.shapes  # queries
+    assert not {shape for shape in made.shapes if shape[:1] == (3,) and shape[1:] == (4, 29, 16)}
+    assert not [shape for shape in made.shapes if shape == (3, 2, 2, 29, 16)]
+    assert other.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_attention_of_a_token_against_float64(kv_heads: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(2, 6, 1, 8)
+    key, value = torch.randn(2, 2, kv_heads, 11, 8)
+    mask = (torch.arange(11) < 7).expand(2, 1, 1, 11) if masked else None
+    out, _ = grouped(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    keys, values = (t.double().repeat_interleave(6 // kv_heads, dim=1) for t in (key, value))
+    scores = query.double() @ keys.transpose(2, 3) * 0.3
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    exact = (scores.softmax(-1) @ values).transpose(1, 2)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+class ShapesMade(TorchDispatchMode):
+    """The shapes of all tensors that operators return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        for tensor in returned if isinstance(returned, tuple) else (returned,):
+            if isinstance(tensor, torch.Tensor):
+                self.shapes.add(tuple(tensor.shape))
+        return returned
 
 
 def test_a_generation_has_one_interval_for_every_token_but_the_first(model: LlamaForCausalLM) -> None:

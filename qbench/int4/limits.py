@@ -13,3 +13,6 @@ BLOCK_BYTES, BLOCK_BYTES_AMX = 1 << 21, 1 << 24
 
 TRITON_MAX_ROWS = 64
 """Rows of activations up to which Triton multiplies by codes; more of them meet a weight that was dequantized whole."""
+
+CUDA_MAX_ROWS = 256
+"""The same of the CUDA kernel."""

@@ -29,7 +29,7 @@ class Int4(Backend):
     search: Literal["mse", "none"] = Field(
         default="mse", description="mse: scales of the least squared error; none: plain round-to-nearest"
     )
-    kernel: Literal["auto", "triton", "cpu", "aten", "reference"] = Field(
+    kernel: Literal["auto", "cuda", "triton", "cpu", "aten", "reference"] = Field(
         default="auto", description="what multiplies; the fastest that serves here unless given"
     )
     lm_head: Literal["16bit", "int8"] = Field(default="16bit", description="int8: the output embedding, too, in 8 bits")
@@ -65,7 +65,7 @@ class Int4(Backend):
             return target.kernel or self.kernel
         if self.bits == 8:
             return "reference"
-        return "triton" if target.device == "cuda" else "cpu"
+        return "cuda" if target.device == "cuda" else "cpu"
 
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         # The fast kernels hold an offset beside each scale, also where it is zero.
@@ -85,6 +85,8 @@ class Int4(Backend):
                 return _cpu_product_bytes(out_features, in_features, tokens, target)
             case "reference":
                 return 2 * weight  # as integers and as numbers
+            case "cuda" if tokens > limits.CUDA_MAX_ROWS:
+                return weight
             case "triton" if tokens > limits.TRITON_MAX_ROWS:
                 return weight
             case _:

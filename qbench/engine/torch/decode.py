@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from qbench.compat.transformers import Cache, DynamicLayer
 from qbench.config.resolve import DecodeMode
 from qbench.engine.base import Generation, KVCache
+from qbench.engine.torch.attention import without_copies
 from qbench.engine.torch.cache import quantized_cache
 from qbench.errors import NotFiniteError, QbenchError
 
@@ -183,7 +184,8 @@ class GraphDecoder:
         return self._next
 
     def _forward(self) -> None:
-        best, following = _next_token(self._model, self._token, past_key_values=self._cache)
+        with without_copies(self._model):
+            best, following = _next_token(self._model, self._token, past_key_values=self._cache)
         self.best.copy_(best)
         self._next.copy_(following)
 

@@ -10,7 +10,7 @@ import torch
 
 from qbench.int4.kernels.base import Kernel, Tensors, WeightSpec
 
-KERNELS = ("triton", "cpu", "aten", "reference")
+KERNELS = ("cuda", "triton", "cpu", "aten", "reference")
 """Modules of this package, the preferred first. Each is a `Kernel`."""
 
 __all__ = ["KERNELS", "Kernel", "Tensors", "WeightSpec", "choose", "kernel"]

@@ -14,7 +14,6 @@ Codes are decoded by their exponent: a code in the low bits of 0x6400 (float16) 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 import triton
@@ -32,15 +31,17 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
-def _decode(words: Any, plane: tl.constexpr, dtype: tl.constexpr) -> Any:
+def _decode(words, plane: tl.constexpr, dtype: tl.constexpr):
     """q - 8 of a plane, exactly, in float16 or bfloat16."""
     nibble = (words >> (4 * plane)) & 15
+    # One `return`: Triton types a function by all of them, those of other dtypes included.
     if dtype == tl.float16:
-        return (nibble | 0x6400).to(tl.int16).to(tl.float16, bitcast=True) - 1032.0
-    number = (nibble | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    if INTERPRETED:
-        return number.to(tl.float32) - 136.0
-    return number - 136.0
+        number = (nibble | 0x6400).to(tl.int16).to(tl.float16, bitcast=True) - 1032.0
+    elif INTERPRETED:
+        number = (nibble | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True).to(tl.float32) - 136.0
+    else:
+        number = (nibble | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True) - 136.0
+    return number
 
 
 @triton.jit

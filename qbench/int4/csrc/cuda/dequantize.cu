@@ -1,0 +1,35 @@
+// The weight [outputs, columns] in 16 or 32 bits. A block of four warps has 64 outputs and 128 columns.
+#include <weights.cuh>
+
+extern "C" __global__ void __launch_bounds__(128)
+dequantize(const uint4 *words, const u32 *scales, u16 *weight, int outputs, int columns, int blocks,
+           int blocks_per_group) {
+  const int lane = threadIdx.x & 31, tile = blockIdx.x * 4 + (threadIdx.x >> 5);
+  const Matrix matrix = {words, scales, (outputs + 15) / 16, blocks, blocks_per_group};
+  if (tile >= matrix.tiles) return;
+  Block w;
+  w.load(matrix, tile, blockIdx.y, lane);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    u32 a[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) w.fragment(half, i, a[i]);
+    const int column = blockIdx.y * 128 + half * 64 + 16 * (lane & 3);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const int n = tile * 16 + (lane >> 2) + 8 * r;
+      if (n >= outputs) continue;
+      u16 *p = weight + (u64)n * columns + column;
+      if (columns % 16 == 0) {
+        if (column >= columns) continue;
+        uint4 *wide = reinterpret_cast<uint4 *>(p);
+        wide[0] = make_uint4(a[0][r], a[0][r + 2], a[1][r], a[1][r + 2]);
+        wide[1] = make_uint4(a[2][r], a[2][r + 2], a[3][r], a[3][r + 2]);
+      } else {
+#pragma unroll
+        for (int k = 0; k < 16; k++)
+          if (column + k < columns) p[k] = (u16)(a[k >> 2][r + (k & 2)] >> (16 * (k & 1)));
+      }
+    }
+  }
+}

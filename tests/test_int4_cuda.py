@@ -1,0 +1,149 @@
+"""The CUDA kernels without a GPU: their arithmetic, run thread by thread on the CPU, and that they compile for GPUs."""
+
+import ctypes
+import itertools
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from qbench.int4 import QuantizedTensor, quantize
+from qbench.int4.kernels import WeightSpec, choose, cuda, nvrtc
+from qbench.int4.kernels.variants import BUCKETS, Variant, rule_of_thumb
+from qbench.int4.quantizer import dequantize
+
+HOST = Path(__file__).parent / "support" / "cuda"
+GROUPS = {32: 32, 64: 64, 128: 128, 256: 0, 0: 0}
+"""group_size of a weight (0: a row), and the macro it is compiled with."""
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+VARIANTS = (
+    Variant("product", 1, 1, 1, 8, 2, 1),
+    Variant("product", 2, 1, 2, 2, 1, 2),
+    Variant("product", 1, 2, 1, 2, 1, 1),
+    Variant("product", 2, 4, 1, 2, 1, 1),
+    Variant("wgmma", 1, 2, 1, 2, 2, 1),
+    Variant("wgmma", 2, 4, 1, 1, 1, 2),
+    Variant("wgmma", 1, 8, 2, 1, 1, 1),
+    Variant("wgmma", 1, 16, 1, 1, 1, 1),
+)
+
+
+def built(folder: Path, source: str, macros: dict[str, int]) -> ctypes.CDLL:
+    name = "_".join([source, *map(str, macros.values())])
+    file = folder / f"{name}.so"
+    if not file.exists():
+        main = "dequantize.cpp" if source == "dequantize" else "product.cpp"
+        defines = [f"-D{key}={value}" for key, value in macros.items()]
+        command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-w", f"-I{HOST}", f"-I{nvrtc.SOURCES}", *defines]
+        subprocess.run([*command, f"-DSOURCE=<{source}.cu>", "-o", str(file), str(HOST / main)], check=True)
+    return ctypes.CDLL(str(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cuda")
+
+
+def weight_of(outputs: int, columns: int, group_size: int, dtype: torch.dtype) -> QuantizedTensor:
+    return quantize(torch.randn(outputs, columns).to(dtype), group_size=group_size or -1, search="none")
+
+
+def product(folder: Path, config: Variant, x: torch.Tensor, q: QuantizedTensor, group: int, seed: int) -> torch.Tensor:
+    packed, spec = cuda.pack(q), WeightSpec.of(q)
+    macros = {"BFLOAT": int(x.dtype == torch.bfloat16), "GROUP": group} | config.macros
+    library = built(folder, config.source, macros)
+    rows, columns = x.shape
+    blocks = packed["words"].shape[1] // 2
+    grid = (-(-spec.out_features // config.outputs), min(config.splits, blocks), -(-rows // config.rows))
+    y = torch.full((rows, spec.out_features), float("nan"), dtype=x.dtype)
+    parts = torch.full((grid[1], rows, spec.out_features), float("nan"))
+    counters = torch.zeros(1024, dtype=torch.int32)
+    tensors = (x, packed["words"], packed["pairs"].to(x.dtype).contiguous(), y, parts, counters)
+    library.run(
+        *map(ctypes.c_int, (*grid, config.threads, seed)),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+        *map(ctypes.c_int, (rows, spec.out_features, columns, blocks, -(-spec.group_columns // 128))),
+    )
+    assert not counters.any()
+    return y
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: "-".join(map(str, config)))
+def test_every_variant_against_float64(folder: Path, config: Variant, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    group_size = tuple(GROUPS)[VARIANTS.index(config) % len(GROUPS)]
+    for seed, (outputs, columns) in enumerate(((config.outputs + 9, 528), (48, 1040))):
+        q = weight_of(outputs, columns, group_size, dtype)
+        x = torch.randn(config.rows + 3, columns).to(dtype)
+        exact = x.double() @ dequantize(q, torch.float64).T
+        y = product(folder, config, x, q, GROUPS[group_size], seed)
+        assert ((y.double() - exact).norm() / exact.norm()).item() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("group_size", GROUPS)
+@pytest.mark.parametrize("source", ["product", "wgmma"])
+def test_every_group_size_against_float64(folder: Path, source: str, group_size: int) -> None:
+    torch.manual_seed(1)
+    config = Variant(source, 1, 2, 1, 2, 1, 1)
+    q = weight_of(32, 656, group_size, torch.float16)
+    x = torch.randn(5, 656).half()
+    exact = x.double() @ dequantize(q, torch.float64).T
+    y = product(folder, config, x, q, GROUPS[group_size], seed=1)
+    assert ((y.double() - exact).norm() / exact.norm()).item() < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("group_size", "columns"), [(32, 160), (64, 136), (128, 300), (0, 129)])
+def test_dequantized_with_one_rounding(folder: Path, dtype: torch.dtype, group_size: int, columns: int) -> None:
+    q = weight_of(21, columns, group_size, dtype)
+    packed, spec = cuda.pack(q), WeightSpec.of(q)
+    macros = {"BFLOAT": int(dtype == torch.bfloat16), "GROUP": GROUPS[group_size]}
+    out = torch.full((21, columns), float("nan"), dtype=dtype)
+    blocks = packed["words"].shape[1] // 2
+    tensors = (packed["words"], packed["pairs"], out)
+    built(folder, "dequantize", macros).run(
+        *map(ctypes.c_int, (1, blocks)),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
+        *map(ctypes.c_int, (21, columns, blocks, -(-spec.group_columns // 128))),
+    )
+    assert torch.equal(out, dequantize(q, torch.float64).to(dtype))  # rounded once
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group_size", [32, 128, -1, 0])
+def test_unpack_gives_the_weight_back(group_size: int, symmetric: bool) -> None:
+    q = quantize(torch.randn(37, 200), group_size=group_size, symmetric=symmetric, search="none")
+    again = cuda.unpack(cuda.pack(q), WeightSpec.of(q))
+    assert again.tensors().keys() == q.tensors().keys()
+    for name, tensor in q.tensors().items():
+        assert torch.equal(again.tensors()[name], tensor)
+
+
+COMPILED = {
+    (source, architecture, bfloat, group, config)
+    for rows, (outputs, columns), bfloat, group in itertools.product(
+        BUCKETS, ((4096, 4096), (28672, 4096), (4096, 14336)), (0, 1), (32, 64, 128, 0)
+    )
+    for architecture in ("sm_80", "sm_89", "sm_90a")
+    for config in [rule_of_thumb(rows, outputs, columns, hopper=architecture == "sm_90a")._replace(splits=1)]
+    for source in [config.source]
+}
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90a"])
+def test_what_a_run_launches_compiles(architecture: str) -> None:
+    pytest.importorskip("cuda.bindings")
+    for source, of, bfloat, group, config in sorted(COMPILED):
+        if of == architecture:
+            macros = {"BFLOAT": bfloat, "GROUP": group} | config.macros
+            assert nvrtc.compiled(f"{source}.cu", of, macros)
+    for bfloat, group in itertools.product((0, 1), (32, 64, 128, 0)):
+        assert nvrtc.compiled("dequantize.cu", architecture, {"BFLOAT": bfloat, "GROUP": group})
+
+
+def test_it_is_for_cuda() -> None:
+    weight = WeightSpec.of(quantize(torch.randn(32, 128)))
+    with pytest.raises(ValueError, match="kernel cuda is for CUDA, not cpu"):
+        choose(weight, torch.device("cpu"), "cuda")
