@@ -97,10 +97,11 @@ def smoke_page(smoke: Run) -> Page:
 
 
 def on_gpu(name: str) -> Run:
-    """The published run of TinyLlama's shape, as if a GPU had made it."""
+    """The published run of TinyLlama's shape, as if a GPU had made it and nobody had measured how fast that copies."""
     run = read_run(TINYLLAMA)
     gpu = run.record.environment.model_copy(update={"gpus": (GPU(name=name, memory_bytes=80 << 30),)})
-    return replace(run, record=run.record.model_copy(update={"environment": gpu}), cells=run.cells.assign(device=name))
+    cells = run.cells.assign(device=name, read_bytes_per_s=np.nan)
+    return replace(run, record=run.record.model_copy(update={"environment": gpu}), cells=cells)
 
 
 def test_every_speed_stands_in_a_table(smoke_page: Page) -> None:
@@ -148,6 +149,18 @@ def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> 
     assert drawn(given) == {(50.0, "ceiling")}
     shares = [row["of the ceiling"] for row in Page(page.render([given])).records("Decode speed")]
     assert shares[0] == f"{given.cells[0].speeds[0].read_bytes_per_s / 50e9:.0%}".replace("%", " %")  # type: ignore[operator]
+
+
+def test_a_measured_copy_comes_before_the_data_sheet() -> None:
+    run = on_gpu("NVIDIA A100-SXM4-80GB")
+    found = data.collect(
+        replace(run, cells=run.cells.assign(read_bytes_per_s=[1.7e12, 1.75e12, np.nan, 1.6e12, 1.7e12]))
+    )
+    # The data sheet says 2,039 GB/s, and alone knows how fast the card computes.
+    assert found.bandwidth == data.Bandwidth(1.75e12, "fastest of 4 copies, one before each cell", 312e12)
+    two = data.collect(replace(run, cells=run.cells.assign(device=["NVIDIA L4", *["NVIDIA A10"] * 4])))
+    assert two.bandwidth is None
+    assert any(note.endswith("measured on several machines or GPUs") for note in two.notes)
 
 
 def test_sustained_load_is_drawn_and_stands_in_a_table() -> None:

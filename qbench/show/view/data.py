@@ -35,8 +35,8 @@ def collect(
     Args:
         title: the run's name unless given.
         allow_partial: also accuracies and divergences over part of the questions or text.
-        speed: of the machine that was measured, where the caller knows it; else that of the data sheet of the GPU
-            that run.json names, or on a CPU the fastest that the run's workers have read.
+        speed: of the machine that was measured, where the caller knows it; else the fastest that the run's workers
+            have measured, or what the data sheet of their GPU says.
     """
     record, notes = run.record, list[str]()
     speed = speed or _bandwidth(run, notes)
@@ -89,23 +89,20 @@ def _with_predictions(cell: CellSummary, predictions: Mapping[tuple[str, int | N
 
 
 def _bandwidth(run: Run, notes: list[str]) -> Bandwidth | None:
-    """Of the GPU, by its data sheet, or as measured in the run; None, with a note, where its files do not tell it."""
+    """As measured in the run, else of the GPU by its data sheet; None, with a note, where neither is known."""
     gpus = sorted(set(run.cells["device"].dropna()) - {"cpu"})
-    if run.cells["host"].nunique() > 1:
-        notes.append("bandwidth ceiling left out: the cells were measured on several machines")
+    if run.cells["host"].nunique() > 1 or len(gpus) > 1:
+        notes.append("bandwidth ceiling left out: the cells were measured on several machines or GPUs")
         return None
-    if gpus:
-        found = bandwidth.of_gpu(gpus[0]) if len(gpus) == 1 else None
-        if found is None:
-            notes.append(
-                f"bandwidth ceiling left out: no data sheet of {' and '.join(gpus)} is known; give --bandwidth"
-            )
-        return found
+    sheet = bandwidth.of_gpu(gpus[0]) if gpus else None
     readings = run.cells["read_bytes_per_s"].dropna()
     if not readings.empty:
-        return Bandwidth(float(readings.max()), f"fastest of {len(readings)} readings, one before each cell")
-    notes.append("bandwidth ceiling left out: this run did not record how fast its CPU reads; give --bandwidth")
-    return None
+        source = f"fastest of {len(readings)} {'copies' if gpus else 'readings'}, one before each cell"
+        return Bandwidth(float(readings.max()), source, sheet.flops if sheet else None)
+    if sheet is None:
+        device = f"GPU copies, and no data sheet of {gpus[0]} is known" if gpus else "CPU reads"
+        notes.append(f"bandwidth ceiling left out: this run did not record how fast its {device}; give --bandwidth")
+    return sheet
 
 
 def _predictions(run: Run, speed: Bandwidth | None, notes: list[str]) -> dict[tuple[str, int | None], Record]:
