@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,31 @@ def test_the_interpreted_kernels_against_float64() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def compiled(kernel: Any, dtype: str, capability: int, **constants: int) -> bytes:
+    """The machine code of a kernel, by the compiler that a run would use; it needs no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = {"words": "*i32", "parts": "*fp32"} | dict.fromkeys(("x", "scales", "zeros", "out"), f"*{dtype}")
+    types = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
+    return triton.compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(80, "fp16"), (89, "bf16"), (90, "fp16"), (90, "bf16")])
+def test_they_compile_for_gpus(capability: int, dtype: str) -> None:
+    """The interpreter takes what the compiler refuses."""
+    pytest.importorskip("triton")
+    from qbench.int4.kernels import _triton
+
+    for planes in (2, 4, 8):  # groups of 32, of 64, and longer ones
+        assert compiled(_triton._gemv, dtype, capability, BM=4, BN=64, GROUP_PLANES=planes)
+        assert compiled(_triton._gemm, dtype, capability, BM=16, BN=64, GROUP_PLANES=planes)
+    assert compiled(_triton._gemm, dtype, capability, BM=64, BN=64, GROUP_PLANES=8)
+    assert compiled(_triton._dequantize, dtype, capability, BN=128)
+    assert compiled(_triton._sum_parts, dtype, capability, SPLIT=8, BLOCK_SIZE=1024)
 
 
 def test_they_are_for_cuda() -> None:
