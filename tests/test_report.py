@@ -366,6 +366,7 @@ def test_the_command_writes_both_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert names == {
         "demo-mmlu",
         "smoke",
+        "llama3-8b-shape",
         "tinyllama-shape",
         *(f"kv-cache-{kind}" for kind in ("16bit", "int8", "int4")),
     }
