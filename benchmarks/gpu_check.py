@@ -1,4 +1,4 @@
-"""The CUDA and Triton kernels on the GPU at hand, against float64, by themselves and in a CUDA graph."""
+"""The CUDA and Triton kernels on the GPU at hand, against float64, also in a CUDA graph; and how fast it copies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 import typer
 from rich.progress import track
 
+from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.int4 import QuantLinear, dequantize, quantize
+from qbench.machine.bandwidth import of_gpu
 
 SHAPES = ((6144, 4096), (28672, 4096), (4096, 14336), (65, 130), (40, 65), (1000, 4095))
 """(out_features, in_features): joined linears of Llama-3-8B, and some that are not whole blocks."""
@@ -64,16 +66,28 @@ def rows(
     return found
 
 
+def bandwidth(device: torch.device) -> dict[str, object]:
+    """What copies within its memory reach, and what its data sheet says: none exceeds it, and few stay below half."""
+    name = torch.cuda.get_device_name(device)
+    copied, sheet = copy_bytes_per_s(device), of_gpu(name)
+    left = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    plausible = copied is not None and (sheet is None or 0.5 < copied / sheet.bytes_per_s <= 1)
+    stated = sheet.bytes_per_s if sheet else None
+    return {"gpu": name, "copied": copied, "sheet": stated, "ok": plausible and left == 0}
+
+
 def check(device: torch.device, out: Path | None) -> None:
     """Check everything.
 
     Raises:
-        typer.Exit: a product is wrong.
+        typer.Exit: a product is wrong, or the bandwidth is not plausible.
     """
+    copies = bandwidth(device)
+    typer.echo(f"bytes a second: {copies}")
     cases = list(itertools.product(KERNELS, SHAPES, GROUP_SIZES, TOLERANCE))
     taken = [row for case in track(cases, "check", transient=True) for row in rows(*case, device)]
-    record.keep(out, {"int4_check": taken}, script="check", show=False)
+    record.keep(out, {"int4_check": taken, "bandwidth_check": [copies]}, script="check", show=False)
     wrong = [row for row in taken if not row["ok"]]
     typer.echo(f"{len(taken)} products, {len(wrong)} wrong" + "".join(f"\n{row}" for row in wrong[:20]))
-    if wrong:
+    if wrong or not copies["ok"]:
         raise typer.Exit(1)

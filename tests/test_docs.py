@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from qbench.cli.app import app
 from qbench.config import load
+from qbench.records.run import read_run
+from qbench.show.view import data
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -226,3 +228,18 @@ def test_the_figures_of_a_quantized_cache_are_those_of_its_runs() -> None:
         ]
         peak = f"{large['peak_memory_bytes'].max() / 2**20:,.0f} MiB"
         assert [name, peak, *speeds, f"{large['ttft_s'].median():.0f} s"] in rows
+
+
+def test_the_example_of_a_decode_step_is_that_of_its_run() -> None:
+    found = data.collect(read_run(RESULTS / "tinyllama-shape-xeon-2core"))
+    steps = {(cell.label, speed.batch_size): speed.step for cell in found.cells for speed in cell.speeds if speed.step}
+    large = steps["int4", 32]
+    assert large.limit_s
+    times = {key: f"{step.times_limit:.1f}" for key, step in steps.items()}
+    text = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
+    assert large.cache_bytes == 32 * 136 * 22 * 2**10
+    assert f"32 × 136 × 22 KiB = {large.cache_bytes / 2**20:.1f} MiB" in text
+    assert f"INT4's {large.weight_bytes / 2**20:.0f} MiB of weights, that takes {1e3 * large.limit_s:.1f} ms at" in text
+    assert f"ms at {large.bytes_per_s / 1e9:.1f} GB/s. The step took {1e3 * large.seconds:.0f} ms, " in text
+    assert f"{times['int4', 32]} times as long; at batch 1, {times['int4', 1]} times" in text
+    assert f"FP16 took {times['fp16', 1]} times its limit at batch 1, and {times['fp16', 32]} times at" in text

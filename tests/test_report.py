@@ -97,10 +97,11 @@ def smoke_page(smoke: Run) -> Page:
 
 
 def on_gpu(name: str) -> Run:
-    """The published run of TinyLlama's shape, as if a GPU had made it."""
+    """The published run of TinyLlama's shape, as if a GPU had made it and nobody had measured how fast that copies."""
     run = read_run(TINYLLAMA)
     gpu = run.record.environment.model_copy(update={"gpus": (GPU(name=name, memory_bytes=80 << 30),)})
-    return replace(run, record=run.record.model_copy(update={"environment": gpu}), cells=run.cells.assign(device=name))
+    cells = run.cells.assign(device=name, read_bytes_per_s=np.nan)
+    return replace(run, record=run.record.model_copy(update={"environment": gpu}), cells=cells)
 
 
 def test_every_speed_stands_in_a_table(smoke_page: Page) -> None:
@@ -124,7 +125,8 @@ def test_bandwidth_is_what_a_step_reads_over_its_time(smoke: Run) -> None:
     for speed in fp16.speeds:
         read = 8_393_472 + speed.batch_size * cache_bytes
         assert speed.tokens_per_s is not None
-        assert speed.read_bytes_per_s == pytest.approx(read * speed.tokens_per_s / speed.batch_size)
+        assert speed.step
+        assert speed.step.read_bytes_per_s == pytest.approx(read * speed.tokens_per_s / speed.batch_size)
 
 
 def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> None:
@@ -147,7 +149,58 @@ def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> 
     given = data.collect(readings, speed=data.Bandwidth(50e9, "given"))
     assert drawn(given) == {(50.0, "ceiling")}
     shares = [row["of the ceiling"] for row in Page(page.render([given])).records("Decode speed")]
-    assert shares[0] == f"{given.cells[0].speeds[0].read_bytes_per_s / 50e9:.0%}".replace("%", " %")  # type: ignore[operator]
+    assert shares[0] == f"{given.cells[0].speeds[0].step.read_bytes_per_s / 50e9:.0%}".replace("%", " %")  # type: ignore[union-attr]
+
+
+def test_where_a_step_s_time_goes_stands_in_a_table(smoke: Run) -> None:
+    """FP16 at batch 8 as if it had decoded 4,000 tokens a second, on a machine of 10 GB/s."""
+    run = replace(smoke, throughput=smoke.throughput.assign(decode_tokens_per_s=4000.0, validity="ok"))
+    found = data.collect(run, speed=data.Bandwidth(10e9, "given"))
+    rows = Page(page.render([found])).records("A decode step")
+    assert len(rows) == 5 * 3
+    # 8,393,472 bytes of weights and 8 x 224 tokens x 2 KiB of cache: 12,063,488 bytes take 1.206 ms; a step took 2 ms.
+    assert list(rows[1].values()) == [
+        "FP16",
+        "8",
+        "8.00 MiB",
+        "3.50 MiB",
+        "1.21 ms",
+        "2.00 ms",
+        "1.66×",
+        "6,632",
+        "4,000",
+    ]
+    text = markdown.render([found])
+    assert "| FP16 | 8 | 8.00 MiB | 3.50 MiB | 1.21 ms | 2.00 ms | 1.66× | 6,632 | 4,000 |" in text
+    assert "- smoke: bandwidth 10 GB/s, given" in text
+    unknown = data.collect(replace(run, cells=run.cells.assign(read_bytes_per_s=np.nan)))
+    assert "- smoke: bandwidth not known" in markdown.render([unknown])
+    row = Page(page.render([unknown])).records("A decode step")[1]
+    assert list(row.values()) == ["FP16", "8", "8.00 MiB", "3.50 MiB", "–", "2.00 ms", "–", "–", "4,000"]
+
+
+def test_the_batch_from_which_on_a_cell_is_slower_is_said(smoke: Run) -> None:
+    slow = smoke.throughput["label"].eq("gptq") & smoke.throughput["batch_size"].ge(8)
+    speeds = np.where(slow, 50.0, np.where(smoke.throughput["label"] == "fp16", 100.0, 200.0))
+    run = replace(smoke, throughput=smoke.throughput.assign(decode_tokens_per_s=speeds))
+    html, text = Page(page.render([data.collect(run)])).text, markdown.render([data.collect(run)])
+    for place in (html, text.replace("\\", "")):
+        assert "GPTQ: slower than FP16 from batch 8 on" in place
+        assert "INT4: not slower than FP16 at batch 32, the largest that both ran" in place
+    nothing = data.collect(made_up_run([cell("fp16", peak_memory_bytes=1)]))
+    assert (nothing.crossovers, tables.steps([nothing]), tables.step_bandwidths([nothing])) == ((), None, [""])
+
+
+def test_a_measured_copy_comes_before_the_data_sheet() -> None:
+    run = on_gpu("NVIDIA A100-SXM4-80GB")
+    found = data.collect(
+        replace(run, cells=run.cells.assign(read_bytes_per_s=[1.7e12, 1.75e12, np.nan, 1.6e12, 1.7e12]))
+    )
+    # The data sheet says 2,039 GB/s, and alone knows how fast the card computes.
+    assert found.bandwidth == data.Bandwidth(1.75e12, "fastest of 4 copies, one before each cell", 312e12)
+    two = data.collect(replace(run, cells=run.cells.assign(device=["NVIDIA L4", *["NVIDIA A10"] * 4])))
+    assert two.bandwidth is None
+    assert any(note.endswith("measured on several machines or GPUs") for note in two.notes)
 
 
 def test_sustained_load_is_drawn_and_stands_in_a_table() -> None:

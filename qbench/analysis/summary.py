@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qbench.analysis import validity
+from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.effects import Accuracy, SpeedRatio, accuracy_of, section, speed_ratio
 from qbench.analysis.formulas import steady_state
 from qbench.analysis.paired import compare
@@ -49,9 +50,9 @@ class Speed:
     predicted_bytes: int | None = None
     ceiling_tokens_per_s: float | None = None
     """What the machine's bandwidth allows at most, see `qbench.plan.forecast.ceiling`."""
-    read_bytes_per_s: float | None = None
-    """Bytes of weights and cache that a decode step reads ÷ the step's time. This and the two figures above are None
-    unless a report has added them, which knows what the plan predicted."""
+    step: DecodeStep | None = None
+    """What a step reads. This and the two figures above are None unless a report has added them, which knows what the
+    plan predicted."""
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -155,6 +156,24 @@ class CellSummary:
     def peak_memory_bytes(self) -> int | None:
         """Of the first forward."""
         return self.row.peak_memory_bytes
+
+    @property
+    def slower_from(self) -> int | None:
+        """The smallest batch size from which on it decodes more slowly than the reference at every one that both ran.
+
+        None where it does not at the largest of them, and where nothing was compared.
+        """
+        found = None
+        for speed in reversed(self.compared):
+            if speed.speedup is None or speed.speedup.ratio >= 1:
+                break
+            found = speed.batch_size
+        return found
+
+    @property
+    def compared(self) -> tuple[Speed, ...]:
+        """Its speeds at the batch sizes that the reference ran, too, ascending."""
+        return tuple(speed for speed in self.speeds if speed.speedup)
 
     def at(self, batch_size: int) -> Speed:
         """The speed at a batch size; one without figures where it was not measured."""

@@ -10,6 +10,7 @@ but for the last tokens, at most `RESIDUAL` - 1, which stand in the compute dtyp
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -38,6 +39,24 @@ def group_size(heads: int, head_dim: int) -> int:
     """
     size = math.gcd(GROUP, head_dim)
     return size if heads * head_dim // size % 2 == 0 else size // 2
+
+
+def attended_tokens(prompt: int, new_tokens: int, *, whole: bool = False) -> float:
+    """Tokens of a sequence whose keys and values a decode step reads, mean over the `new_tokens` - 1 steps.
+
+    Step k reads prompt + k tokens, its own among them. `whole`: a cache of one length, as in a CUDA graph, is read to
+    its end in every step.
+    """
+    return prompt + (new_tokens if whole else new_tokens / 2)
+
+
+def recent_tokens(new_tokens: int) -> float:
+    """Those of them that a quantized cache holds in the compute dtype, mean over the same steps.
+
+    Step k finds (k - 1) mod `RESIDUAL` of earlier steps and adds its own; when it is the last that has room, everything
+    is quantized after it.
+    """
+    return statistics.fmean(step % RESIDUAL + 1 for step in range(new_tokens - 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,27 @@ def compare(run: Run, speed: Bandwidth | None = None) -> pd.DataFrame:
         QbenchError: the model is not known here, see `qbench.model.architecture.of_model`.
     """
     config = RunConfig.model_validate(run.record.config)
-    model = of_model(config.model)
+    peaks = run.cells.drop_duplicates("label", keep="last").set_index("label")["peak_memory_bytes"]
     rows: list[dict[str, Any]] = []
+    for label, predicted in predictions(run).items():
+        if not pd.isna(peaks[label]):
+            rows.append(_forward(config, predicted, int(peaks[label])))
+        rows += _generations(config, predicted, run.throughput, speed)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).convert_dtypes()
+
+
+def predictions(run: Run) -> dict[str, Prediction]:
+    """By label, the model as each cell held it, with the kernel that ran; cells that were not loaded have none.
+
+    Raises:
+        QbenchError: as of `compare`.
+    """
+    config = RunConfig.model_validate(run.record.config)
+    model = of_model(config.model)
+    backends = {backend.label: backend for backend in config.backends}
+    found = {}
     for cell in run.cells.drop_duplicates("label", keep="last").to_dict("records"):
-        backend = next((one for one in config.backends if one.label == cell["label"]), None)
-        if backend is None or pd.isna(cell["kernel"]):
+        if cell["label"] not in backends or pd.isna(cell["kernel"]):
             continue
         target = Target(
             device="cpu" if cell["device"] == "cpu" else "cuda",
@@ -48,11 +64,8 @@ def compare(run: Run, speed: Bandwidth | None = None) -> pd.DataFrame:
             device_map_auto=config.device_map == "auto",
             kernel=str(cell["kernel"]),
         )
-        predicted = Prediction(model, backend, target)
-        if not pd.isna(cell["peak_memory_bytes"]):
-            rows.append(_forward(config, predicted, int(cell["peak_memory_bytes"])))
-        rows += _generations(config, predicted, run.throughput, speed)
-    return pd.DataFrame(rows, columns=list(COLUMNS)).convert_dtypes()
+        found[str(cell["label"])] = Prediction(model, backends[cell["label"]], target)
+    return found
 
 
 def _forward(config: RunConfig, predicted: Prediction, measured_bytes: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from qbench.machine import bandwidth
 from qbench.machine.bandwidth import Bandwidth
 from qbench.machine.environment import Environment
 from qbench.model.architecture import of_model
+from qbench.model.kv_cache import attended_tokens, recent_tokens
 from qbench.plan import cells as plan
 from qbench.plan.memory import Prediction
 
@@ -250,6 +251,11 @@ def ceiling(predicted: Prediction, timed: TimedGeneration, batch_size: int, spee
     mode = resolve.decode_mode(
         timed.decode, target.device, device_map_auto=target.device_map_auto, kv_cache=timed.kv_cache
     )
-    cached = timed.seq_len if mode == "graph" else timed.prompt_tokens + timed.new_tokens / 2
-    flops = speed.flops if target.value_bytes == 2 else None
-    return predicted.decode_tokens_per_s(batch_size, cached, speed.bytes_per_s, flops, timed.kv_cache)
+    return predicted.decode_tokens_per_s(
+        batch_size,
+        attended_tokens(timed.prompt_tokens, timed.new_tokens, whole=mode == "graph"),
+        speed.bytes_per_s,
+        speed.flops if target.value_bytes == 2 else None,
+        timed.kv_cache,
+        recent_tokens(timed.new_tokens),
+    )

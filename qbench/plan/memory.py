@@ -50,6 +50,11 @@ class Weights:
         return self.linear_bytes + (self.head_bytes or self.embedding_bytes) + self.other_bytes
 
     @property
+    def unread(self) -> int:
+        """Held and not read by a decode step: an input embedding that is not the output embedding, too."""
+        return self.total - self.read_a_step
+
+    @property
     def bits_per_weight(self) -> float:
         """linear_bytes × 8 / linear_weights."""
         return self.linear_bytes * 8 / self.linear_weights
@@ -88,6 +93,16 @@ class Prediction:
         if kv_cache != "16bit":
             return batch_size * self._quantized(kv_cache).held(tokens, residual)
         return 2 * model.num_hidden_layers * model.key_value_size * self.target.value_bytes * tokens * batch_size
+
+    def step_cache_bytes(
+        self, batch_size: int, cached: float, kv_cache: KVCache = "16bit", recent: float = 0.0
+    ) -> float:
+        """Bytes of cache that a decode step reads: of `cached` tokens a sequence, `recent` of them not quantized.
+
+        Both may be means over steps, which are no whole numbers: see `qbench.model.kv_cache.attended_tokens`.
+        """
+        quantized, plain = self.cache_bytes(batch_size, 1, kv_cache), self.cache_bytes(batch_size, 1)
+        return (cached - recent) * quantized + recent * plain
 
     def generation_cache_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
         """The cache at the end of a generation; a quantized one grows, and the last token is never appended to it."""
@@ -158,16 +173,18 @@ class Prediction:
         bytes_per_s: float,
         flops: float | None = None,
         kv_cache: KVCache = "16bit",
+        recent: float = 0.0,
     ) -> float:
         """The roofline: batch_size ÷ the longer of reading and computing a step (Williams et al. 2009, CACM 52(4)).
 
-            reading   = (weights read + cache of `cached` tokens a sequence) ÷ bytes_per_s
+            reading   = (weights read + cache of `cached` tokens a sequence, see `step_cache_bytes`) ÷ bytes_per_s
             computing = 2 × (weights + attention's products) × batch_size ÷ flops, where flops is known
 
         No kernel reaches all of it, so this is a ceiling.
         """
         model = self.model
-        step_s = (self.weights().read_a_step + cached * self.cache_bytes(batch_size, 1, kv_cache)) / bytes_per_s
+        read = self.weights().read_a_step + self.step_cache_bytes(batch_size, cached, kv_cache, recent)
+        step_s = read / bytes_per_s
         if flops:
             attention = 2 * model.num_hidden_layers * model.query_size * cached
             products = model.linear_weights + model.embedding_weights + attention

@@ -62,7 +62,8 @@ class CellRow(Row):
     cached: bool | None = None
     """Whether the quantized weights came from the cache: quantize_s is of the time they were made. None without it."""
     read_bytes_per_s: float | None = None
-    """On a CPU, how fast the machine read its memory just before loading: see `qbench.machine.bandwidth.of_host`."""
+    """How fast the device moved bytes of its memory just before loading: reading on a CPU, see
+    `qbench.machine.bandwidth.of_host`; copying on a GPU, see `qbench.engine.torch.bandwidth.copy_bytes_per_s`."""
     unsupported: str | None = None
     """Measures that the cell's engine cannot take, with the reasons."""
     failed: str | None = None

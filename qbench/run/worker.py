@@ -23,6 +23,7 @@ from qbench.backends.base import BackendModule, QuantizingModule, import_backend
 from qbench.config import Backend
 from qbench.config.measures import Measure
 from qbench.engine.base import Engine
+from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import NotFiniteError, describe_fault
@@ -92,8 +93,7 @@ class Cell:
             trust_remote_code=config.model.trust_remote_code,
             device_map_auto=config.device_map == "auto",
         )
-        if device.type == "cpu":
-            self._known["read_bytes_per_s"] = bandwidth.of_host().bytes_per_s
+        self._known["read_bytes_per_s"] = read_bytes_per_s(device)
         self._resident = ResidentPeak()
         settings = self._quantized(backend, options, calibrated)
         self._log.progress("loading", 0, 1)
@@ -244,6 +244,13 @@ class Cell:
 def device_name(device: torch.device) -> str:
     """`cpu`, or the name that the driver gives the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def read_bytes_per_s(device: torch.device) -> float | None:
+    """How fast the device moves bytes of its memory right now; None where that cannot be measured."""
+    if device.type == "cuda":
+        return copy_bytes_per_s(device)
+    return bandwidth.of_host().bytes_per_s
 
 
 def load_peak_bytes(loaded: LoadedModel | Engine, resident: ResidentPeak) -> int:

@@ -11,7 +11,8 @@ from qbench.analysis.effects import Accuracy, SpeedRatio
 from qbench.analysis.paired import SIGNIFICANCE, Comparison
 from qbench.analysis.summary import PLAIN_CACHE, CellSummary, Sustained
 from qbench.analysis.validity import FOREIGN, REASONS
-from qbench.show.formats import doubts
+from qbench.machine.bandwidth import Bandwidth
+from qbench.show.formats import doubts, gigabytes_a_second
 from qbench.text import MISSING, signed
 
 
@@ -60,6 +61,32 @@ def ratio_words(ratio: SpeedRatio | None, no_interval: str = "") -> str:
     if ratio.low is None or ratio.high is None:
         return f"{ratio.ratio:.2f}×{no_interval}"
     return f"{ratio.ratio:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def crossovers(cells: Sequence[CellSummary], reference: str | None) -> list[str]:
+    """A line for each cell that was compared: `INT4: slower than FP16 from batch 32 on`."""
+    words = [(cell.name, crossover_words(cell, reference or "16 bit")) for cell in cells]
+    return [f"{name}: {text}" for name, text in words if text]
+
+
+def crossover_words(cell: CellSummary, reference: str) -> str:
+    """From which batch size on a cell is slower than the reference; empty where they were not compared.
+
+    Batch sizes at which the ratio's interval does not exclude 1 are named.
+    """
+    if not cell.compared:
+        return ""
+    if cell.slower_from is None:
+        return f"not slower than {reference} at batch {cell.compared[-1].batch_size}, the largest that both ran"
+    slower = [speed for speed in cell.compared if speed.batch_size >= cell.slower_from]
+    unclear = [str(speed.batch_size) for speed in slower if speed.speedup and not speed.speedup.differs]
+    noise = f" (within noise at batch {_join(unclear)})" if unclear else ""
+    return f"slower than {reference} from batch {cell.slower_from} on{noise}"
+
+
+def bandwidth_words(found: Bandwidth | None) -> str:
+    """`35.7 GB/s, fastest of 5 readings, one before each cell`, or `not known`."""
+    return f"{gigabytes_a_second(found.bytes_per_s)}, {found.source}" if found else "not known"
 
 
 def sustained_words(found: Sustained) -> str:

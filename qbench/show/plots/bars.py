@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterable
 
 from qbench.analysis.summary import CHANCE_LEVEL, CellSummary, Speed
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, caption, comparison_words, difference_words, ratio_words
+from qbench.show.phrases import (
+    accuracy_words,
+    bandwidth_words,
+    caption,
+    comparison_words,
+    difference_words,
+    ratio_words,
+)
 from qbench.show.plots.shapes import Bar, BarChart, Pair, Panel
 from qbench.show.plots.style import Looks
 from qbench.show.view.records import RunReport
@@ -95,7 +102,7 @@ def bandwidth(report: RunReport, looks: Looks) -> BarChart | None:
     ceiling = report.bandwidth
 
     def bar(cell: CellSummary, speed: Speed) -> Bar:
-        rate = speed.read_bytes_per_s
+        rate = speed.step.read_bytes_per_s if speed.step else None
         share = f" ({rate / ceiling.bytes_per_s:.0%})" if rate and ceiling else ""
         text = formats.gigabytes_a_second(rate) + share
         hover = [f"{cell.name}, batch {speed.batch_size}: {text}"]
@@ -103,8 +110,8 @@ def bandwidth(report: RunReport, looks: Looks) -> BarChart | None:
 
     line = (ceiling.bytes_per_s / 1e9, "ceiling") if ceiling else None
     panels = _by_batch(report, "GB/s read", bar, line)
-    rate = f"{formats.gigabytes_a_second(ceiling.bytes_per_s)}, {ceiling.source}" if ceiling else "not known"
-    details = ("weights and cache that a step reads ÷ its time", f"ceiling: {rate}", caption(report.cells))
+    words = ("weights and cache that a step reads ÷ its time", f"ceiling: {bandwidth_words(ceiling)}")
+    details = (*words, caption(report.cells))
     shown = tuple(filter(None, details))
     return BarChart(title="Bandwidth while decoding", details=shown, panels=panels) if panels else None
 

@@ -21,14 +21,15 @@ def render(reports: Sequence[RunReport]) -> str:
         lines = [f"- {inline(report.title)}: {inline(line)}" for report in reports for line in getattr(report, field)]
         if lines:
             parts += [f"## {title}", "\n".join(lines)]
-    for heading, table in (
-        ("Speed and latency", tables.speeds(reports)),
-        ("Sustained load", tables.sustained(reports)),
-        ("Predicted and measured", tables.predictions(reports)),
-        ("Loading", tables.loading(reports)),
+    for heading, table, lines in (
+        ("Speed and latency", tables.speeds(reports), _crossovers(reports)),
+        ("Where a decode step's time goes", tables.steps(reports), _bandwidths(reports)),
+        ("Sustained load", tables.sustained(reports), []),
+        ("Predicted and measured", tables.predictions(reports), []),
+        ("Loading", tables.loading(reports), []),
     ):
         if table:
-            parts += [f"## {heading}", _table(table)]
+            parts += [f"## {heading}", _table(table), *(["\n".join(lines)] if lines else [])]
     found = [table for i, report in enumerate(reports) if (table := tables.subjects(report, i))]
     if found:
         parts += ["## By subject", *(_table(table) for table in found)]
@@ -44,6 +45,15 @@ def _origin(report: RunReport) -> str:
     words = f"{report.model}, {report.dtype}, on {report.machine}; {report.day} UTC"
     settings = [f"    - {name}: {inline(text)}" for name, text in report.settings.items()]
     return "\n".join([f"- **{inline(report.title)}**: {inline(words)}", *settings])
+
+
+def _crossovers(reports: Sequence[RunReport]) -> list[str]:
+    return [f"- {inline(report.title)}: {inline(line)}" for report in reports for line in report.crossovers]
+
+
+def _bandwidths(reports: Sequence[RunReport]) -> list[str]:
+    words = zip(reports, tables.step_bandwidths(reports), strict=True)
+    return [f"- {inline(report.title)}: bandwidth {inline(text)}" for report, text in words if text]
 
 
 def _table(table: Table) -> str:

@@ -61,6 +61,8 @@ def render(reports: Sequence[RunReport]) -> str:
         sections=[_section(kind, reports, found) for kind in CHARTS if any(key == kind.key for key, _ in found)],
         timed=tables.speeds(reports),
         loaded=tables.sustained(reports),
+        steps=tables.steps(reports),
+        bandwidths=tables.step_bandwidths(reports),
         heat=[table for i, report in enumerate(reports) if (table := tables.subjects(report, i))],
         predicted=tables.predictions(reports),
         loading=tables.loading(reports),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.summary import CellSummary, Speed
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, difference_words, ratio_words
+from qbench.show.phrases import accuracy_words, bandwidth_words, difference_words, ratio_words
 from qbench.show.report.table import Column, Field, Table, TableRow
 from qbench.show.view.records import RunReport
 from qbench.text import MISSING, human_bytes, signed
@@ -78,7 +79,8 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
 
 def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Field]:
     ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
-    share = speed.read_bytes_per_s / ceiling if speed.read_bytes_per_s and ceiling else None
+    read = speed.step.read_bytes_per_s if speed.step else None
+    share = read / ceiling if read and ceiling else None
     slowest = min(speed.trials, default=None)
     trials = f"{formats.tokens(slowest)} to {formats.tokens(max(speed.trials))}" if speed.trials else MISSING
     return [
@@ -88,9 +90,57 @@ def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Fi
         _figure(None, ratio_words(speed.speedup) or MISSING),
         *(_figure(value, formats.milliseconds(value)) for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)),
         _figure(speed.peak_memory_bytes, human_bytes(speed.peak_memory_bytes)),
-        _figure(speed.read_bytes_per_s, formats.gigabytes_a_second(speed.read_bytes_per_s)),
+        _figure(read, formats.gigabytes_a_second(read)),
         _figure(share, formats.percent(share, 0)),
         _trust(speed),
+    ]
+
+
+def steps(reports: Sequence[RunReport]) -> Table | None:
+    """What a decode step reads, a row for each cell and batch size; None if that is not known of any."""
+    columns = [
+        *_whose(reports),
+        Column(title="batch"),
+        Column(title="weights read"),
+        Column(title="cache read"),
+        Column(title="step, at least"),
+        Column(title="step, measured"),
+        Column(title="measured ÷ least"),
+        Column(title="tokens/s, at most"),
+        Column(title="tokens/s, measured"),
+    ]
+    rows = [
+        TableRow(run=i, backend=cell.name, fields=(*_identity(reports, report, cell), *_step_fields(speed, speed.step)))
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        for speed in cell.speeds
+        if speed.step is not None
+    ]
+    caption = (
+        "A decode step: what it reads, mean over a generation, and the least time for that, beside the measured time"
+    )
+    return Table(key="steps", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def step_bandwidths(reports: Sequence[RunReport]) -> list[str]:
+    """The bandwidth that each run's steps are held against, in words; empty for a run without a row in `steps`."""
+    return [
+        bandwidth_words(report.bandwidth) if any(speed.step for cell in report.cells for speed in cell.speeds) else ""
+        for report in reports
+    ]
+
+
+def _step_fields(speed: Speed, step: DecodeStep) -> list[Field]:
+    times, most = step.times_limit, step.limit_tokens_per_s
+    return [
+        _figure(step.batch_size, str(step.batch_size)),
+        _figure(step.weight_bytes, human_bytes(step.weight_bytes)),
+        _figure(step.cache_bytes, human_bytes(step.cache_bytes)),
+        _figure(step.limit_s, formats.milliseconds(step.limit_s)),
+        _figure(step.seconds, formats.milliseconds(step.seconds)),
+        _figure(times, formats.number(times, "{:,.2f}×")),
+        _figure(most, formats.tokens(most)),
+        _speed(speed),
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from qbench.analysis.decode_step import DecodeStep, decode_steps
 from qbench.analysis.effects import section
 from qbench.analysis.paired import tied
 from qbench.analysis.subjects import subjects
@@ -18,13 +19,15 @@ from qbench.machine.bandwidth import Bandwidth
 from qbench.plan import backtest
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
-from qbench.show.phrases import remarks, truncations
+from qbench.show.phrases import crossovers, remarks, truncations
 from qbench.show.view import facts
 from qbench.show.view.facts import Record
 from qbench.show.view.records import RunReport
 
-ONE_BYTE_A_SECOND = Bandwidth(1.0, "a unit")
-"""With it, a ceiling in tokens/s is the tokens that reading one byte makes."""
+Predicted = Mapping[tuple[str, int | None], Record]
+"""By label and batch size, peak and ceiling; of the first forward under None."""
+
+Steps = Mapping[tuple[str, int], DecodeStep]
 
 
 def collect(
@@ -35,14 +38,14 @@ def collect(
     Args:
         title: the run's name unless given.
         allow_partial: also accuracies and divergences over part of the questions or text.
-        speed: of the machine that was measured, where the caller knows it; else that of the data sheet of the GPU
-            that run.json names, or on a CPU the fastest that the run's workers have read.
+        speed: of the machine that was measured, where the caller knows it; else the fastest that the run's workers
+            have measured, or what the data sheet of their GPU says.
     """
     record, notes = run.record, list[str]()
     speed = speed or _bandwidth(run, notes)
-    predictions = _predictions(run, speed, notes)
+    predictions, steps = _predictions(run, speed, notes)
     summary = summarize(run, allow_partial=allow_partial)
-    cells = [_with_predictions(cell, predictions) for cell in summary.cells]
+    cells = [_with_predictions(cell, predictions, steps) for cell in summary.cells]
     names = {cell.label: cell.name for cell in cells}
     reference = run.reference
     answered = [cell.label for cell in cells if cell.accuracy]
@@ -66,6 +69,7 @@ def collect(
         ties=frozenset(frozenset(names[label] for label in pair) for pair in tied(run, answered)),
         settings=facts.settings(run, cells),
         bandwidth=speed,
+        crossovers=tuple(crossovers(cells, names.get(reference) if reference else None)),
         tried=facts.tried(run),
         failures=tuple(facts.failures(run, names)),
         doubts=(*truncations(cells), *remarks(cells), *(Redactor.here().text(text) for text in run.warnings)),
@@ -73,15 +77,14 @@ def collect(
     )
 
 
-def _with_predictions(cell: CellSummary, predictions: Mapping[tuple[str, int | None], Record]) -> CellSummary:
+def _with_predictions(cell: CellSummary, predictions: Predicted, steps: Steps) -> CellSummary:
     def complete(speed: Speed) -> Speed:
         found = predictions.get((cell.label, speed.batch_size), {})
-        tokens_per_s, tokens_a_byte = speed.tokens_per_s, found.get("tokens_a_byte")
         return replace(
             speed,
             predicted_bytes=found.get("predicted_bytes"),
             ceiling_tokens_per_s=found.get("predicted_tokens_per_s"),
-            read_bytes_per_s=tokens_per_s / tokens_a_byte if tokens_per_s and tokens_a_byte else None,
+            step=steps.get((cell.label, speed.batch_size)),
         )
 
     first_forward = predictions.get((cell.label, None), {})
@@ -89,37 +92,33 @@ def _with_predictions(cell: CellSummary, predictions: Mapping[tuple[str, int | N
 
 
 def _bandwidth(run: Run, notes: list[str]) -> Bandwidth | None:
-    """Of the GPU, by its data sheet, or as measured in the run; None, with a note, where its files do not tell it."""
+    """As measured in the run, else of the GPU by its data sheet; None, with a note, where neither is known."""
     gpus = sorted(set(run.cells["device"].dropna()) - {"cpu"})
-    if run.cells["host"].nunique() > 1:
-        notes.append("bandwidth ceiling left out: the cells were measured on several machines")
+    if run.cells["host"].nunique() > 1 or len(gpus) > 1:
+        notes.append("bandwidth ceiling left out: the cells were measured on several machines or GPUs")
         return None
-    if gpus:
-        found = bandwidth.of_gpu(gpus[0]) if len(gpus) == 1 else None
-        if found is None:
-            notes.append(
-                f"bandwidth ceiling left out: no data sheet of {' and '.join(gpus)} is known; give --bandwidth"
-            )
-        return found
+    sheet = bandwidth.of_gpu(gpus[0]) if gpus else None
     readings = run.cells["read_bytes_per_s"].dropna()
     if not readings.empty:
-        return Bandwidth(float(readings.max()), f"fastest of {len(readings)} readings, one before each cell")
-    notes.append("bandwidth ceiling left out: this run did not record how fast its CPU reads; give --bandwidth")
-    return None
+        what = ("copy", "copies") if gpus else ("reading", "readings")
+        many = f"fastest of {len(readings)} {what[1]}, one before each cell"
+        source = many if len(readings) > 1 else f"one {what[0]}, before the cell"
+        return Bandwidth(float(readings.max()), source, sheet.flops if sheet else None)
+    if sheet is None:
+        device = f"GPU copies, and no data sheet of {gpus[0]} is known" if gpus else "CPU reads"
+        notes.append(f"bandwidth ceiling left out: this run did not record how fast its {device}; give --bandwidth")
+    return sheet
 
 
-def _predictions(run: Run, speed: Bandwidth | None, notes: list[str]) -> dict[tuple[str, int | None], Record]:
-    """By label and batch size, peak, ceiling and tokens a byte; of the first forward under None."""
+def _predictions(run: Run, speed: Bandwidth | None, notes: list[str]) -> tuple[Predicted, Steps]:
+    """What the plan says of the run, and what its decode steps read; nothing, with a note, of an unknown model."""
     try:
         rows = backtest.compare(run, speed).to_dict("records")
-        units = backtest.compare(run, ONE_BYTE_A_SECOND)["predicted_tokens_per_s"]
+        steps = decode_steps(run, speed)
     except (QbenchError, ValidationError) as error:
         unread = "its configuration names what this installation of qbench does not know"
         reason = unread if isinstance(error, ValidationError) else str(error)
         notes.append(f"predictions and bandwidth left out: {reason}")
-        return {}
-    found = {}
-    for row, unit in zip(rows, units, strict=True):
-        size = None if row["measure"] == "memory" else int(row["batch_size"])
-        found[row["label"], size] = known(row | {"tokens_a_byte": unit})
-    return found
+        return {}, {}
+    sizes = [None if row["measure"] == "memory" else int(row["batch_size"]) for row in rows]
+    return {(row["label"], size): known(row) for row, size in zip(rows, sizes, strict=True)}, steps

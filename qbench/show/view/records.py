@@ -38,6 +38,8 @@ class RunReport:
     settings: Mapping[str, str]
     """By measure (memory, throughput, mmlu), under which conditions it was taken."""
     bandwidth: Bandwidth | None
+    crossovers: tuple[str, ...]
+    """From which batch size on each cell is slower than the reference, in words."""
     tried: str
     """How much of the run there is, in words, where nothing failed."""
     failures: tuple[str, ...]
