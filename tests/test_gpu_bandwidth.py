@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from qbench.engine.torch import bandwidth
+from qbench.machine.bandwidth import Bandwidth
+from qbench.run import worker
 
 GIB = 2**30
 
@@ -72,3 +74,10 @@ def test_a_full_card_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "_copy_s", refuse)
     assert bandwidth.copy_bytes_per_s(torch.device("cpu")) is None
     assert card.calls == ["empty_cache", "reset_peak_memory_stats"]
+
+
+def test_a_worker_asks_the_device_that_its_cell_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "copy_bytes_per_s", lambda device: 3e12 + device.index)
+    monkeypatch.setattr(worker.bandwidth, "of_host", lambda: Bandwidth(2e10, "measured here"))
+    assert worker.read_bytes_per_s(torch.device("cuda", 1)) == 3e12 + 1
+    assert worker.read_bytes_per_s(torch.device("cpu")) == 2e10

@@ -20,7 +20,7 @@ from qbench.cli.app import app
 from qbench.errors import QbenchError
 from qbench.machine.environment import GPU
 from qbench.records.run import Run, read_run
-from qbench.show import report
+from qbench.show import formats, report
 from qbench.show.plots import plotly
 from qbench.show.plots.charts import charts
 from qbench.show.plots.shapes import BarChart, ScatterChart
@@ -189,6 +189,13 @@ def test_the_batch_from_which_on_a_cell_is_slower_is_said(smoke: Run) -> None:
         assert "INT4: not slower than FP16 at batch 32, the largest that both ran" in place
     nothing = data.collect(made_up_run([cell("fp16", peak_memory_bytes=1)]))
     assert (nothing.crossovers, tables.steps([nothing]), tables.step_bandwidths([nothing])) == ((), None, [""])
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(None, "–"), (1.5e9, "1.5 GB/s"), (35.7e9, "35.7 GB/s"), (3.35e12, "3,350 GB/s")]
+)
+def test_bandwidths_of_cards_are_written_out(rate: float | None, shown: str) -> None:
+    assert formats.gigabytes_a_second(rate) == shown
 
 
 def test_a_measured_copy_comes_before_the_data_sheet() -> None:

@@ -30,8 +30,11 @@ def percent(fraction: float | None, decimals: int = 1) -> str:
 
 
 def gigabytes_a_second(bytes_per_s: float | None) -> str:
-    """Bytes a second as GB/s."""
-    return MISSING if bytes_per_s is None else f"{bytes_per_s / 1e9:,.3g} GB/s"
+    """Bytes a second as GB/s, with three digits or more."""
+    if bytes_per_s is None:
+        return MISSING
+    value = bytes_per_s / 1e9
+    return f"{value:,.0f} GB/s" if value >= 100 else f"{value:.3g} GB/s"
 
 
 def span(speeds: tuple[float, float] | None) -> str:
