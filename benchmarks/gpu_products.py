@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_products.py --out FOLDER [--seconds 150]
 
-Weights are random and together too many for the cache; calls are replayed as a CUDA graph. products.csv has the median
-microseconds of a product by every variant, in its best of three turns; blocks.csv sums the best of each linear over a
-block, as ratios to cuBLAS in 16 bits. The best variants are written as this device's table of `variants`.
+Weights are random and together too many for the cache; calls are replayed as a CUDA graph. products.csv has the
+microseconds of a product by every variant, the median of three turns (of those far behind the best, one turn), and of
+cuBLAS in 16 bits, alone and after our dequantizing; blocks.csv sums the best of each linear over a block. The best variants are written as this device's table of `variants`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
+from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.int4 import QuantizedTensor, dequantize
 from qbench.int4.kernels import _cuda, cuda, tuning
 from qbench.int4.kernels.base import WeightSpec
 from qbench.int4.kernels.variants import Variant, rule_of_thumb
+from qbench.int4.pack import unpack
 
 SHAPES = {"o": (4096, 4096), "qkv": (6144, 4096), "down": (4096, 14336), "gate_up": (28672, 4096)}
 """(out_features, in_features), siblings joined."""
@@ -70,20 +72,27 @@ def median(timer: Any) -> float:
     return statistics.median(timer() for _ in range(TURNS)) * 1e6
 
 
-def peers(q: QuantizedTensor, x: Tensor, copies: int, device: torch.device) -> dict[str, float]:
-    """Microseconds of cuBLAS in 16 bits, and of tinygemm where it takes the weight."""
-    dense = [dequantize(q, x.dtype) for _ in range(max(2, copies // 4))]
+def peers(q: QuantizedTensor, packed: list[dict[str, Tensor]], x: Tensor, device: torch.device) -> dict[str, float]:
+    """Microseconds of cuBLAS in 16 bits, of our dequantizing before it, and of tinygemm where it takes so few rows."""
+    dense = [dequantize(q, x.dtype) for _ in range(max(2, len(packed) // 4))]
     found = {"cublas": median(timing.prepared([partial(F.linear, x, w) for w in dense], device))}
-    if len(x) <= 64:
-        from qbench.int4.pack import unpack
-
+    if len(x) > 64:
+        calls = [partial(dequantized_product, x, w, WeightSpec.of(q)) for w in packed]
+        found["dequantize"] = median(timing.prepared(calls, device))
+    else:
         codes = unpack(q.qweight, q.shape[1])
         swapped = (codes[:, ::2] << 4 | codes[:, 1::2]).contiguous()
-        tiled = [torch.ops.aten._convert_weight_to_int4pack(swapped, 8) for _ in range(copies)]
+        tiled = [torch.ops.aten._convert_weight_to_int4pack(swapped, 8) for _ in packed]
         both = torch.stack((q.scales, q.zeros), dim=-1).transpose(0, 1).contiguous().bfloat16()
         calls = [partial(torch.ops.aten._weight_int4pack_mm, x.bfloat16(), w, GROUP_SIZE, both) for w in tiled]
         found["tinygemm"] = median(timing.prepared(calls, device))
     return found
+
+
+def dequantized_product(x: Tensor, w: dict[str, Tensor], spec: WeightSpec) -> Tensor:
+    """What our operator does with more rows than its own product takes."""
+    weight = _cuda.dequantized(w["words"], w["pairs"], spec.out_features, spec.in_features, GROUP_SIZE, x.dtype)
+    return F.linear(x, weight)
 
 
 def variants_of(
@@ -119,7 +128,7 @@ def measure(device: torch.device, seconds: float) -> tuple[list[dict[str, Any]],
         q, packed = weights(shape, device)
         x = torch.randn(rows, shape[1], device=device).half()
         facts = {"linear": name, "out_features": shape[0], "in_features": shape[1], "rows": rows}
-        for peer, us in peers(q, x, len(packed), device).items():
+        for peer, us in peers(q, packed, x, device).items():
             taken.append(facts | {"kernel": peer, "variant": "", "us": us, "relative_error": None})
         found = variants_of(q, packed, x, start + seconds * (i + 1) / len(shape_rows), device)
         right = [row for row in found if row["relative_error"] < TOLERANCE]
@@ -144,18 +153,10 @@ def blocks(taken: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     found = []
     for rows in ROWS:
-        ours, cublas, tinygemm = best(rows, ("product", "wgmma")), best(rows, ("cublas",)), best(rows, ("tinygemm",))
-        found.append(
-            {"rows": rows, "int4_us": ours, "cublas_us": cublas, "tinygemm_us": tinygemm, "vs_cublas": cublas / ours}
-        )
+        times = {f"{kernel}_us": best(rows, (kernel,)) for kernel in ("cublas", "tinygemm", "dequantize")}
+        ours = best(rows, ("product", "wgmma"))
+        found.append({"rows": rows, "int4_us": ours} | times | {"vs_cublas": times["cublas_us"] / ours})
     return found
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a copy of 1 GiB."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (median(timing.prepared([partial(target.copy_, source)] * 4, device)) / 1e6)
 
 
 def main(
@@ -165,7 +166,7 @@ def main(
     """Time the products, and keep the fastest variants."""
     device = torch.device("cuda", 0)
     taken, table = measure(device, seconds)
-    bandwidth = [{"copy_bytes_per_s": copy_bandwidth(device)}]
+    bandwidth = [{"copy_bytes_per_s": copy_bytes_per_s(device)}]
     record.keep(
         out, {"products": taken, "blocks": blocks(taken), "bandwidth": bandwidth}, script="products", show=False
     )

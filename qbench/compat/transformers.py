@@ -17,16 +17,20 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.integrations.moe import _default_apply_gate
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 __all__ = [
     "Cache",
     "DynamicLayer",
     "attention",
     "ignored_on_load",
-    "is_recurrent",
     "kept_dtypes",
     "renamer",
+    "sdpa_attention_forward",
+    "sdpa_mask",
     "stacked_experts",
+    "takes_static_cache",
 ]
 
 
@@ -36,9 +40,12 @@ def attention(model: PreTrainedModel) -> str:
     return name
 
 
-def is_recurrent(model: PreTrainedModel) -> bool:
-    """Whether the model keeps a state that is not keys and values of every token, in some layer at least."""
-    return bool(model._is_stateful)
+def takes_static_cache(model: PreTrainedModel) -> bool:
+    """Whether its class says that a step over a cache of one length can be captured, and it keeps no other state.
+
+    With others the step may run and give other tokens, as where a mask of local attention counts from a cache's end.
+    """
+    return bool(model._can_compile_fullgraph) and not model._is_stateful
 
 
 def stacked_experts(model: nn.Module) -> list[tuple[str, Any]]:

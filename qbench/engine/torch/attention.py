@@ -1,8 +1,8 @@
 """Attention of one new token over a cache that is longer than the sequence, without copies of keys and values.
 
-Several heads of queries share a head of keys and values. Where there is a mask, some versions of transformers repeat
-keys and values for each of them, which at long contexts takes most of a decode step. For a single token the queries of
-a group are as well the rows of one product with their head of keys as it is.
+Several heads of queries share a head of keys and values. Where there is a mask, transformers 5.17 repeats keys and
+values for each of them, which at long contexts takes most of a step; 5.23 still does while torch.compile traces. For a
+single token the queries of a group are as well the rows of one product with their head of keys as it is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from qbench.compat.transformers import attention
+from qbench.compat.transformers import attention, sdpa_attention_forward, sdpa_mask
 
 NAME = "qbench_grouped"
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from qbench.compat.transformers import is_recurrent
+from qbench.compat.transformers import takes_static_cache
 from qbench.config.resolve import DecodeMode, decode_mode
 from qbench.engine import prefix_groups
 from qbench.engine.base import (
@@ -96,9 +96,16 @@ class TorchEngine:
         return text
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
-        """`eager` or `graph`."""
-        if asked == "auto" and is_recurrent(self.loaded.model):
-            return "eager"  # what is no list of keys and values is in no static cache
+        """`eager` or `graph`.
+
+        Raises:
+            QbenchError: a CUDA graph asked for without CUDA, or of a model whose step cannot be captured.
+        """
+        if not takes_static_cache(self.loaded.model):
+            if asked == "graph":
+                name = type(self.loaded.model).__name__
+                raise QbenchError(f"decode: graph needs a cache of one length, which {name} does not take; use auto")
+            return "eager"
         several = len(self.loaded.devices) > 1
         return decode_mode(asked, self.loaded.device.type, device_map_auto=several, kv_cache=kv_cache)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from functools import cache
 
 import torch
@@ -15,7 +16,8 @@ from qbench.int4.limits import CUDA_MAX_ROWS
 
 BLOCK, ALIGNED = 128, 16
 """Columns of a block; columns, and bytes, to which a row of x is aligned."""
-COUNTERS = 1 << 16
+STREAMS, COUNTERS = 16, 1 << 16
+_turns = itertools.count()
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
 
 
@@ -24,9 +26,12 @@ def w4a16_cuda(x: Tensor, words: Tensor, pairs: Tensor, out_features: int, group
     """x [M, K] in float16 or bfloat16 times a weight in the layout of `cuda.pack` -> [M, N] in the dtype of x."""
     if not len(x):
         return x.new_empty(0, out_features)
-    if len(x) > CUDA_MAX_ROWS:
-        return F.linear(x, dequantized(words, pairs, out_features, x.shape[1], group_columns, x.dtype))
-    return product(x, words, pairs, out_features, group_columns, variant(len(x), out_features, x.shape[1], x.device))
+    # A module belongs to its GPU's context, which need not be the current one.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if len(x) > CUDA_MAX_ROWS:
+            return F.linear(x, dequantized(words, pairs, out_features, x.shape[1], group_columns, x.dtype))
+        config = variant(len(x), out_features, x.shape[1], x.device)
+        return product(x, words, pairs, out_features, group_columns, config)
 
 
 @w4a16_cuda.register_fake
@@ -46,9 +51,18 @@ def _function(source: str, kernel: str, config: Variant | None, bfloat: bool, gr
 
 
 @cache
+def workspace(device: int) -> Tensor:
+    """Counters [STREAMS, COUNTERS] of a GPU: zeros, to which every product leaves them.
+
+    Made when the first weight is packed: what a capture allocates would be zeroed by the replays of that graph alone.
+    """
+    return torch.zeros(STREAMS, COUNTERS, dtype=torch.int32, device=torch.device("cuda", device))
+
+
+@cache
 def _counters(device: int, stream: int) -> Tensor:
-    """Zeros, to which every product leaves them; products of one stream run one after another."""
-    return torch.zeros(COUNTERS, dtype=torch.int32, device=torch.device("cuda", device))
+    """Those of a stream, on which products run one after another; of more than STREAMS streams, some share theirs."""
+    return workspace(device)[next(_turns) % STREAMS]
 
 
 def aligned(x: Tensor) -> Tensor:

@@ -50,6 +50,9 @@ def pack(q: QuantizedTensor) -> dict[str, Tensor]:
         words |= parts[:, r, :, :, :, :, h, e].to(torch.int32) << (4 * (r + 2 * h) + 16 * e)
     words = words.permute(0, 2, 1, 3, 4).reshape(tiles, 2 * blocks, 32, 4).contiguous()
     if words.is_cuda:
+        from qbench.int4.kernels import _cuda
+
+        _cuda.workspace(words.device.index)
         # A product may load its weights while the kernel before it still runs.
         torch.cuda.synchronize(words.device)
     return {"words": words, "pairs": _pairs(q, tiles, blocks)}
