@@ -4,7 +4,8 @@
 
 Weights are random and together too many for the cache; calls are replayed as a CUDA graph. products.csv has the
 microseconds of a product by every variant, the median of three turns (of those far behind the best, one turn), and of
-cuBLAS in 16 bits, alone and after our dequantizing; blocks.csv sums the best of each linear over a block. The best variants are written as this device's table of `variants`.
+cuBLAS in 16 bits, alone and after our dequantizing; blocks.csv sums the best of each linear over a block. The
+best variants are written as this device's table of `variants`.
 """
 
 from __future__ import annotations
