@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qbench.machine import environment
+from qbench.run import fingerprint
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -31,6 +32,8 @@ def keep(out: Path | None, tables: Mapping[str, Rows], *, script: str, show: boo
     for name, rows in tables.items():
         pd.DataFrame(rows).to_csv(out / f"{name}.csv", index=False)
     command = shlex.join(["python", *sys.argv])
-    facts = pd.Series({"command": command, "environment": environment.detect().model_dump(mode="json")})
+    machine = environment.detect().model_dump(mode="json")
+    code = fingerprint.code_hash(fingerprint.MEASURING)
+    facts = pd.Series({"command": command, fingerprint.CODE: code, "environment": machine})
     facts.to_json(out / f"{script}.run.json", indent=2)
     console.print(f"written to {out}")

@@ -1,5 +1,6 @@
 """The documentation: its commands parse, its links lead somewhere, and its figures are those of the published files."""
 
+import json
 import re
 import shlex
 import statistics
@@ -178,6 +179,43 @@ def test_the_figures_of_int4_are_those_of_the_benchmark() -> None:
         cells = [texts.loc[f"int4 g{size} {search}"] for search in ("none", "mse")]
         divergences = [f"{1e3 * cell['kl']:.2f} ± {1e3 * cell['kl_error']:.2f}" for cell in cells]
         assert [name.split()[0], *divergences, *(f"{cell['perplexity']:.4f}" for cell in cells)] in rows
+
+
+def test_the_figures_of_int4_on_a_gpu_are_those_of_the_benchmark() -> None:
+    folder = RESULTS / "int4-linears-h100"
+    rows = rows_of("int4.md")
+    for _, row in pd.read_csv(folder / "blocks.csv").iterrows():
+        times = [row[f"{name}_us"] for name in ("int4", "cublas", "dequantize", "tinygemm")]
+        shown = ["–" if pd.isna(time) else f"{time:.0f}" for time in times]
+        assert [f"{row['rows']:.0f}", *shown, f"{row['vs_cublas']:.1f}×"] in rows
+    products = pd.read_csv(folder / "products.csv")
+    ours = products[(products["linear"] == "gate_up") & (products["rows"] == 1) & products["relative_error"].notna()]
+    microseconds = ours["us"].min()
+    copied = pd.read_csv(folder / "bandwidth.csv")["copy_bytes_per_s"].item()
+    size = 28672 * 4096 * 4.25 / 8  # codes of 4 bits, scale and offset of 16 for 128 of them
+    text = " ".join((ROOT / "docs" / "int4.md").read_text(encoding="utf-8").split())
+    rates = f"{size / microseconds / 1e6:.1f} TB/s, where a copy moves {copied / 1e12:.1f}"
+    assert f"takes {microseconds:.0f} µs for {size / 1e6:.0f} MB, {rates}" in text
+
+
+def test_the_readme_s_figures_of_a_gpu_are_those_of_its_run() -> None:
+    folder = RESULTS / "llama3-8b-shape-h100"
+    speeds = pd.read_csv(folder / "throughput.csv").groupby(["label", "batch_size"])["decode_tokens_per_s"].median()
+    peaks = pd.read_csv(folder / "cells.csv").set_index("label")["peak_memory_bytes"] / 2**30
+    one, eight, many = (f"{speeds['int4', size] / speeds['fp16', size]:.2f}" for size in (1, 8, 32))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{one}, {eight} and {many} times as fast as FP16 at batch 1, 8 and 32" in text
+    assert f"peaks at {peaks['int4']:.2f} instead of {peaks['fp16']:.2f} GiB" in text
+
+
+@pytest.mark.parametrize("table", sorted(RESULTS.glob("*/*.csv")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_published_table_has_the_record_of_its_run(table: Path) -> None:
+    """A run keeps run.json, a benchmark <script>.run.json."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in table.parent.glob("*run.json")]
+    assert records
+    for record in records:
+        assert record["command"]
+        assert record["environment"]["versions"]["torch"]
 
 
 def test_the_table_of_the_readme_is_that_of_the_smoke_run() -> None:
