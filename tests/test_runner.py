@@ -5,6 +5,7 @@ The worker of a cell is whatever `python:` names, so a script in its place crash
 
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from qbench.int4 import native
 from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
+from qbench.run.cells import side_by_side
 from qbench.run.local import LocalExecutor
 from tests.support.running import execute, workers
 from tests.support.runs import config, in_order, interpreter, run
@@ -258,3 +260,25 @@ def test_a_cell_that_is_a_link_is_measured_in_a_folder_of_its_own(tiny_llama: Pa
     (folder / "cells" / "fp16").symlink_to(tmp_path / "mine")
     run(settings, tmp_path / "results")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_an_interrupt_that_another_thread_receives_stops_what_is_under_way() -> None:
+    """As with the threads of a library, which the system may choose; the main thread has nothing else to wake it."""
+    begun, stopping = threading.Event(), threading.Event()
+    stopped: list[bool] = []
+
+    def measure(label: str) -> CellRow:
+        begun.set()
+        stopped.append(stopping.wait(60))
+        raise AssertionError("nobody asks for the row")
+
+    def interrupt() -> None:
+        begun.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(["a"], None, measure, stopping.set)
+    thread.join()
+    assert stopped == [True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from qbench.run.executor import Ending, Executor
 from qbench.run.fingerprint import CELL
 from qbench.run.folder import RunFolder
 from qbench.run.job import Job, cell_row, config_of
+from qbench.run.local import POLL_S
 
 MAX_THREADS = 64
 """Cells that are under way or wait for room at once."""
@@ -47,7 +48,7 @@ class CellRunner:
         """Measure what is missing of the cells, in this order or side by side; their rows."""
         if self.executor.side_by_side:
             first = self.config.reference.label if self.config.reference else None
-            return _side_by_side(order, first, self._measure_beside_others, self.executor.stop)
+            return side_by_side(order, first, self._measure_beside_others, self.executor.stop)
         rows = []
         for number, label in enumerate(order, start=1):
             row = self._kept(label)
@@ -118,7 +119,7 @@ def _clear_attempt(out: Path) -> None:
             remove(path)
 
 
-def _side_by_side(
+def side_by_side(
     labels: Sequence[str], first: str | None, measure: Callable[[str], CellRow], stop: Callable[[], None]
 ) -> list[CellRow]:
     """Measure cells side by side.
@@ -136,8 +137,11 @@ def _side_by_side(
         try:
             for alone in (True, False):
                 measured = {pool.submit(measure, label): label for label in labels if (label == first) == alone}
-                for done in as_completed(measured):
-                    rows[measured[done]] = done.result()
+                left = set(measured)
+                while left:
+                    # An interrupt that another thread receives, one of Ray's, is seen here only on waking up.
+                    ended, left = wait(left, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                    rows |= {measured[done]: done.result() for done in ended}
         except BaseException:
             stop()
             pool.shutdown(cancel_futures=True)
