@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ os.environ["QBENCH_CACHE"] = tempfile.mkdtemp(prefix="qbench-cache-")
 atexit.register(shutil.rmtree, os.environ["QBENCH_CACHE"], ignore_errors=True)
 # The models of the tests are too small to gain from threads, which wait for each other badly on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell without job control starts what it puts into the background with SIGINT ignored, and so would every run here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # After the environment, which transformers reads at import.
 from tests.support.tiny_llama import save_tiny_llama, word_ids  # noqa: E402

@@ -264,16 +264,18 @@ def test_a_cell_that_is_a_link_is_measured_in_a_folder_of_its_own(tiny_llama: Pa
 
 def test_an_interrupt_that_another_thread_receives_stops_what_is_under_way() -> None:
     """As with the threads of a library, which the system may choose; the main thread has nothing else to wake it."""
-    begun, stopping = threading.Event(), threading.Event()
+    begun, stopping, ended = (threading.Event() for _ in range(3))
     stopped: list[bool] = []
 
     def measure(label: str) -> CellRow:
         begun.set()
         stopped.append(stopping.wait(60))
+        ended.set()
         raise AssertionError("nobody asks for the row")
 
     def interrupt() -> None:
         begun.wait()
+        time.sleep(0.2)  # the main thread waits by now
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -281,4 +283,5 @@ def test_an_interrupt_that_another_thread_receives_stops_what_is_under_way() -> 
     with pytest.raises(KeyboardInterrupt):
         side_by_side(["a"], None, measure, stopping.set)
     thread.join()
+    assert ended.wait(60)
     assert stopped == [True]
