@@ -10,15 +10,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from qbench import demo
-from qbench.config import RunConfig, kinds
+from qbench.config import MMLUConfig, RunConfig, kinds
 from qbench.decide.provenance import differences
 from qbench.errors import QbenchError
-from qbench.model import content
+from qbench.model import content, hub
 from qbench.records.run import read_run
 from qbench.run import checkpoints, fingerprint
 from qbench.run.events import EventLog
@@ -158,6 +159,82 @@ def test_the_same_files_elsewhere_are_the_same(inputs: Inputs, tmp_path: Path) -
     assert Inputs(tmp_path).units() == inputs.units()
 
 
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the hub's client keeps what it fetched; the hub itself cannot be reached."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub.commit.cache_clear()
+    yield tmp_path / "hub"
+    hub.commit.cache_clear()
+
+
+def fetched(cache: Path, repo: str, commit: str) -> None:
+    """A repository (`datasets--cais--mmlu`) whose main branch was last seen at `commit`."""
+    reference = cache / repo / "refs" / "main"
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(commit)
+    hub.commit.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("repo", "touched"),
+    [
+        ("datasets--cais--mmlu", {"mmlu"}),
+        ("models--someone--tiny-awq", {"cell", "mmlu", "perplexity"}),
+    ],
+)
+def test_what_the_hub_has_under_a_name_counts_by_its_commit(hub_cache: Path, repo: str, touched: set[str]) -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": "r",
+            "model": {"demo": True},
+            "backends": [{"kind": "awq", "checkpoint": "someone/tiny-awq"}],
+            "measure": {"mmlu": {}, "perplexity": {"divergence": False}},
+        }
+    )
+
+    def units() -> dict[str, str]:
+        return fingerprint.units(config, config.backends[0], environment(), "f")
+
+    unknown = units()
+    fetched(hub_cache, repo, "a" * 40)
+    first = units()
+    fetched(hub_cache, repo, "b" * 40)
+    second = units()
+    for before, after in ((unknown, first), (first, second)):
+        assert {name for name in after if before.get(name) != after[name]} == touched
+
+
+def test_the_hubs_own_word_comes_before_what_was_fetched(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    fetched(hub_cache, "datasets--cais--mmlu", "a" * 40)
+    assert hub.identify("cais/mmlu", kind="dataset") == "cais/mmlu@" + "a" * 40
+    hub.commit.cache_clear()
+    monkeypatch.setattr(HfApi, "repo_info", lambda self, repo, **_: SimpleNamespace(sha="c" * 40))
+    assert hub.identify("cais/mmlu", kind="dataset") == "cais/mmlu@" + "c" * 40
+
+
+def test_the_questions_named_in_a_key_are_those_that_the_harness_fetches() -> None:
+    from qbench.compat.lm_eval import mmlu_template
+
+    assert MMLUConfig().hub_datasets() == {"data": mmlu_template()["dataset_path"]}
+
+
+def test_code_in_another_repository_is_part_of_a_model(hub_cache: Path, tmp_path: Path) -> None:
+    model = save_tiny_llama(tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    auto_map = {"AutoConfig": "someone/code--own.Config", "AutoTokenizer": [None, "someone/code--own.Tokenizer"]}
+    (model / "config.json").write_text(json.dumps(settings | {"auto_map": auto_map}))
+    unknown = content.fingerprint(model)
+    fetched(hub_cache, "models--someone--code", "a" * 40)
+    first = content.fingerprint(model)
+    fetched(hub_cache, "models--someone--code", "b" * 40)
+    assert len({unknown, first, content.fingerprint(model)}) == 3
+
+
 def test_another_16_bit_cell_changes_what_is_compared_with_it(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh")
@@ -241,6 +318,19 @@ def test_what_a_worker_imports_is_code_that_measures_or_only_keeps() -> None:
         name for name, file in files.items() if not any(file == part or part in file.parents for part in measuring)
     }
     assert others <= keeps
+
+
+@pytest.mark.parametrize(
+    ("file", "differs"),
+    [("int4/csrc/cuda/weights.cuh", True), ("show/compare.py", True), ("int4/_qint4.so", False)],
+)
+def test_nodes_of_a_cluster_agree_on_all_sources(source: Path, file: str, differs: bool) -> None:
+    fingerprint.source_hash.cache_clear()
+    before = fingerprint.source_hash()
+    with another_byte(source / file):
+        fingerprint.source_hash.cache_clear()
+        assert (fingerprint.source_hash() != before) is differs
+    fingerprint.source_hash.cache_clear()
 
 
 @pytest.mark.parametrize("layout", ["package", "modules"])

@@ -15,6 +15,7 @@ from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.model import content
+from qbench.run import fingerprint
 from qbench.run.job import Job
 from qbench.run.ray.actor import NodeCell, Parcel, check_version, facts
 from tests.support.runs import interpreter
@@ -50,7 +51,7 @@ def parcel(model: Path, folder: Path, script: str) -> Parcel:
     return Parcel(
         job=job.model_dump_json(),
         version=__version__,
-        code=environment.code_sha256(),
+        code=fingerprint.source_hash(),
         machine=environment.detect(),
         cwd=str(folder),
         variables={"OMP_NUM_THREADS": "1"},

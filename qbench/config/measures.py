@@ -39,6 +39,10 @@ class Measure(Strict):
         """By setting, the files of the user's that a unit reads: their content decides its figures, not their place."""
         return {}
 
+    def hub_datasets(self) -> dict[str, str]:
+        """By setting, the repositories of data on the hub that it reads."""
+        return {}
+
 
 class MemoryConfig(Measure):
     """Peak memory of the first forward after loading."""
@@ -141,6 +145,9 @@ class MMLUConfig(Measure):
         chosen = self.subjects or ("*",)
         patterns = [f"{split}/{name}_{split}.csv" for split in ("test", "dev") for name in chosen]
         return {"data": [file for pattern in patterns for file in folder.glob(pattern)]}
+
+    def hub_datasets(self) -> dict[str, str]:
+        return {"data": "cais/mmlu"} if self.data is None else {}
 
 
 class NoiseFloorConfig(Measure):

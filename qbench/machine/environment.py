@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -83,16 +82,6 @@ def _cpu_features() -> tuple[str, ...]:
     withheld = WITHHELD.get(os.environ.get("QBENCH_CPU_LEVEL", "amx"), ())
     there = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     return tuple(feature for feature in CPU_FEATURES if feature in there and feature not in withheld)
-
-
-def code_sha256() -> str:
-    """A hash over the names and contents of this package's Python files: nodes of a cluster must agree on it."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(package).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
 
 
 def runs_on_gpu(environment: Environment, device: str) -> bool:

@@ -7,10 +7,13 @@ moving the folder that it lies in does not.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+
+from qbench.model import hub
 
 SMALL_BYTES = 1 << 20
 """Files up to this size are read each time, which is as fast as looking their hash up."""
@@ -90,4 +93,16 @@ def fingerprint(folder: Path) -> str:
     there = [path for path in folder.iterdir() if path.is_file()]
     files = {path for path in there if path.suffix in MODEL_SUFFIXES or path.name.startswith("adapter")}
     files |= {path for suffix in (".py", ".jinja") for path in folder.rglob(f"*{suffix}") if path.is_file()}
-    return identify(files, folder).removeprefix("sha256:")
+    found = identify(files, folder).removeprefix("sha256:")
+    elsewhere = [f"{repo}@{commit}" for repo in _code_repos(folder) if (commit := hub.commit(repo))]
+    return hashlib.sha256("\n".join((found, *elsewhere)).encode()).hexdigest() if elsewhere else found
+
+
+def _code_repos(folder: Path) -> list[str]:
+    """Repositories on the hub that a model's code lies in, by its configuration: `owner/name--module.Class`."""
+    try:
+        named = json.loads((folder / "config.json").read_bytes()).get("auto_map") or {}
+        values = [value for entry in named.values() for value in (entry if isinstance(entry, list) else [entry])]
+    except (OSError, ValueError, AttributeError):
+        return []
+    return sorted({value.partition("--")[0] for value in values if isinstance(value, str) and "--" in value})

@@ -20,7 +20,7 @@ from qbench.config.kinds import plugin_facts
 from qbench.config.measures import Measure
 from qbench.machine import environment
 from qbench.machine.environment import Environment
-from qbench.model import content, texts
+from qbench.model import content, hub, texts
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -36,6 +36,8 @@ MEASURING = (
 
 CODE = "qbench.code"
 """The fact that stands for `MEASURING`."""
+
+COMPILED = (".so", ".pyd", ".dylib")
 
 CELL = "cell"
 """The unit of a cell's own row: loading, and the memory of the first forward."""
@@ -57,7 +59,7 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
     else:  # by which the kernels for CPUs are chosen
         facts["cpu_features"] = ", ".join(machine.cpu_features)
     settings = backend.model_dump(mode="json", exclude={"label", "resources"}) | plugin_facts(backend.kind)
-    settings |= {name: _identify(Path(settings[name])) for name in ("checkpoint", "python") if settings.get(name)}
+    settings |= {name: _identify(settings[name]) for name in ("checkpoint", "python") if settings.get(name)}
     facts |= {f"backends.{backend.label}.{name}": value for name, value in settings.items()}
     facts[CODE] = code_hash(MEASURING)
     if backend.calibrates:
@@ -87,17 +89,26 @@ def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str
 @functools.cache
 def code_hash(parts: tuple[str, ...]) -> str:
     """Of the files below these folders and files of the package: Python, C, CUDA, compiled libraries, data."""
+    return content.identify(_code_files(parts), PACKAGE)
+
+
+@functools.cache
+def source_hash() -> str:
+    """Of all files of the package but its compiled libraries, whose bytes differ from one machine to the next."""
+    return content.identify((path for path in _code_files(("",)) if path.suffix not in COMPILED), PACKAGE)
+
+
+def _code_files(parts: tuple[str, ...]) -> list[Path]:
     paths = {path for part in parts for path in [PACKAGE / part, *(PACKAGE / part).rglob("*")]}
-    files = [path for path in paths if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")]
-    return content.identify(files, PACKAGE)
+    return [path for path in paths if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")]
 
 
-def _identify(path: Path) -> str:
-    """What tells a folder of weights, or an interpreter, from others: its content; the path if it is not there."""
-    path = path.expanduser()
+def _identify(name: str) -> str:
+    """What tells weights, or an interpreter, from others: the content of a path, the commit of a name on the hub."""
+    path = Path(name).expanduser()
     if path.is_dir():
         return content.fingerprint(path)
-    return f"{path.name} sha256:{content.file_hash(path)}" if path.is_file() else str(path)
+    return f"{path.name} sha256:{content.file_hash(path)}" if path.is_file() else hub.identify(name)
 
 
 def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Environment, unit: str = "") -> Facts:
@@ -114,6 +125,9 @@ def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Envir
         root = Path(os.path.commonpath([path.parent for path in there])) if there else Path()
         found = content.identify(there, root) if there else str(settings.model_dump(mode="json")[key.split(".")[0]])
         facts[f"measure.{name}.{key}"] = found
+    facts |= {
+        f"measure.{name}.{key}": hub.identify(repo, kind="dataset") for key, repo in settings.hub_datasets().items()
+    }
     for other in settings.repeats:
         facts |= measure_facts(config, backend, other, machine)
     return facts | _versions(backend, settings.used_libraries(), machine)

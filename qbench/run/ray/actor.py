@@ -20,6 +20,7 @@ from qbench.errors import QbenchError, describe_fault
 from qbench.machine import environment
 from qbench.machine.environment import Environment
 from qbench.model import content, find
+from qbench.run import fingerprint
 from qbench.run.executor import Ending
 from qbench.run.job import Job
 from qbench.run.local import GRACE_S, LocalExecutor
@@ -38,7 +39,7 @@ class NodeFacts:
     host: str
     version: str
     code: str
-    """See `qbench.machine.environment.code_sha256`."""
+    """See `qbench.run.fingerprint.source_hash`."""
     environment: Environment
 
 
@@ -50,7 +51,7 @@ class Parcel:
     """JSON of the `Job`."""
     version: str
     code: str
-    """See `qbench.machine.environment.code_sha256`."""
+    """See `qbench.run.fingerprint.source_hash`."""
     machine: Environment
     """The runner's: with it, random weights come out of the same dtype everywhere."""
     cwd: str
@@ -85,7 +86,7 @@ class Results:
 
 def facts() -> NodeFacts:
     """Those of the machine that this is called on."""
-    return NodeFacts(platform.node(), __version__, environment.code_sha256(), environment.detect())
+    return NodeFacts(platform.node(), __version__, fingerprint.source_hash(), environment.detect())
 
 
 class NodeCell:

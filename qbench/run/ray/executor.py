@@ -22,6 +22,7 @@ from qbench.config import Backend, RunConfig
 from qbench.errors import QbenchError, describe_fault
 from qbench.machine import environment
 from qbench.machine.environment import Environment
+from qbench.run import fingerprint
 from qbench.run.events import ProgressEvent
 from qbench.run.executor import Ending
 from qbench.run.job import Job
@@ -98,7 +99,7 @@ class RayExecutor:
     def __init__(self, ray: Any) -> None:
         self._ray = ray
         self._stopping = threading.Event()
-        self._code = environment.code_sha256()
+        self._code = fingerprint.source_hash()
         self._machine = environment.detect()
 
     def prepare(self, config: RunConfig, cells: Sequence[Backend], say: Callable[[str], None]) -> Environment:
