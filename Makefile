@@ -15,9 +15,8 @@ STAMP := $(VENV)/installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Where benchmarks leave their tables and plots, and the steps of bench-gpu.
+# Where benchmarks leave their tables and plots.
 OUT ?= results/bench
-STEPS ?= check products linears models awq gptq
 
 .PHONY: help setup smoke test test-all lint docs audit bench bench-gpu gpu-wheels clean
 
@@ -67,11 +66,11 @@ bench: setup  ## our INT4 against other kernels and backends on this CPU, as rat
 	$(BIN)/qbench run configs/tinyllama-shape.yaml --results $(OUT)
 	$(BIN)/qbench plot $(OUT)/tinyllama-shape --out $(OUT)/plots
 
-bench-gpu:  ## the same on a CUDA GPU, without network or .venv (PYTHON=python3 OUT=folder STEPS="check tune …")
+bench-gpu:  ## a quarter of an hour on a CUDA GPU, without network or .venv (PYTHON=python3 OUT=folder STEPS="check tune …")
 	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py $(STEPS) --out $(OUT)
 
 gpu-wheels:  ## ./wheels: what a bare GPU machine lacks for bench-gpu; PYTHON is one of its version
-	$(PYTHON) -m pip wheel -q --no-deps -r benchmarks/gpu-requirements.txt -w wheels
+	$(PYTHON) benchmarks/gpu_wheels.py wheels
 
 clean:  ## remove what was made, but no published results
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis results/smoke plots/smoke

@@ -1,75 +1,82 @@
-"""Our INT4 kernels on a GPU: checked, tuned, timed, and five backends on the shape of Llama-3-8B. Needs no network.
+"""A quarter of an hour on a CUDA GPU: what is wrong, how fast, and how far from what is aimed at. Needs no network.
 
-    python benchmarks/gpu.py check products tune linears models awq gptq --out FOLDER
+    python benchmarks/gpu.py --out FOLDER [STEP ...]
 
-check: products against float64, and as a CUDA graph. products: variants of the CUDA kernels beside cuBLAS and tinygemm;
-the fastest are kept in the package. tune: block sizes of the Triton kernels, kept likewise. linears: a block's linears
-by every backend. models, awq, gptq: memory and tokens/s (`configs/llama3-8b-shape.yaml`), in parts, since calibrating
-takes its time. Tables, run.json and plots are left in the folder.
+Steps run in the order of their worth, each as a process with a limit of its own (`steps.py`), and leave their tables in
+a folder of the GPU's name. The same command again goes on with those that are missing, failed, or come from other code.
+It ends with a table of what was measured against what is aimed at (`gpu_targets.py`).
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import re
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import gpu_check
-import gpu_products
-import gpu_tune
-import linears
+import gpu_targets
 import torch
 import typer
+from steps import Step, take
 
-CONFIG = Path(__file__).parents[1] / "configs" / "llama3-8b-shape.yaml"
+from qbench.config.kinds import CODE_SUFFIXES
+from qbench.machine import environment
+from qbench.model import content
 
-
-class Step(StrEnum):
-    """What to do."""
-
-    CHECK = "check"
-    PRODUCTS = "products"
-    TUNE = "tune"
-    LINEARS = "linears"
-    MODELS = "models"
-    AWQ = "awq"
-    GPTQ = "gptq"
+ROOT = Path(__file__).parents[1]
+RUN = "llama3-8b-shape"
+"""The run of the 8 B shape, by the name in its configuration."""
 
 
-def models(out: Path, *labels: str) -> None:
-    """Measure some cells of the run, and draw what is there."""
-    only = [word for label in labels for word in ("--only", label)]
-    qbench = [sys.executable, "-m", "qbench"]
-    subprocess.run([*qbench, "run", str(CONFIG), "--results", str(out), *only], check=True)
-    subprocess.run([*qbench, "plot", str(out / CONFIG.stem), "--out", str(out / "plots")], check=True)
+def steps(out: Path) -> list[Step]:
+    """All of them; limits are about twice what an H100 took, as far as that is known."""
+
+    def script(name: str, *words: str) -> tuple[str, ...]:
+        return (sys.executable, str(Path(__file__).with_name(name)), *words, "--out", str(out))
+
+    def run(config: str, *words: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", "qbench", "run", str(ROOT / "configs" / config), "--results", str(out), *words)
+
+    # Kernels that need no compiler: the linears are where Marlin is compiled.
+    smoke = ["name=smoke-cuda", "device=cuda", "backends.awq.kernel=gemm_triton", "backends.gptq.kernel=triton"]
+    sets = [word for setting in smoke for word in ("--set", setting)]
+    only = [word for label in ("fp16", "int4", "nf4") for word in ("--only", label)]
+    return [
+        Step("check", script("gpu_step.py", "check"), 150, ("int4_check.csv", "bandwidth_check.csv")),
+        Step("smoke", run("smoke.yaml", *sets), 180, ("smoke-cuda/summary.csv",)),
+        Step("products", script("gpu_products.py", "--seconds", "90"), 150, ("products.csv", "blocks.csv")),
+        Step("models", run(f"{RUN}.yaml", *only), 240, (f"{RUN}/summary.csv",)),
+        Step("linears", script("gpu_step.py", "linears"), 400, ("linears.csv",)),
+        Step("awq", script("gpu_one_block.py", "awq"), 150, (f"{RUN}-awq/summary.csv",)),
+        Step("gptq", script("gpu_one_block.py", "gptq"), 150, (f"{RUN}-gptq/summary.csv",)),
+        Step("tune", script("gpu_step.py", "tune"), 90, ("tune.csv",)),
+    ]
+
+
+def code() -> str:
+    """A hash of what measures: the package and the benchmarks, less the tables that products and tune write."""
+    files = [path for folder in ("qbench", "benchmarks") for path in (ROOT / folder).rglob("*")]
+    return content.identify([path for path in files if path.suffix in CODE_SUFFIXES], ROOT)
 
 
 def main(
-    steps: Annotated[list[Step], typer.Argument(help="in this order")],
-    out: Annotated[Path, typer.Option(help="folder for tables, run.json and plots")],
+    out: Annotated[Path, typer.Option(help="folder for tables and runs")],
+    names: Annotated[list[str] | None, typer.Argument(help="steps; all unless given")] = None,
 ) -> None:
-    """Take the steps one after another; the first that fails ends it."""
+    """Take the steps that are not done."""
     if not torch.cuda.is_available():
         raise typer.BadParameter(f"torch {torch.__version__} sees no CUDA device here")
-    out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda", 0)
-    for step in steps:
-        match step:
-            case Step.CHECK:
-                gpu_check.check(device, out)
-            case Step.PRODUCTS:
-                gpu_products.main(out, seconds=150)
-            case Step.TUNE:
-                shutil.copy(gpu_tune.tune(device), out)
-            case Step.LINEARS:
-                linears.compare(device, out, "llama-3-8b")
-            case Step.MODELS:
-                models(out, "fp16", "int4", "nf4")
-            case Step.AWQ | Step.GPTQ:
-                models(out, step.value)
+    # By the driver: asking torch could put this process on the GPU beside those that are measured.
+    device = environment.detect().gpus[0].name
+    out = out / re.sub(r"[^A-Za-z0-9]+", "_", device)
+    facts = {"code": code(), "device": device, "torch": torch.__version__}
+    there = steps(out.resolve())
+    if unknown := set(names or ()) - {step.name for step in there}:
+        known = ", ".join(step.name for step in there)
+        raise typer.BadParameter(f"no such step: {', '.join(sorted(unknown))} (there are: {known})")
+    endings = take([step for step in there if not names or step.name in names], out, facts, typer.echo)
+    gpu_targets.main(out, RUN)
+    raise typer.Exit(int(not set(endings.values()) <= {"done", "kept"}))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,12 @@ def check(device: torch.device, out: Path | None) -> None:
     copies = bandwidth(device)
     typer.echo(f"bytes a second: {copies}")
     cases = list(itertools.product(KERNELS, SHAPES, GROUP_SIZES, TOLERANCE))
-    taken = [row for case in track(cases, "check", transient=True) for row in rows(*case, device)]
-    record.keep(out, {"int4_check": taken, "bandwidth_check": [copies]}, script="check", show=False)
+    taken: list[dict[str, object]] = []
+    try:
+        for case in track(cases, "check", transient=True):
+            taken += rows(*case, device)
+    finally:  # what is there when it is interrupted
+        record.keep(out, {"int4_check": taken, "bandwidth_check": [copies]}, script="check", show=False)
     wrong = [row for row in taken if not row["ok"]]
     typer.echo(f"{len(taken)} products, {len(wrong)} wrong" + "".join(f"\n{row}" for row in wrong[:20]))
     if wrong or not copies["ok"]:

@@ -21,7 +21,6 @@ SHAPES = ((4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336))
 """(out_features, in_features) of Llama-3-8B, siblings joined."""
 GROUP_SIZE = 128
 COLD_BYTES = 1 << 28
-SECONDS = 480
 TOO_SLOW = 3.0
 """A candidate that takes so many times the best in its first replay is not timed again."""
 
@@ -66,22 +65,28 @@ def fastest(rows: int, weights: list[dict[str, Tensor]], deadline: float) -> tup
     return best
 
 
-def tune(device: torch.device) -> Path:
-    """Write the table of this device into the package, and return its path."""
+def tune(device: torch.device, seconds: float) -> tuple[Path, list[dict[str, object]]]:
+    """Write the table of this device into the package; returns its path, and the best of each shape and bucket.
+
+    Args:
+        seconds: for all of them together.
+    """
     console = Console()
     table: dict[str, dict[str, list[int]]] = {}
+    taken: list[dict[str, object]] = []
     cases = list(itertools.product(SHAPES, BUCKETS))
     start = time.monotonic()
     for i, (shape, rows) in enumerate(cases):
         weight = packed(shape, device)
         copies = COLD_BYTES // weight["words"].nbytes + 1
         weights = [weight, *({k: t.clone() for k, t in weight.items()} for _ in range(copies))]
-        found = fastest(rows, weights, start + SECONDS * (i + 1) / len(cases))
+        found = fastest(rows, weights, start + seconds * (i + 1) / len(cases))
         if found is not None:
             table.setdefault(f"{shape[0]}x{shape[1]}", {})[str(rows)] = list(found[0])
+            taken.append({"shape": f"{shape[0]}x{shape[1]}", "rows": rows, "us": found[1] * 1e6, **found[0]._asdict()})
             console.print(f"{shape} batch {rows}: {found[1] * 1e6:.1f} µs with {found[0]}")
     tuning.TUNED.mkdir(exist_ok=True)
     path = tuning.TUNED / f"{tuning.device_file(device)}.json"
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     tuning.tuned.cache_clear()
-    return path
+    return path, taken

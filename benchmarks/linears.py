@@ -4,7 +4,9 @@
 
 Every backend loads a model of one block with random weights, as in a run; the block is then copied until the weights
 exceed every cache, and each group of linears that reads the same input is called through the copies. A row has the
-median seconds of a call and, for INT4, how many times faster it is than the others, with quartiles.
+median seconds of a call and how many times faster INT4 is, with quartiles. On CUDA, AWQ's and GPTQ's are Marlin where
+it can be compiled, and other libraries' linears stand beside them (`peers.py`). What cannot be timed is a row with the
+reason.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import linears_plot
+import peers
 import record
 import timing
 import torch
@@ -33,6 +36,8 @@ from qbench.backends.gptq import GPTQ
 from qbench.backends.int4 import Int4
 from qbench.backends.nf4 import NF4
 from qbench.config import Backend, ModelConfig
+from qbench.config.resolve import device_type
+from qbench.config.target import DeviceType
 from qbench.model import find
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_dtype
@@ -59,19 +64,22 @@ VOCABULARY = 1024
 """Instead of 128,256: no embedding is timed."""
 
 
-def one_block(folder: Path, shape: str, dtype: torch.dtype) -> Path:
+def one_block(folder: Path, shape: str, dtype: torch.dtype, device: DeviceType) -> Path:
     """A model of one block with random weights, kept in the cache."""
     config = json.loads(find.shapes()[shape].read_text(encoding="utf-8"))
     config |= {"num_hidden_layers": 1, "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = ModelConfig(path=folder, weights="random")
-    return find.resolve(model, dtype=str(dtype).removeprefix("torch."), seed=0, say=print)
+    return find.resolve(model, dtype=str(dtype).removeprefix("torch."), seed=0, say=print, device=device)
 
 
 def blocks(backend: Backend, options: LoadOptions, copies: int) -> tuple[str, list[nn.Module]]:
     """The kernel's name, and a backend's block in so many copies."""
     calibration = Calibration(text=None, samples=2, length=32, seed=0)
-    loaded = import_backend(backend).load(options, backend, calibration)
+    module: Any = import_backend(backend)
+    if hasattr(module, "prepare"):
+        module.prepare(options, backend, lambda what, done, total: print(f"\r{what}: {done} s", end="", flush=True))
+    loaded = module.load(options, backend, calibration)
     block = loaded.model.model.layers[0]
     return loaded.kernel, [block, *(copy.deepcopy(block) for _ in range(copies - 1))]
 
@@ -85,26 +93,56 @@ def timer(found: list[nn.Module], group: str, batch: int, options: LoadOptions) 
     """Times a group of linears through the copies of a block."""
     linears = [[block.get_submodule(name) for name in GROUPS[group]] for block in found]
     width = cast(nn.Linear, linears[0][0]).in_features  # every backend's linear has it
-    x = torch.randn(1, batch, width, device=options.device, dtype=options.dtype)
+    dtype = getattr(linears[0][0], "takes", options.dtype)
+    x = torch.randn(1, batch, width, device=options.device, dtype=dtype)
     return timing.prepared([partial(call, each, x) for each in linears], options.device)
 
 
-def load_all(options: LoadOptions, copies: int, console: Console) -> dict[str, tuple[str, list[nn.Module]]]:
-    """Kernels and blocks by backend; one that cannot be loaded here is told and left out."""
-    found = {}
+def peer_blocks(block: nn.Module, name: str, copies: int) -> list[nn.Module]:
+    """A 16-bit block with another library's linears in its place, in so many copies."""
+    other = copy.deepcopy(block)
+    for path in (path for group in GROUPS.values() for path in group):
+        other.set_submodule(path, peers.of(cast(nn.Linear, block.get_submodule(path)), peers.PEERS[name]))
+    return [other, *(copy.deepcopy(other) for _ in range(copies - 1))]
+
+
+def load_all(
+    options: LoadOptions, copies: int, console: Console
+) -> tuple[dict[str, tuple[str, list[nn.Module]]], dict[str, str]]:
+    """Kernels and blocks by backend, and of those that cannot be loaded here the reason."""
+    found, missing = {}, {}
     for backend in BACKENDS:
         try:
             with tempfile.TemporaryDirectory() as work:
                 own = LoadOptions(folder=options.folder, device=options.device, dtype=options.dtype, work=Path(work))
                 found[backend.label] = blocks(backend, own, copies)
         except Exception as error:  # whatever a library raises: the others are still compared
-            console.print(f"{backend.label} left out: {type(error).__name__}: {error}")
-    return found
+            missing[backend.label] = f"{type(error).__name__}: {error}"
+    for name in peers.PEERS if options.device.type == "cuda" and "fp16" in found else ():
+        try:
+            with torch.no_grad():
+                found[name] = (name, peer_blocks(found["fp16"][1][0], name, copies))
+        except Exception as error:  # as above
+            missing[name] = f"{type(error).__name__}: {error}"
+    for label, reason in missing.items():
+        console.print(f"{label} left out: {reason}")
+    return found, missing
 
 
-def rows(found: dict[str, tuple[str, list[nn.Module]]], group: str, batch: int, options: LoadOptions) -> list[Any]:
+def rows(
+    found: dict[str, tuple[str, list[nn.Module]]],
+    missing: dict[str, str],
+    group: str,
+    batch: int,
+    options: LoadOptions,
+) -> list[Any]:
     """A row for each backend, but for what is the same in all."""
-    timers = {label: timer(linears, group, batch, options) for label, (_, linears) in found.items()}
+    timers, failed = {}, dict(missing)
+    for label, (_, linears) in found.items():
+        try:
+            timers[label] = timer(linears, group, batch, options)
+        except Exception as error:  # a kernel that takes only so many rows, or cannot be captured
+            failed[label] = f"{type(error).__name__}: {error}"
     taken = timing.in_turns(timers, TURNS)
     return [
         {
@@ -117,24 +155,25 @@ def rows(found: dict[str, tuple[str, list[nn.Module]]], group: str, batch: int, 
             **timing.ratio(taken["int4"], seconds, "int4"),
         }
         for label, seconds in taken.items()
-    ]
+    ] + [{"linears": group, "batch": batch, "backend": label, "reason": reason} for label, reason in failed.items()]
 
 
 def compare(device: torch.device, out: Path | None, shape: str) -> None:
     """Time every group, batch size and backend."""
     dtype = resolve_dtype("auto", device)
     with tempfile.TemporaryDirectory() as folder:
-        options = LoadOptions(folder=one_block(Path(folder), shape, dtype), device=device, dtype=dtype, work=Path())
+        made = one_block(Path(folder), shape, dtype, device_type(device.type))
+        options = LoadOptions(folder=made, device=device, dtype=dtype, work=Path())
     largest = sum(file.stat().st_size for file in options.folder.glob("*.safetensors"))
     copies = 2 + COLD_BYTES[device.type] // largest * 4
-    found = load_all(options, copies, Console())
+    found, missing = load_all(options, copies, Console())
     cases = [(group, batch) for group in GROUPS for batch in BATCHES[device.type]]
-    taken = [
-        {"shape": shape} | row
-        for case in track(cases, "linears", transient=True)
-        for row in rows(found, *case, options)
-    ]
-    record.keep(out, {"linears": taken}, script="linears")
+    taken: list[dict[str, Any]] = []
+    try:
+        for case in track(cases, "linears", transient=True):
+            taken += [{"shape": shape} | row for row in rows(found, missing, *case, options)]
+    finally:  # what is there when it is interrupted
+        record.keep(out, {"linears": taken}, script="linears")
     if out is not None:
         linears_plot.main(out)
 

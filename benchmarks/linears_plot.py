@@ -21,6 +21,7 @@ COLUMNS = 2
 
 def draw(table: pd.DataFrame, machine: str, out: Path) -> list[Path]:
     """Write linears.png and linears.svg into `out`; returns their paths."""
+    table = table.dropna(subset="seconds")
     groups = list(table["linears"].unique())
     with mpl.drawing():
         figure = mpl.new_figure(files.WIDTH_IN, 7.0)
@@ -41,7 +42,8 @@ def panel(axes: Axes, table: pd.DataFrame) -> None:
     for backend in table["backend"].unique():
         ratio = seconds["fp16"] / seconds[backend]
         width, marker = (2.4, "o") if backend == "int4" else (1.4, None)
-        color, label = backend_kinds()[backend].color, display_label(backend, backend)
+        kind = backend_kinds().get(backend)
+        color, label = kind.color if kind else None, display_label(backend, backend)
         axes.plot(seconds.index, ratio, label=label, color=color, linewidth=width, marker=marker)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)

@@ -22,9 +22,11 @@ def keep(out: Path | None, tables: Mapping[str, Rows], *, script: str, show: boo
     """Print tables and, given a folder, write each to <name>.csv, and to <script>.run.json where they were taken."""
     console = Console(width=150)
     for name, rows in tables.items() if show else ():
-        shown = Table(*rows[0], title=name)
+        columns = dict.fromkeys(column for row in rows for column in row)
+        shown = Table(*columns, title=name)
         for row in rows:
-            shown.add_row(*(f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()))
+            values = [row.get(column, "") for column in columns]
+            shown.add_row(*(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values))
         console.print(shown)
     if out is None:
         return

@@ -11,6 +11,10 @@ class QbenchError(Exception):
     """Something the user can mend: the message names the thing and the remedy. The command line exits with 2."""
 
 
+class UnavailableError(QbenchError):
+    """The machine lacks what the backend needs: its cell is `unavailable`, and others go on."""
+
+
 class NotFiniteError(QbenchError):
     """The model computes NaN or infinity: no figure of it means anything, and its cell is not ok."""
 
@@ -21,13 +25,15 @@ class NotFiniteError(QbenchError):
         )
 
 
-def describe_fault(error: BaseException) -> tuple[Literal["oom", "error"], str]:
+def describe_fault(error: BaseException) -> tuple[Literal["oom", "error", "unavailable"], str]:
     """The status and the one-line reason of a cell or trial that ended with `error`.
 
     Running out of memory has no type of its own: CUDA raises `torch.OutOfMemoryError`, torch's CPU allocator a
     RuntimeError, Python a MemoryError, libraries whatever they like; they agree on the words.
     """
     text = str(error).strip()
+    if isinstance(error, UnavailableError):
+        return "unavailable", text
     if isinstance(error, MemoryError) or any(words in text.lower() for words in OOM_WORDS):
         return "oom", _first_line(text) or "out of memory"
     return "error", text if isinstance(error, QbenchError) else f"{type(error).__name__}: {_first_line(text)}"

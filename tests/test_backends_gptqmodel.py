@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, StaticCache
 
 if find_spec("gptqmodel") is None:  # not pytest.importorskip: importing it is for the backend, which prepares for it
@@ -20,9 +21,11 @@ from qbench.backends._calibrated import Calibrated
 from qbench.backends.awq import AWQ
 from qbench.backends.fp16 import FP16
 from qbench.backends.gptq import GPTQ
+from qbench.compat.gptqmodel import BACKEND
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
 from qbench.model.load import LoadOptions
+from tests.support import dequantized
 from tests.support import tiny_llama as tiny
 
 SCALES = tiny.LINEAR_WEIGHTS // 128
@@ -144,6 +147,21 @@ def test_a_ready_checkpoint_needs_no_calibration(
     assert tiny.logits(again).equal(tiny.logits(loaded))
 
 
+@pytest.mark.parametrize("kernel", ["torch_aten", "torch_fused", "torch"])
+def test_a_kernel_gives_the_logits_of_the_weights_that_its_codes_stand_for(
+    loaded: LoadedModel, method: Method, options: LoadOptions, checkpoint: Path, kernel: str
+) -> None:
+    named = method.load(options, method.config(checkpoint=str(checkpoint), kernel=kernel), None)
+    classes = {type(named.model.get_submodule(name)) for name in named.quantized}
+    assert {BACKEND(f"{method.kind}_{kernel}")} == {backend for one in classes for backend in one.SUPPORTS_BACKENDS}
+    assert named.kernel == next(iter(classes)).__name__
+    exact = LlamaForCausalLM(named.model.config).double().eval()
+    exact.load_state_dict(dequantized.state_dict(load_file(checkpoint / "model.safetensors"), method.kind))
+    with torch.inference_mode():
+        expected = exact(tiny.TOKENS).logits
+    assert tiny.relative_error(tiny.logits(named), expected) < 0.015  # of bfloat16; the codes themselves are 0.1 off
+
+
 def as_its_own_library_writes(checkpoint: Path, method: Method) -> None:
     """Turn gptqmodel's description of a checkpoint into AutoAWQ's or old AutoGPTQ's."""
     (checkpoint / "quantize_config.json").unlink()
@@ -197,12 +215,6 @@ def test_a_checkpoint_of_pickles_is_refused(method: Method, options: LoadOptions
 def test_a_missing_checkpoint_is_refused(method: Method, options: LoadOptions, tmp_path: Path) -> None:
     with pytest.raises(QbenchError, match="neither a folder nor a hub repository"):
         method.load(options, method.config(checkpoint=str(tmp_path / "nowhere")), None)
-
-
-@pytest.mark.parametrize("group_size", [-1, 16, 96])
-def test_a_group_size_without_kernel_is_refused(method: Method, options: LoadOptions, group_size: int) -> None:
-    with pytest.raises(QbenchError, match=rf"group_size {group_size} has no 4-bit kernel: choose 32, 64 or 128"):
-        method.load(options, method.config(group_size=group_size), tiny.CALIBRATION)
 
 
 def test_a_group_size_that_does_not_divide_is_refused_before_quantizing(

@@ -222,7 +222,7 @@ def backends() -> st.SearchStrategy[list[dict[str, Any]]]:
             "symmetric": st.booleans(),
         },
         "nf4": {"double_quant": st.booleans()},
-        "awq": {"group_size": st.sampled_from([-1, 32]), "checkpoint": st.none() | paths},
+        "awq": {"group_size": st.sampled_from([64, 32]), "checkpoint": st.none() | paths},
         "gptq": {"desc_act": st.booleans(), "sym": st.booleans()},
     }
     kinds = [st.tuples(st.just({"kind": kind}), sections(python=paths, **fields)) for kind, fields in own.items()]

@@ -203,3 +203,18 @@ def test_a_backend_whose_library_is_missing_is_unavailable_with_the_command_that
     rows = {row.label: row for row in watcher.finished}
     assert (rows["nf4"].status, rows["fp16"].status) == ("unavailable", "ok")
     assert "`pip install 'qbench-llm[nf4]'` installs what it needs" in (rows["nf4"].error or "")
+
+
+def test_a_backend_that_cannot_be_prepared_is_unavailable_and_others_go_on(tiny_llama: Path, tmp_path: Path) -> None:
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import sys\nfrom qbench.backends import fp16\nfrom qbench.errors import UnavailableError\n"
+        "def prepare(options, config, progress):\n    raise UnavailableError('there is no nvcc here')\n"
+        "fp16.prepare = prepare\nsys.argv = sys.argv[2:]\nimport qbench.run.worker as worker\nworker.main()\n"
+    )
+    python = interpreter(tmp_path, f'exec {sys.executable} {program} "$@"')
+    backends = [{"kind": "fp16", "python": python}, {"kind": "fp16", "label": "other"}]
+    _, ok, watcher = run(config(tiny_llama, backends), tmp_path / "results")
+    assert not ok
+    rows = {row.label: (row.status, row.error) for row in watcher.finished}
+    assert rows == {"fp16": ("unavailable", "there is no nvcc here"), "other": ("ok", None)}

@@ -181,6 +181,21 @@ def test_random_weights_follow_their_seed(tiny_llama: Path) -> None:
     assert not torch.equal(one[name], other[name])
 
 
+def test_random_weights_of_a_gpu_are_kept_apart_from_those_of_a_cpu(
+    tiny_llama: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def make(command: list[str], **how: object) -> "subprocess.CompletedProcess[str]":
+        asked.append(command[-1])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(find.subprocess, "run", make)
+    model = ModelConfig(path=tiny_llama, weights="random")
+    places = {find.resolve(model, dtype="bfloat16", seed=1, say=str, device=place) for place in ("cpu", "cuda")}
+    assert (len(places), asked) == (2, ["cpu", "cuda"])
+
+
 def test_a_shape_known_by_its_hub_id_needs_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ModelConfig(id="meta-llama/Meta-Llama-3-8B-Instruct", weights="random")
     monkeypatch.setattr(find, "_random_weights", lambda shape, *_: shape)

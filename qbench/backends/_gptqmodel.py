@@ -10,10 +10,10 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
@@ -23,8 +23,17 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from qbench.backends import _selection
 from qbench.backends._calibrated import Calibrated
-from qbench.compat.gptqmodel import BACKEND, BaseQuantLinear, GPTQModel, QuantizeConfig, let_go
+from qbench.backends._kernels import GroupSize
+from qbench.compat.gptqmodel import (
+    BACKEND,
+    BaseQuantLinear,
+    GPTQModel,
+    QuantizeConfig,
+    let_go,
+    packing_by_rows,
+)
 from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.errors import QbenchError
 from qbench.model.calibration import Calibration
@@ -33,8 +42,7 @@ from qbench.model.load import LoadOptions, check_placed, load_tokenizer, skeleto
 
 __all__ = ["BACKEND", "Method", "load_quantized", "write_checkpoint"]
 
-GROUP_SIZES = (32, 64, 128)
-"""What the kernels of both methods run on every device. Others can be packed, and then fail in the first forward."""
+GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +62,8 @@ def load_quantized(
     """Load the checkpoint of `config` for inference, or one that is made in `options.work`.
 
     Raises:
-        QbenchError: `config.group_size` has no kernel or does not divide the inputs of a linear; or the ready
-            checkpoint is missing, of another method, bit width, group size or model.
+        QbenchError: `config.group_size` does not divide the inputs of a linear; or the ready checkpoint is missing, of
+            another method, bit width, group size or model; or the kernel cannot run here.
     """
     expected = block_linears(skeleton(options))
     if config.checkpoint is None:
@@ -63,9 +71,11 @@ def load_quantized(
         quantize_s = write_checkpoint(options, config, calibration, folder, method)
     else:
         folder, quantize_s = find_checkpoint(config, method.name), None
+    kernel = _backend(_selection.choose(options, _as_made(config, folder)), method)
     with _explained(config, "load"):
-        model = _load_for_inference(options, folder)
+        model = _load_for_inference(options, folder, kernel)
     linears = {name: m for name, m in model.named_modules() if isinstance(m, BaseQuantLinear)}
+    _check_kernel(linears, kernel, config)
     weights = sum(linear.in_features * linear.out_features for linear in linears.values())
     _check_same_model({name: linear for name, linear in linears.items() if name in expected}, expected, folder)
     # gptqmodel takes some joined linears apart, such as gate_up_proj of Phi-3, and experts.
@@ -85,6 +95,32 @@ def load_quantized(
         linear_weights=weights,
         quantize_s=quantize_s,
     )
+
+
+def prepare(options: LoadOptions, config: Calibrated, progress: Callable[[str, int, int], None]) -> None:
+    """See `qbench.backends._selection.prepare`; a checkpoint that is here already decides by its own codes."""
+    folder = Path(config.checkpoint).expanduser() if config.checkpoint else None
+    _selection.prepare(options, _as_made(config, folder) if folder and folder.is_dir() else config, progress)
+
+
+def _as_made(config: Calibrated, folder: Path) -> Calibrated:
+    """With the symmetry of a ready checkpoint of GPTQ, which its files say and a configuration may not."""
+    if config.checkpoint is None or "sym" not in type(config).model_fields:
+        return config
+    return config.model_copy(update={"sym": _read_scheme(config, folder)[1]["sym"]})
+
+
+def _backend(kernel: str, method: Method) -> BACKEND:
+    return BACKEND.AUTO if kernel == "auto" else BACKEND(f"{method.name}_{kernel}")
+
+
+def _check_kernel(linears: dict[str, BaseQuantLinear], asked: BACKEND, config: Calibrated) -> None:
+    others = sorted({type(linear).__name__ for linear in linears.values() if asked not in linear.SUPPORTS_BACKENDS})
+    if asked is not BACKEND.AUTO and others:
+        raise QbenchError(
+            f"backends.{config.label}.kernel: {asked.value} was asked for, and gptqmodel took {', '.join(others)}; "
+            "choose another kernel"
+        )
 
 
 @contextlib.contextmanager
@@ -127,7 +163,7 @@ def find_checkpoint(config: Calibrated, method: str) -> Path:
 
 
 def _read_scheme(config: Calibrated, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how a checkpoint was quantized, and its quant_method, bits and group_size.
+    """The file that says how a checkpoint was quantized, and its quant_method, bits, group_size and sym.
 
     transformers, gptqmodel, AutoAWQ and llm-compressor write a section of config.json; older AutoGPTQ and AutoAWQ a
     file of their own, which need not name the method.
@@ -141,6 +177,7 @@ def _read_scheme(config: Calibrated, folder: Path) -> tuple[Path, dict[str, Any]
                 "quant_method": found.get("quant_method") or found.get("method") or written_by,
                 "bits": found.get("bits", found.get("w_bit")),
                 "group_size": found.get("group_size", found.get("q_group_size")),
+                "sym": found.get("sym", not found.get("zero_point", False)),
             }
     raise QbenchError(
         f"{config.label}: {folder / 'config.json'} has no quantization_config: this is no quantized checkpoint. "
@@ -168,8 +205,6 @@ def _check_sizes(config: Calibrated, linears: dict[str, nn.Linear], method: Meth
                 f"{AWQ_OUT_FEATURES}: use another backend"
             )
     size = config.group_size
-    if size not in GROUP_SIZES:
-        raise QbenchError(f"{config.label}: group_size {size} has no 4-bit kernel: choose 32, 64 or 128")
     for name, linear in linears.items():
         if linear.in_features % size:
             fitting = [str(other) for other in GROUP_SIZES if linear.in_features % other == 0]
@@ -192,7 +227,7 @@ def write_checkpoint(
     """Quantize the model into the folder `out`; return the seconds that it took, without loading and saving.
 
     Raises:
-        QbenchError: `config.group_size` has no kernel or does not divide the inputs of a linear.
+        QbenchError: `config.group_size` does not divide the inputs of a linear.
     """
     assert calibration is not None, "config.calibrates"
     _check_sizes(config, block_linears(skeleton(options)), method)
@@ -203,7 +238,8 @@ def write_checkpoint(
         group_size=config.group_size,
         device=str(options.device),
         offload_to_disk=False,
-        pack_impl="original",  # the faster ones are compiled at their first use, which would count as quantizing
+        # On a CPU the faster one is compiled at its first use, which would count as quantizing. AWQ has its own.
+        pack_impl="gpu" if options.device.type == "cuda" else "original",
         method=method.name,
         format=method.format,
         **method.options,
@@ -217,8 +253,9 @@ def write_checkpoint(
     out = out.resolve()
     with (
         _explained(config, "quantize"),
-        contextlib.chdir(options.work),
-    ):  # gptqmodel writes its logs into the current folder
+        contextlib.chdir(options.work),  # gptqmodel writes its logs into the current folder
+        packing_by_rows(),
+    ):
         start = time.perf_counter()
         quantizer.quantize(sequences, backend=method.packer)
         quantize_s = time.perf_counter() - start
@@ -228,7 +265,7 @@ def write_checkpoint(
     return quantize_s
 
 
-def _load_for_inference(options: LoadOptions, folder: Path) -> PreTrainedModel:
+def _load_for_inference(options: LoadOptions, folder: Path, kernel: BACKEND) -> PreTrainedModel:
     """The plain transformers model inside gptqmodel's wrapper, where `options` puts it."""
     device = options.device
     if device.type == "cuda" and device.index is None:  # gptqmodel would spread the layers over every GPU
@@ -238,6 +275,7 @@ def _load_for_inference(options: LoadOptions, folder: Path) -> PreTrainedModel:
         device_map="auto" if options.device_map_auto else {"": str(device)},
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
+        backend=kernel,
     )
     model: PreTrainedModel = wrapper.model
     check_placed(model, options)

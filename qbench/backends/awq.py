@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
+from qbench.backends import _kernels
 from qbench.backends._calibrated import Calibrated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from qbench.backends._gptqmodel import Method
@@ -21,10 +24,25 @@ class AWQ(Calibrated):
 
     quantization: ClassVar[tuple[str, ...]] = ("group_size",)
     color: ClassVar[str | None] = "#009e73"
+    kernels: ClassVar[Mapping[str, _kernels.Kernel]] = _kernels.AWQ
     kind: Literal["awq"] = "awq"
+    kernel: Literal[
+        "auto", "marlin", "machete", "exllama_v2", "gemm", "gemm_triton", "torch_fused", "torch_aten", "torch"
+    ] = Field(default="auto", description="what multiplies, by gptqmodel's names; the fastest that serves unless given")
 
 
 CONFIG = AWQ
+
+
+def prepare(options: LoadOptions, config: AWQ, progress: Callable[[str, int, int], None]) -> None:
+    """Compile the kernel, once, if it is one that is compiled.
+
+    Raises:
+        UnavailableError: the kernel cannot run or be compiled here.
+    """
+    from qbench.backends._gptqmodel import prepare
+
+    prepare(options, config, progress)
 
 
 def quantize(

@@ -25,6 +25,17 @@ class BackendModule(Protocol):
         """
 
 
+class PreparingModule(BackendModule, Protocol):
+    """What a module offers that has something to do once on a machine, such as compiling, before it can load."""
+
+    def prepare(self, options: LoadOptions, config: Any, progress: Callable[[str, int, int], None]) -> None:
+        """Do it, where it has not been done; `progress` is told what and how far.
+
+        Raises:
+            UnavailableError: the machine lacks what it needs.
+        """
+
+
 class QuantizingModule(BackendModule, Protocol):
     """What a module offers whose backend has settings of `quantization`: a checkpoint that its `load` takes."""
 

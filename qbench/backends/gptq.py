@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from qbench.backends import _kernels
 from qbench.backends._calibrated import Calibrated
 from qbench.config.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from qbench.backends._gptqmodel import Method
@@ -24,9 +25,17 @@ class GPTQ(Calibrated):
 
     quantization: ClassVar[tuple[str, ...]] = ("group_size", "desc_act", "sym")
     color: ClassVar[str | None] = "#cc79a7"
+    kernels: ClassVar[Mapping[str, _kernels.Kernel]] = _kernels.GPTQ
     kind: Literal["gptq"] = "gptq"
+    kernel: Literal["auto", "marlin", "machete", "exllama_v2", "triton", "torch_fused", "torch_aten", "torch"] = Field(
+        default="auto", description="what multiplies, by gptqmodel's names; the fastest that serves unless given"
+    )
     desc_act: bool = Field(default=False, description="quantize columns in the order of their activations")
     sym: bool = Field(default=True, description="symmetric codes, without zero points")
+
+    @property
+    def symmetric(self) -> bool:
+        return self.sym
 
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         # The order of columns, and on a CPU its inverse; and the shifts that unpack eight codes.
@@ -35,6 +44,17 @@ class GPTQ(Calibrated):
 
 
 CONFIG = GPTQ
+
+
+def prepare(options: LoadOptions, config: GPTQ, progress: Callable[[str, int, int], None]) -> None:
+    """Compile the kernel, once, if it is one that is compiled.
+
+    Raises:
+        UnavailableError: the kernel cannot run or be compiled here.
+    """
+    from qbench.backends._gptqmodel import prepare
+
+    prepare(options, config, progress)
 
 
 def quantize(

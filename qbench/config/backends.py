@@ -70,6 +70,13 @@ class Backend(Strict):
         """
         return self
 
+    def refusal(self, target: Target) -> str | None:
+        """The option that a target rules out, why, and what to choose; None as far as nothing is known against it.
+
+        Asked before anything is loaded.
+        """
+        return None
+
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         """Bytes of a block's linear without its bias: codes, scales, zeros, code books."""
         return out_features * in_features * self.weight_bits // 8

@@ -19,5 +19,9 @@ class Target:
     """As `qbench.machine.environment` names them."""
     device_map_auto: bool = False
     """Whether the layers are laid over several GPUs, where nothing is a CUDA graph."""
+    dtype: str | None = None
+    """The compute dtype, where it is known: float16, bfloat16 or float32."""
+    capability: tuple[int, int] | None = None
+    """A GPU's compute capability, where it is known."""
     kernel: str | None = None
     """The kernel that multiplied, where that is known; else the backend predicts it."""

@@ -37,6 +37,8 @@ class GPU(BaseModel):
 
     name: str
     memory_bytes: int
+    capability: tuple[int, int] | None = None
+    """Compute capability; None in records of older versions."""
 
 
 class Environment(BaseModel):
@@ -160,7 +162,12 @@ def _nvidia() -> tuple[tuple[GPU, ...], str | None]:
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         gpus = tuple(
-            GPU(name=pynvml.nvmlDeviceGetName(h), memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(h).total) for h in handles
+            GPU(
+                name=pynvml.nvmlDeviceGetName(h),
+                memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(h).total,
+                capability=pynvml.nvmlDeviceGetCudaComputeCapability(h),
+            )
+            for h in handles
         )
         return gpus, pynvml.nvmlSystemGetDriverVersion()
     finally:

@@ -18,6 +18,7 @@ from typing import Any
 from qbench import demo
 from qbench.config import ModelConfig, RunConfig
 from qbench.config import resolve as auto
+from qbench.config.target import DeviceType
 from qbench.errors import QbenchError
 from qbench.model.content import cache_folder
 from qbench.text import suggestion
@@ -58,18 +59,21 @@ def shapes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHAPES.glob("*.json"))}
 
 
-def resolve(config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], None]) -> Path:
+def resolve(
+    config: ModelConfig, *, dtype: str, seed: int, say: Callable[[str], None], device: DeviceType = "cpu"
+) -> Path:
     """The local folder with everything the model needs; fetches or makes what is missing.
 
     Args:
         dtype: of random weights: float16, bfloat16 or float32.
         say: told in one line what takes long.
+        device: where random weights are drawn; a GPU takes seconds for what takes one thread of a CPU minutes.
 
     Raises:
         QbenchError: there is no such model, or it cannot be fetched.
     """
     if config.weights == "random":
-        return _random_weights(_shape_config(config), dtype, seed, say)
+        return _random_weights(_shape_config(config), dtype, seed, device, say)
     if config.demo:
         return demo.MODEL_DIR
     if config.id:
@@ -102,7 +106,8 @@ def find_model(config: RunConfig, *, cuda: bool, say: Callable[[str], None]) -> 
         QbenchError: see `resolve`.
     """
     device = auto.device_type(auto.device(config.device, cuda=cuda))
-    return resolve(config.model, dtype=auto.dtype(config.dtype, device), seed=config.seed, say=say)
+    dtype = auto.dtype(config.dtype, device)
+    return resolve(config.model, dtype=dtype, seed=config.seed, say=say, device=device)
 
 
 def check_folder(folder: Path) -> None:
@@ -219,10 +224,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _random_weights(shape: dict[str, Any], dtype: str, seed: int, say: Callable[[str], None]) -> Path:
+def _random_weights(
+    shape: dict[str, Any], dtype: str, seed: int, device: DeviceType, say: Callable[[str], None]
+) -> Path:
     """A folder of random weights for a shape, made once and kept by content."""
     text = json.dumps(shape, indent=2, sort_keys=True)
-    key = hashlib.sha256(f"{text} {dtype} {seed}".encode()).hexdigest()[:16]
+    drawn = "" if device == "cpu" else f" {device}"
+    key = hashlib.sha256(f"{text} {dtype} {seed}{drawn}".encode()).hexdigest()[:16]
     folder = cache_folder() / "random" / key
     if folder.is_dir():
         return folder
@@ -231,7 +239,7 @@ def _random_weights(shape: dict[str, Any], dtype: str, seed: int, say: Callable[
     try:
         partial.mkdir(parents=True)
         (partial / "config.json").write_text(text, encoding="utf-8")
-        command = [sys.executable, "-m", "qbench.model.random_weights", str(partial), dtype, str(seed)]
+        command = [sys.executable, "-m", "qbench.model.random_weights", str(partial), dtype, str(seed), device]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qbench.config import Backend, ModelConfig, RunConfig
+from qbench.config import resolve as names
+from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
@@ -120,11 +122,27 @@ def fit_lengths(config: RunConfig, content: Mapping[str, Any]) -> RunConfig:
     return config.model_copy(update={"measure": config.measure.model_copy(update=fitting)}) if fitting else config
 
 
+def target_of(config: RunConfig, machine: Environment) -> Target:
+    """Where and in what a run computes on a machine."""
+    device = names.device_type(names.device(config.device, cuda=bool(machine.gpus)))
+    dtype = names.dtype(config.dtype, device)
+    capabilities = {gpu.capability for gpu in machine.gpus}
+    return Target(
+        device,
+        4 if dtype == "float32" else 2,
+        machine.cpu_features,
+        device_map_auto=config.device_map == "auto" and device == "cuda",
+        dtype=dtype,
+        capability=capabilities.pop() if device == "cuda" and len(capabilities) == 1 else None,
+    )
+
+
 def preflight(config: RunConfig, environment: Environment) -> None:
     """Refuse what cannot work on this machine, before hours are spent on the cells that could.
 
     Raises:
-        QbenchError: a file or folder that is not there, or CUDA on a machine without it.
+        QbenchError: a file or folder that is not there, CUDA on a machine without it, or an option that its GPU or CPU
+            rules out.
     """
     if config.device.startswith("cuda") and not environment.gpus:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
@@ -150,6 +168,8 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     for backend in config.backends:
         if backend.python and not backend.python.expanduser().is_file():
             raise QbenchError(f"backends.{backend.label}.python: no interpreter {backend.python}")
+        if reason := backend.refusal(target_of(config, environment)):
+            raise QbenchError(f"backends.{backend.label}.{reason}")
     if config.model.shape and config.model.shape not in shapes():
         hint = suggestion(config.model.shape, shapes())
         raise QbenchError(f"model.shape: unknown shape {config.model.shape!r}{hint} (valid: {', '.join(shapes())})")

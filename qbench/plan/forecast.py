@@ -110,7 +110,7 @@ def make(
     chosen = plan.select(config, only)
     config = plan.resolve(config)
     model = of_model(config.model)
-    target = target_of(config, machine)
+    target = plan.target_of(config, machine)
     memory, memory_source = _memory(target, machine, memory_bytes)
     speed = _bandwidth(target, machine, rate)
     cells = [cell for cell in config.backends if cell.label in {backend.label for backend in chosen}]
@@ -135,17 +135,6 @@ def make(
 def to_json(forecasts: Sequence[Forecast]) -> str:
     """A JSON array."""
     return TypeAdapter(list[Forecast]).dump_json(list(forecasts), indent=2).decode()
-
-
-def target_of(config: RunConfig, machine: Environment) -> Target:
-    """Where and in what a run computes on a machine."""
-    device = resolve.device_type(resolve.device(config.device, cuda=bool(machine.gpus)))
-    return Target(
-        device,
-        4 if resolve.dtype(config.dtype, device) == "float32" else 2,
-        machine.cpu_features,
-        device_map_auto=config.device_map == "auto" and device == "cuda",
-    )
 
 
 def fit(peak_bytes: int, memory_bytes: int | None) -> Fit | None:

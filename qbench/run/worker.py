@@ -95,6 +95,8 @@ class Cell:
         )
         self._known["read_bytes_per_s"] = read_bytes_per_s(device)
         self._resident = ResidentPeak()
+        if prepare := getattr(backend, "prepare", None):
+            prepare(options, job.backend, self._log.progress)
         settings = self._quantized(backend, options, calibrated)
         self._log.progress("loading", 0, 1)
         started = time.perf_counter()

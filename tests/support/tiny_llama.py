@@ -36,13 +36,13 @@ CALIBRATION = Calibration(text=None, samples=16, length=64, seed=0)
 TOKENS = torch.randint(0, VOCAB, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
-def save_tiny_llama(folder: Path, tokenizer: bool = True) -> Path:
+def save_tiny_llama(folder: Path, tokenizer: bool = True, layers: int = LAYERS) -> Path:
     """Write the model, and a tokenizer of `VOCAB` words unless told not to, into `folder`."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=VOCAB,
