@@ -55,7 +55,7 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of several shards, never changed."""
     folder = tmp_path_factory.mktemp("whole") / "made"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "SHARD_BYTES", 20_000)
+        patch.setattr("qbench.backends.int4.folder.SHARD_BYTES", 20_000)
         write(source, folder)
     return folder
 
@@ -320,7 +320,7 @@ import gc, sys
 from pathlib import Path
 import torch
 from qbench.backends import int4
-from qbench.backends.int4 import Int4, checkpoint
+from qbench.backends.int4 import Int4, checkpoint, folder
 from qbench.backends.int4.stream import quantizer
 from qbench.machine.resident import ResidentPeak
 from qbench.model.load import LoadOptions
@@ -334,7 +334,7 @@ def write(folder, out):
 def load(folder, out):
     return int4.load(options(folder), Int4(checkpoint=Path(out)), None)
 
-checkpoint.SHARD_BYTES = 1 << 20
+folder.SHARD_BYTES = 1 << 20
 small, large, out = sys.argv[1:]
 write(small, out + "-small")
 load(small, out + "-small")

@@ -24,6 +24,7 @@ from qbench.engine.base import (
     Query,
     Scores,
 )
+from qbench.engine.text import Text
 from qbench.engine.torch.decode import generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
@@ -73,27 +74,16 @@ class TorchEngine:
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids."""
-        assert self.loaded.tokenizer is not None
-        options = {} if special is None else {"add_special_tokens": special}
-        # It would warn of texts that are longer than the model's context.
-        ids: list[int] = self.loaded.tokenizer(text, verbose=False, **options)["input_ids"]
-        if max(ids, default=0) >= self._embeddings:
-            raise QbenchError(
-                f"the tokenizer has a token {max(ids)}, and the model's embedding {self._embeddings} rows: they do not "
-                "belong together; check tokenizer.json beside the model"
-            )
-        return ids
-
-    @cached_property
-    def _embeddings(self) -> int:
-        rows: int = self.loaded.model.get_input_embeddings().weight.shape[0]
-        return rows
+        return self._text.encode(text, special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
+        return self._text.decode(ids)
+
+    @cached_property
+    def _text(self) -> Text:
         assert self.loaded.tokenizer is not None
-        text: str = self.loaded.tokenizer.decode(list(ids))
-        return text
+        return Text(self.loaded.tokenizer, self.loaded.model.get_input_embeddings().weight.shape[0])
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
         """`eager` or `graph`.
