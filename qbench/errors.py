@@ -21,13 +21,19 @@ class NotFiniteError(QbenchError):
         )
 
 
-def describe_fault(error: BaseException) -> tuple[Literal["oom", "error"], str]:
+class UnavailableError(QbenchError):
+    """A backend cannot work on this device: why, and what to take instead. Its cell is `unavailable`."""
+
+
+def describe_fault(error: BaseException) -> tuple[Literal["oom", "error", "unavailable"], str]:
     """The status and the one-line reason of a cell or trial that ended with `error`.
 
     Running out of memory has no type of its own: CUDA raises `torch.OutOfMemoryError`, torch's CPU allocator a
     RuntimeError, Python a MemoryError, libraries whatever they like; they agree on the words.
     """
     text = str(error).strip()
+    if isinstance(error, UnavailableError):
+        return "unavailable", text
     if isinstance(error, MemoryError) or any(words in text.lower() for words in OOM_WORDS):
         return "oom", _first_line(text) or "out of memory"
     return "error", text if isinstance(error, QbenchError) else f"{type(error).__name__}: {_first_line(text)}"
