@@ -20,11 +20,12 @@ from transformers.quantizers.quantizer_compressed_tensors import CompressedTenso
 from qbench.backends.base import import_backend
 from qbench.config import Backend
 from qbench.config import load as configfile
-from qbench.config.kinds import backend_class
+from qbench.config.kinds import SHIPPED, backend_class
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError, UnavailableError
 from qbench.model import content
+from qbench.plan.backends import facts
 from qbench.plan.memory import Prediction
 from qbench.run import fingerprint
 from tests.support import ready_made
@@ -429,6 +430,12 @@ def test_a_missing_library_is_an_import_error_and_an_extra_installs_it(
     extra = config.install.partition("[")[2].partition("]")[0]
     wishes = " ".join(project["optional-dependencies"][extra])
     assert library.replace("_", "-").replace(".", "-") in wishes
+
+
+def test_the_docs_list_every_kind_as_the_program_does() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "backends.md").read_text(encoding="utf-8")
+    for kind in SHIPPED:
+        assert "| `{}` | {} | {} | `{}` |".format(kind, *facts(kind)) in page
 
 
 def test_a_cell_that_cannot_work_here_is_unavailable_and_says_what_to_do(tiny_llama: Path, tmp_path: Path) -> None:
