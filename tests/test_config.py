@@ -40,7 +40,8 @@ def test_llama3_configuration_is_the_full_comparison() -> None:
 
 def test_every_kind_has_its_module_and_every_module_its_kind() -> None:
     modules = {module.name for module in pkgutil.iter_modules(qbench.backends.__path__)}
-    assert {name for name in modules if name != "base" and not name.startswith("_")} == set(backend_kinds())
+    kinds = {name.replace("_", "-") for name in modules if name != "base" and not name.startswith("_")}
+    assert kinds == set(backend_kinds())
 
 
 def test_label_defaults_to_the_kind() -> None:

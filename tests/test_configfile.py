@@ -54,8 +54,8 @@ def message(path: Path, *overrides: str) -> str:
         ("name: r", "nmae: r", "nmae: unknown key; did you mean name?"),
         (
             "kind: int4",
-            "kind: int5",
-            "backends[1].kind: unknown backend 'int5'; did you mean int4? (valid: fp16, int4,",
+            "kind: imt4",
+            "backends[1].kind: unknown backend 'imt4'; did you mean int4? (valid: fp16, int4,",
         ),
         ("kind: int4", "group_size: 128", "backends[1].kind: is missing (one of fp16,"),
         ("seq_len: 64", "seq_len: many", "measure.throughput.seq_len: input should be a valid integer"),
@@ -74,9 +74,9 @@ def test_a_mistake_is_named_by_its_key_with_the_remedy(tmp_path: Path, old: str,
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    told = message(write(tmp_path, GOOD.replace("name: r", "nmae: r").replace("int4", "int5")))
+    told = message(write(tmp_path, GOOD.replace("name: r", "nmae: r").replace("int4", "imt4")))
     assert "nmae" in told
-    assert "int5" in told
+    assert "imt4" in told
 
 
 @pytest.mark.parametrize(("text", "words"), [("", "found nothing"), ("- a", "found a list"), ("hello", "found a str")])

@@ -305,9 +305,9 @@ def test_what_a_worker_imports_is_code_that_measures_or_only_keeps() -> None:
     }
     script = (
         "import importlib, json, sys; import qbench.run.worker; from qbench.config import MeasureConfig\n"
-        "from qbench.config.kinds import SHIPPED\n"
+        "from qbench.config.kinds import SHIPPED, registered\n"
         "for name in MeasureConfig.model_fields: importlib.import_module(f'qbench.measure.{name}')\n"
-        "for name in SHIPPED: importlib.import_module(f'qbench.backends.{name}')\n"
+        "for name in SHIPPED: registered(name).load_config()\n"
         "print(json.dumps({n: m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'qbench'}))"
     )
     listed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

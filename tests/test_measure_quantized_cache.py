@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from transformers.cache_utils import Cache
 
 from qbench import demo
 from qbench.backends import fp16
+from qbench.backends._checkpoint import ReadyMade
 from qbench.backends.base import import_backend
 from qbench.backends.fp16 import FP16
-from qbench.config import ThroughputConfig, backend_kinds
+from qbench.config import Backend, ThroughputConfig, backend_kinds
 from qbench.config.target import Target
 from qbench.engine.torch import cache as module
 from qbench.engine.torch.cache import quantized_cache
@@ -130,10 +132,10 @@ def test_peaks_are_predicted(
 
 
 @needs_hqq
-@pytest.mark.parametrize("kind", list(backend_kinds()))
+@pytest.mark.parametrize("kind", [kind for kind, cls in backend_kinds().items() if not issubclass(cls, ReadyMade)])
 def test_every_backend_takes_it(tiny_llama: Path, tmp_path: Path, kind: str) -> None:
-    for library in {"nf4": ["bitsandbytes"], "awq": ["gptqmodel"], "gptq": ["gptqmodel"]}.get(kind, []):
-        if find_spec(library) is None:
+    for library in set(backend_kinds()[kind].libraries) - set(Backend.libraries):
+        if not list(metadata.distributions(name=library)):
             pytest.skip(f"{library} is not installed")
     config = backend_kinds()[kind](kind=kind)
     backend = import_backend(config)

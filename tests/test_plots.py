@@ -342,7 +342,7 @@ def test_two_cells_of_a_kind_share_the_hue_and_differ_in_hatch_and_lightness() -
 
 
 def test_a_new_kind_gets_a_colour_that_no_known_kind_has() -> None:
-    (style,) = cell_styles(["hqq"])
+    (style,) = cell_styles(["unheard-of"])
     assert style.edge not in [kind.color for kind in backend_kinds().values()]
 
 

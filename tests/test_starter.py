@@ -103,8 +103,8 @@ def test_backends_can_be_named(tmp_path: Path, laptop: Environment) -> None:
     config = load.load(tmp_path / "x.yaml")
     assert kinds(config) == ["int4"]
     assert "calibration" not in (tmp_path / "x.yaml").read_text()
-    with pytest.raises(QbenchError, match="unknown backend 'int5'; did you mean int4"):
-        choice.with_backends(["int5"])
+    with pytest.raises(QbenchError, match="unknown backend 'imt4'; did you mean int4"):
+        choice.with_backends(["imt4"])
     with pytest.raises(QbenchError, match="is listed twice"):
         choice.with_backends(["int4", "int4"])
 

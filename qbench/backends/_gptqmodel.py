@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
-from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -25,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from qbench.backends import _selection
 from qbench.backends._calibrated import Calibrated
+from qbench.backends._checkpoint import fetch
 from qbench.backends._kernels import GroupSize
 from qbench.compat.gptqmodel import (
     BACKEND,
@@ -37,7 +37,6 @@ from qbench.compat.gptqmodel import (
 from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
 from qbench.errors import QbenchError
 from qbench.model.calibration import Calibration
-from qbench.model.find import MODEL_FILES, check_weights
 from qbench.model.load import LoadOptions, check_placed, load_tokenizer, skeleton
 
 __all__ = ["BACKEND", "Method", "load_quantized", "write_checkpoint"]
@@ -80,7 +79,7 @@ def load_quantized(
     _check_same_model({name: linear for name, linear in linears.items() if name in expected}, expected, folder)
     # gptqmodel takes some joined linears apart, such as gate_up_proj of Phi-3, and experts.
     all_there = weights >= sum(linear.weight.numel() for linear in expected.values())
-    run_once(linears.values(), replace(options, dtype=model.dtype))
+    run_once(((linear, linear.in_features) for linear in linears.values()), replace(options, dtype=model.dtype))
     tensors = [tensor for linear in linears.values() for tensor in _tensors(linear)]
     return LoadedModel(
         model=model,
@@ -141,16 +140,7 @@ def find_checkpoint(config: Calibrated, method: str) -> Path:
     Raises:
         QbenchError: there is none, or it was not quantized by `method` as `config` says.
     """
-    folder = Path(str(config.checkpoint)).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(config.checkpoint), allow_patterns=list(MODEL_FILES)))
-        except Exception as error:
-            raise QbenchError(
-                f"{config.label}: checkpoint {config.checkpoint} is neither a folder nor a hub repository that can be "
-                f"fetched ({type(error).__name__})"
-            ) from error
-    check_weights(folder, f"backends.{config.label}.checkpoint", "copy or download the folder again")
+    folder = fetch(str(config.checkpoint), config.label)
     file, found = _read_scheme(config, folder)
     for key, value, remedy in (
         ("quant_method", method, "name a checkpoint of this backend's method"),

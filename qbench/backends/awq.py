@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class AWQ(Calibrated):
     """Activation-aware weight quantization, asymmetric, by gptqmodel."""
 
+    title: ClassVar[str] = "activation-aware 4-bit integers, by gptqmodel"
+    proposed: ClassVar[bool] = True
     quantization: ClassVar[tuple[str, ...]] = ("group_size",)
     color: ClassVar[str | None] = "#009e73"
     kernels: ClassVar[Mapping[str, _kernels.Kernel]] = _kernels.AWQ

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class FP16(Backend):
     """The 16-bit reference: the checkpoint as published, in the run's compute dtype."""
 
+    title: ClassVar[str] = "the checkpoint as published, in 16 bit"
+    proposed: ClassVar[bool] = True
     color: ClassVar[str | None] = "#7a7a7a"
     hub_library: ClassVar[str] = "transformers"
     kind: Literal["fp16"] = "fp16"

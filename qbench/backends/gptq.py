@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class GPTQ(Calibrated):
     """GPTQ, by gptqmodel."""
 
+    title: ClassVar[str] = "4-bit integers rounded column by column, by gptqmodel"
+    proposed: ClassVar[bool] = True
     quantization: ClassVar[tuple[str, ...]] = ("group_size", "desc_act", "sym")
     color: ClassVar[str | None] = "#cc79a7"
     kernels: ClassVar[Mapping[str, _kernels.Kernel]] = _kernels.GPTQ

@@ -41,6 +41,8 @@ in some of them it leaves out the windows, or partial rotations, of attention.""
 class Mlx(Backend):
     """Our INT4's codes, scales and offsets in MLX's form, run by mlx-lm."""
 
+    title: ClassVar[str] = "the weights of int4 in MLX's form, by mlx-lm"
+    devices: ClassVar[str] = "Apple GPUs, CPU"
     install: ClassVar[str] = f"pip install '{DISTRIBUTION}[mlx]'"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "mlx", "mlx-lm")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "mlx.core", "mlx_lm")

@@ -30,6 +30,8 @@ CODE_BOOK_BYTES = 64
 class NF4(Backend):
     """bitsandbytes' 4-bit NormalFloat, blocks of 64."""
 
+    title: ClassVar[str] = "4-bit NormalFloat in blocks of 64, by bitsandbytes"
+    proposed: ClassVar[bool] = True
     install: ClassVar[str] = f"pip install '{DISTRIBUTION}[nf4]'"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "bitsandbytes")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "bitsandbytes.nn")
@@ -59,40 +61,16 @@ CONFIG = NF4
 
 def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> LoadedModel:
     """Quantize while loading. Embeddings and the output head stay in `options.dtype`; no calibration is needed."""
-    from bitsandbytes.nn import Linear4bit
+    import bitsandbytes  # noqa: F401  # transformers says of a missing one less than Python
     from transformers import BitsAndBytesConfig
 
+    from qbench.backends._replaced import load_quantized
     from qbench.compat.bitsandbytes import state_tensors
-    from qbench.engine.torch.loaded import LoadedModel, block_linears, run_once, storage_bytes
-    from qbench.errors import QbenchError
-    from qbench.model.load import load_pretrained, load_tokenizer, skeleton
 
-    expected = block_linears(skeleton(options))
     how = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=options.dtype,
         bnb_4bit_use_double_quant=config.double_quant,
     )
-    model = load_pretrained(options, quantization_config=how)
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit) and name in expected}
-    try:
-        run_once(linears.values(), options)
-    except (AssertionError, RuntimeError) as error:
-        raise QbenchError(
-            f"backends.{config.label}: bitsandbytes cannot multiply by the linears of {type(model).__name__} here "
-            f"({error}); use another backend"
-        ) from error
-    scales = tuple(tensor for linear in linears.values() for tensor in state_tensors(linear.weight.quant_state))
-    return LoadedModel(
-        model=model,
-        tokenizer=load_tokenizer(options),
-        device=options.device,
-        dtype=model.dtype,
-        kernel=Linear4bit.__name__,
-        quantized=tuple(linears),
-        expected=tuple(expected),
-        extra_tensors=scales,
-        linear_bytes=storage_bytes([*(p for linear in linears.values() for p in linear.parameters()), *scales]),
-        linear_weights=sum(linear.weight.numel() for linear in expected.values()),
-    )
+    return load_quantized(options, config, how, state=lambda linear: state_tensors(linear.weight.quant_state))

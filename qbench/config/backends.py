@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from qbench import DISTRIBUTION
 from qbench.config.base import Name, Resources, Strict
-from qbench.config.target import Target
+from qbench.config.target import DeviceType, Target
 
 GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 """Consecutive weights of a row that are quantized together; -1: the whole row."""
@@ -21,6 +21,12 @@ GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 class Backend(Strict):
     """Options that every backend has, and hooks with which a kind says what is known of it before it runs."""
 
+    title: ClassVar[str] = ""
+    """What it is, in a phrase."""
+    devices: ClassVar[str] = "CPU, CUDA"
+    """Where it runs, in words."""
+    proposed: ClassVar[bool] = False
+    """Whether `qbench init` writes a cell of it where it fits."""
     install: ClassVar[str] = f"pip install {DISTRIBUTION}"
     """The command that makes the backend importable."""
     libraries: ClassVar[tuple[str, ...]] = ("qbench", "torch", "transformers", "tokenizers")
@@ -61,6 +67,15 @@ class Backend(Strict):
     def joins_projections(self) -> bool:
         """Whether query, key and value are one product, and gate and up, whose output lives until all are used."""
         return False
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a decode step can be a CUDA graph: no product waits for the GPU, or launches on another stream."""
+        return True
+
+    def unavailable_on(self, device: DeviceType) -> str | None:
+        """Why it cannot work on a device, and what to take instead; None where nothing is known against it."""
+        return None
 
     def resolved(self) -> Self:
         """The options with those that a ready checkpoint decides.

@@ -27,8 +27,11 @@ from qbench.errors import QbenchError
 GROUP = "qbench.backends"
 """Name of the entry points, and of the package of the kinds that are shipped."""
 
-SHIPPED = ("fp16", "int4", "nf4", "awq", "gptq", "mlx")
-"""Modules of `qbench.backends`, as they are listed everywhere."""
+SHIPPED = (
+    *("fp16", "int4", "nf4", "awq", "gptq"),
+    *("int8", "torchao", "hqq", "quanto", "compressed-tensors", "auto-round", "mlx"),
+)
+"""Modules of `qbench.backends`, hyphens for underscores, as they are listed everywhere."""
 
 CODE_SUFFIXES = (".py", ".so", ".pyd", ".dylib", ".c", ".cpp", ".cu", ".cuh", ".h")
 """Of a plug-in's files that decide its figures."""
@@ -121,7 +124,7 @@ def backend_class(kind: str) -> type[Backend] | None:
 
 
 def _shipped(kind: str) -> Registered:
-    return Registered(kind, f"{GROUP}.{kind}", DISTRIBUTION, __version__)
+    return Registered(kind, f"{GROUP}.{kind.replace('-', '_')}", DISTRIBUTION, __version__)
 
 
 def plugin_facts(kind: str) -> dict[str, str]:

@@ -17,7 +17,8 @@ from qbench import DISTRIBUTION, __version__
 
 PACKAGES = (
     "qbench", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "gptqmodel",
-    "hqq", "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
+    "hqq", "torchao", "optimum-quanto", "compressed-tensors", "auto-round",
+    "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
 )  # fmt: skip
 """Distributions whose versions decide a figure; `qbench` stands for this one, whatever pip calls it."""
 

@@ -68,11 +68,24 @@ def _remedy(kind: str) -> str:
 
 
 def table(found: Sequence[Availability]) -> Table:
-    """One line a kind."""
+    """One line a kind: what it is, where it runs, what installs it, and whether it works here."""
     out = Table()
-    for column in ("backend", "here", "why not", "remedy"):
+    out.add_column("backend", no_wrap=True)
+    for column in ("what it is", "runs on", "here", "installed by"):
         out.add_column(column, overflow="fold")
     for one in found:
         here = "[red]no[/]" if one.reason else "[green]yes[/]"
-        out.add_row(one.kind, here, escape(one.reason or ""), escape(one.remedy))
+        what, where, installed_by = facts(one.kind)
+        remedy = f"{one.remedy}\n{one.reason}" if one.reason else installed_by
+        out.add_row(one.kind, escape(what), escape(where), here, escape(remedy))
     return out
+
+
+def facts(kind: str) -> tuple[str, str, str]:
+    """What a kind is, where it runs, and what installs it; empty where its options cannot be imported."""
+    found = registered(kind)
+    try:
+        config = found.load_config() if found else None
+    except QbenchError:
+        config = None
+    return (config.title, config.devices, config.install) if config else ("", "", "")

@@ -60,6 +60,7 @@ def make_plan(config: RunConfig, prepare: Prepare, only: Sequence[str] = ()) -> 
     machine = prepare(config, cells, notes.append)
     preflight(config, machine)
     check_lengths(config)
+    notes += unavailable(config, cells, machine)
     return Plan(config, tuple(cells), machine, tuple(notes))
 
 
@@ -173,6 +174,13 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     if config.model.shape and config.model.shape not in shapes():
         hint = suggestion(config.model.shape, shapes())
         raise QbenchError(f"model.shape: unknown shape {config.model.shape!r}{hint} (valid: {', '.join(shapes())})")
+
+
+def unavailable(config: RunConfig, cells: Sequence[Backend], machine: Environment) -> list[str]:
+    """A line for each cell that cannot work on the device of this machine, which the others do not wait for."""
+    device = names.device_type(names.device(config.device, cuda=bool(machine.gpus)))
+    reasons = {cell.label: cell.unavailable_on(device) for cell in cells}
+    return [f"{label} will be unavailable: {reason}" for label, reason in reasons.items() if reason]
 
 
 def describe(plan: Plan) -> list[str]:

@@ -240,9 +240,10 @@ def ceiling(predicted: Prediction, timed: TimedGeneration, batch_size: int, spee
     mode = resolve.decode_mode(
         timed.decode, target.device, device_map_auto=target.device_map_auto, kv_cache=timed.kv_cache
     )
+    captured = mode == "graph" and predicted.backend.capturable
     return predicted.decode_tokens_per_s(
         batch_size,
-        attended_tokens(timed.prompt_tokens, timed.new_tokens, whole=mode == "graph"),
+        attended_tokens(timed.prompt_tokens, timed.new_tokens, whole=captured),
         speed.bytes_per_s,
         speed.flops if target.value_bytes == 2 else None,
         timed.kv_cache,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from qbench.config import ModelConfig, backend_class, backend_kinds, kind_names
+from qbench.config import Backend, ModelConfig, backend_class, backend_kinds, kind_names
 from qbench.config import load as configfile
 from qbench.config.target import Target
 from qbench.errors import QbenchError
@@ -93,7 +93,7 @@ def choose(model: str, machine: Environment, *, memory_bytes: int | None = None)
         architecture=known,
         device=device,
         memory_bytes=memory_bytes or memory_of(machine),
-        backends=tuple(backend_kinds()),
+        backends=tuple(_proposed()),
         batch_sizes=BATCH_SIZES,
         seq_len=2048 if device == "cuda" else 256,
     )
@@ -101,9 +101,7 @@ def choose(model: str, machine: Environment, *, memory_bytes: int | None = None)
         return choice
     choice = replace(choice, seq_len=min(choice.seq_len, known.max_position_embeddings or choice.seq_len))
     target = Target(device, 2, machine.cpu_features)
-    cells = {
-        kind: Prediction(known, cls.model_validate({"kind": kind}), target) for kind, cls in backend_kinds().items()
-    }
+    cells = {kind: Prediction(known, cls.model_validate({"kind": kind}), target) for kind, cls in _proposed().items()}
     fitting = tuple(kind for kind, cell in cells.items() if _loads(cell, choice))
     if not fitting:
         least = min(cell.weights().total for cell in cells.values())
@@ -113,6 +111,10 @@ def choose(model: str, machine: Environment, *, memory_bytes: int | None = None)
         )
     sizes = tuple(size for size in BATCH_SIZES if any(_generates(cells[kind], choice, size) for kind in fitting))
     return replace(choice, backends=fitting, batch_sizes=sizes or BATCH_SIZES[:1])
+
+
+def _proposed() -> dict[str, type[Backend]]:
+    return {kind: cls for kind, cls in backend_kinds().items() if cls.proposed}
 
 
 def model_of(text: str) -> ModelConfig:
@@ -180,7 +182,7 @@ def text(choice: Choice, path: Path) -> str:
     if choice.architecture is None:
         lines.append("# What fits is not known before the model's config.json is here; `qbench plan` will say.")
     else:
-        left_out = [kind for kind in backend_kinds() if kind not in choice.backends]
+        left_out = [kind for kind in _proposed() if kind not in choice.backends]
         lines += [f"# left out: {', '.join(left_out)}; by estimate loading takes more memory"] if left_out else []
     return "\n".join([*lines, *_calibration_lines(choice), *_measure_lines(choice)]) + "\n"
 

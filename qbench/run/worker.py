@@ -22,11 +22,12 @@ import torch
 from qbench.backends.base import BackendModule, QuantizingModule, import_backend
 from qbench.config import Backend
 from qbench.config.measures import Measure
+from qbench.config.resolve import device_type
 from qbench.engine.base import Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.errors import NotFiniteError, describe_fault
+from qbench.errors import NotFiniteError, UnavailableError, describe_fault
 from qbench.machine import bandwidth
 from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
@@ -81,6 +82,8 @@ class Cell:
         self._known |= {"device": device_name(device), "threads": torch.get_num_threads()}
         self._log.progress("importing the backend", 0, 1)
         backend = import_backend(job.backend)
+        if reason := job.backend.unavailable_on(device_type(device.type)):
+            raise UnavailableError(f"backends.{job.backend.label}: {reason}")
         calibrated = None
         if job.backend.calibrates:
             calibrated = calibration.prepare(config.calibration, config.model, config.seed)

@@ -18,6 +18,8 @@ from qbench.int4 import limits
 class Int4(Backend):
     """The project's own INT4: group-wise integers with a scale and an offset each, two codes a byte."""
 
+    title: ClassVar[str] = "qbench's own 4- or 8-bit integers in groups"
+    proposed: ClassVar[bool] = True
     color: ClassVar[str | None] = "#0072b2"
     quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
     kind: Literal["int4"] = "int4"

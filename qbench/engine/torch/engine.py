@@ -91,13 +91,21 @@ class TorchEngine:
         Raises:
             QbenchError: a CUDA graph asked for without CUDA, or of a model whose step cannot be captured.
         """
-        if not takes_static_cache(self.loaded.model):
+        if obstacle := self._not_captured:
             if asked == "graph":
-                name = type(self.loaded.model).__name__
-                raise QbenchError(f"decode: graph needs a cache of one length, which {name} does not take; use auto")
+                raise QbenchError(f"decode: graph needs {obstacle}; use auto")
             return "eager"
         several = len(self.loaded.devices) > 1
         return decode_mode(asked, self.loaded.device.type, device_map_auto=several, kv_cache=kv_cache)
+
+    @property
+    def _not_captured(self) -> str | None:
+        """What a CUDA graph of a step needs and this model lacks."""
+        if not takes_static_cache(self.loaded.model):
+            return f"a cache of one length, which {type(self.loaded.model).__name__} does not take"
+        if not self.loaded.capturable:
+            return f"kernels that can be captured, and {self.loaded.kernel} waits for the GPU or leaves its stream"
+        return None
 
     def session(
         self, batch_size: int, seq_len: int, *, decode: Decode = "auto", kv_cache: KVCache = "16bit"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from qbench.compat.torch import plain_tensors
 from qbench.errors import QbenchError
 from qbench.model.load import LoadOptions
 
@@ -45,6 +45,8 @@ class LoadedModel:
     """Weights of those linears, out_features x in_features each."""
     lm_head_bits: int = 16
     """Bits of the output embedding."""
+    capturable: bool = True
+    """Whether a decode step can be captured as a CUDA graph: see `qbench.config.Backend.capturable`."""
     quantize_s: float | None = None
     """Seconds spent quantizing; None when the checkpoint came quantized or there was nothing to do."""
 
@@ -114,10 +116,10 @@ ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 
 
 def block_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The matrices of the blocks that are still in floating point, by name.
+    """The matrices of the blocks that still take 16 bits a weight or more, by name.
 
     They are the weights of linears and, with three dimensions, of experts; not the embeddings, routers, convolutions,
-    norms and biases.
+    norms and biases. Those of quantizing libraries may say that they are in floating point: their bytes decide.
     """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     found = {}
@@ -125,10 +127,15 @@ def block_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         if module is head or isinstance(module, nn.Embedding | CONVOLUTIONS) or ROUTERS & set(name.split(".")):
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            matrix = parameter.ndim == 3 or (parameter.ndim == 2 and isinstance(module, nn.Linear | Conv1D))
-            if matrix and parameter.is_floating_point():
+            linear = own == "weight" and isinstance(module, nn.Linear | Conv1D)  # which may hold its scales, too
+            matrix = parameter.ndim == 3 or (parameter.ndim == 2 and linear)
+            if matrix and parameter.is_floating_point() and _is_16_bit(parameter):
                 found[f"{name}.{own}"] = parameter
     return found
+
+
+def _is_16_bit(weight: torch.Tensor) -> bool:
+    return sum(tensor.nbytes for tensor in plain_tensors(weight)) >= 2 * weight.numel()
 
 
 def _some(names: list[str]) -> str:
@@ -137,8 +144,8 @@ def _some(names: list[str]) -> str:
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the storages behind `tensors`, each counted once however many tensors share it."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+    plain = (part.untyped_storage() for tensor in tensors for part in plain_tensors(tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in plain}.values())
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -157,13 +164,12 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return linears
 
 
-def run_once(linears: Iterable[nn.Module], options: LoadOptions) -> None:
-    """One forward of each linear on a row of zeros.
+def run_once(linears: Iterable[tuple[nn.Module, int]], options: LoadOptions) -> None:
+    """One forward of each linear, given with its in_features, on a row of zeros.
 
     Some kernels repack their weights at the first forward, and only one without gradients gives the fast layout: after
     this, what the linears hold is what every later forward reads.
     """
     with torch.no_grad():
-        for linear in linears:
-            width: Any = linear.in_features
+        for linear, width in linears:
             linear(torch.zeros(1, width, dtype=options.dtype, device=options.device))
