@@ -192,9 +192,12 @@ def backends() -> None:
 def validate(config: Config, overrides: Set = None) -> None:
     """Check a configuration without running it."""
     from qbench.config import matrix
+    from qbench.plan import cells
 
     with _errors():
         runs = matrix.load(config, overrides or ())
+        for run in runs:
+            cells.check_models(run)
     for run in runs:
         labels = ", ".join(backend.label for backend in run.backends)
         typer.echo(f"{config} is valid: {run.name}, {run.model.name}, cells {labels}")

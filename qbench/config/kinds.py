@@ -27,7 +27,7 @@ from qbench.errors import QbenchError
 GROUP = "qbench.backends"
 """Name of the entry points, and of the package of the kinds that are shipped."""
 
-SHIPPED = ("fp16", "int4", "nf4", "awq", "gptq")
+SHIPPED = ("fp16", "int4", "nf4", "awq", "gptq", "gguf")
 """Modules of `qbench.backends`, as they are listed everywhere."""
 
 CODE_SUFFIXES = (".py", ".so", ".pyd", ".dylib", ".c", ".cpp", ".cu", ".cuh", ".h")

@@ -130,6 +130,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
     if content := _model_config(config.model):
         check_unquantized(content, config.model.name)
+    check_models(config)
     mmlu = config.measure.mmlu
     if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
         raise QbenchError(
@@ -153,6 +154,17 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     if config.model.shape and config.model.shape not in shapes():
         hint = suggestion(config.model.shape, shapes())
         raise QbenchError(f"model.shape: unknown shape {config.model.shape!r}{hint} (valid: {', '.join(shapes())})")
+
+
+def check_models(config: RunConfig) -> None:
+    """Refuse cells that cannot load the model, as far as its config.json is here and says so.
+
+    Raises:
+        QbenchError: the backend of a cell does not take such a model.
+    """
+    if content := _model_config(config.model):
+        for backend in config.backends:
+            backend.check_model(content)
 
 
 def describe(plan: Plan) -> list[str]:
