@@ -68,13 +68,18 @@ def convert(options: LoadOptions, config: GGUF, out: Path, progress: Callable[[s
         write(options, content, source, None, None, progress)
         progress("quantizing", 0, 1)
         start = time.perf_counter()
-        _quantize(source, out / FILE, config)
+        quantize(source, out / FILE, config)
         return time.perf_counter() - start
     finally:
         source.unlink(missing_ok=True)
 
 
-def _quantize(source: Path, target: Path, config: GGUF) -> None:
+def quantize(source: Path, target: Path, config: GGUF) -> None:
+    """Let llama.cpp write `source` as `config.quant`.
+
+    Raises:
+        QbenchError: it refuses.
+    """
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{config.quant}")
     parameters.nthread = torch.get_num_threads()

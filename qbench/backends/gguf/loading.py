@@ -19,6 +19,9 @@ from qbench.errors import QbenchError
 from qbench.model.find import context_length, read_config
 from qbench.model.load import LoadOptions, load_tokenizer
 
+PLAIN = ("F32", "F16", "BF16", "")
+"""Types of files without quantized weights; not every one names its type."""
+
 
 def load_engine(options: LoadOptions, config: GGUF) -> LlamaCppEngine:
     """Load the file of `config`, or one that is made in `options.work`; the engine has the threads that torch has.
@@ -42,7 +45,7 @@ def load_engine(options: LoadOptions, config: GGUF) -> LlamaCppEngine:
     if about.quantized_layers < about.expected_layers:
         left = next(tensor for tensor in file.linears if tensor.bits >= 16)
         raise QbenchError(
-            f"backends.{config.label}: {left.name} is {left.type} in {file.path}, which is no {file.file_type}: its "
+            f"backends.{config.label}: {left.name} is {left.type} in {file.path}, among quantized linears: its "
             "rows fit none of llama.cpp's blocks; use another backend"
         )
     return LlamaCppEngine(model, about, tokenizer, torch.get_num_threads())
@@ -60,7 +63,7 @@ def _about(file: File, model: Model, content: dict[str, Any], tokenizer: Any, qu
         effective_bits_per_weight=sum(t.bytes for t in linears) * 8 / sum(t.weights for t in linears),
         vocab_size=content["vocab_size"],
         quantized_layers=len(quantized),
-        expected_layers=len(linears) if file.file_type not in ("F16", "BF16", "F32") else 0,
+        expected_layers=len(linears) if quantized or file.file_type not in PLAIN else 0,
         lm_head_bits=int(file.head.bits),
         quantize_s=quantize_s,
         context=positions or context_of(tokenizer),

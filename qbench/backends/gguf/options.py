@@ -17,6 +17,8 @@ from qbench.model.ggml import QUANTS, Quant
 FILE = "model.gguf"
 """Name of the file in the folder of a cached checkpoint."""
 
+DEFAULT: Quant = "Q4_K_M"
+
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 """What `convert` writes, by `model_type`."""
 
@@ -41,11 +43,14 @@ class GGUF(Backend):
     )
     file: Path | None = Field(default=None, description="a GGUF file of the same model, made elsewhere")
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.quant and self.file:
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_both(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("quant") and data.get("file"):
             raise ValueError("both quant and file: a file is quantized already; give one of them")
-        return self if self.quant or self.file else self.model_copy(update={"quant": "Q4_K_M"})
+        return data if data.get("quant") or data.get("file") else {**data, "quant": DEFAULT}
 
     @property
     def weight_bits(self) -> int:
