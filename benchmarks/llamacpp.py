@@ -17,6 +17,7 @@ import json
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,18 +32,30 @@ from qbench.engine.llama_cpp.context import CELLS, Model
 from qbench.engine.llama_cpp.engine import LlamaCppEngine
 from qbench.model.load import LoadOptions
 
+ATTEMPTS = 4
+"""The tools print from a thread of their own, which on a busy machine can lose its lines when they end."""
+
 
 def tool_speed(options: argparse.Namespace, batch_size: int) -> tuple[float, float]:
     """Tokens/s of prefill and decode by llama-batched-bench."""
     cells = -(-(options.prompt + options.new) // CELLS) * CELLS
-    command = [
+    command: list[object] = [
         *(options.tools / "llama-batched-bench", "-m", options.file, "-c", cells * batch_size),
         *("-npp", options.prompt, "-ntg", options.new, "-npl", batch_size),
         *("-t", options.threads, "-lm", "none", "--output-format", "jsonl"),
     ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    row = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    row = json.loads(found_in(command, r"\{.*\}"))
     return row["speed_pp"], row["speed_tg"]
+
+
+def found_in(command: list[object], pattern: str) -> str:
+    """What matches, or the pattern's group, in what a command prints."""
+    for _ in range(ATTEMPTS):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        found = re.search(pattern, done.stdout + done.stderr)
+        if found:
+            return found[found.re.groups]
+    sys.exit(f"{command[0]} ended with {done.returncode} and without a result:\n{done.stdout}{done.stderr}")
 
 
 def our_speed(engine: LlamaCppEngine, options: argparse.Namespace, batch_size: int) -> tuple[float, float]:
@@ -76,16 +89,22 @@ def perplexities(engine: LlamaCppEngine, options: argparse.Namespace) -> record.
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(text)
         file.flush()
-        command = [options.tools / "llama-perplexity", "-m", options.file, "-f", file.name, "-c", options.window]
+        command: list[object] = [
+            options.tools / "llama-perplexity",
+            "-m",
+            options.file,
+            "-f",
+            file.name,
+            "-c",
+            options.window,
+        ]
         command += ["-t", options.threads, "--chunks", options.chunks]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    found = re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr)
-    assert found, done.stdout + done.stderr
+        tool = float(found_in(command, r"Final estimate: PPL = ([\d.]+)"))
     ids = np.array(tokenize(Model(options.file, vocabulary_only=True), text))
     windows = ids[: len(ids) // options.window * options.window].reshape(-1, options.window)[: options.chunks]
     half = options.window // 2
     truth = [engine.score(window).truth[half:].astype(np.float64) for window in windows]
-    ours, tool = float(np.exp(-np.mean(truth))), float(found[1])
+    ours = float(np.exp(-np.mean(truth)))
     return [{"windows": len(windows), "ours": ours, "llama_perplexity": tool, "ratio": ours / tool}]
 
 

@@ -155,9 +155,9 @@ def test_a_cell_keeps_its_options_through_json(example: Path) -> None:
         (
             {"kind": "int8-row"},
             "backends[0].kind: unknown backend 'int8-row'; did you mean int8-rows? "
-            "(valid: fp16, int4, nf4, awq, gptq, int8-rows)",
+            "(valid: fp16, int4, nf4, awq, gptq, gguf, int8-rows)",
         ),
-        ({"label": "x"}, "backends[0].kind: is missing (one of fp16, int4, nf4, awq, gptq, int8-rows)"),
+        ({"label": "x"}, "backends[0].kind: is missing (one of fp16, int4, nf4, awq, gptq, gguf, int8-rows)"),
         (
             {"kind": "int8-rows", "clop": 1},
             "backends[0].clop: unknown key; did you mean clip? (valid: kind, label, python, resources, clip)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from qbench.backends import fp16, gguf
 from qbench.backends.gguf import GGUF
 from qbench.backends.gguf.options import FILE
 from qbench.engine.base import Answer, Engine, Ints, Query
+from qbench.engine.llama_cpp.context import Context, Model
 from qbench.engine.llama_cpp.engine import LlamaCppEngine
 from qbench.engine.torch.engine import TorchEngine
 from qbench.errors import QbenchError
@@ -122,6 +122,16 @@ def test_a_quantized_file_is_near_the_model(quant: ggml.Quant, work: Path, refer
     assert engine.about.effective_bits_per_weight == pytest.approx({"Q8_0": 8.5, "Q4_K_M": 5.0}[quant], abs=0.2)
 
 
+def test_the_log_tells_the_bytes_of_every_buffer(plain: LlamaCppEngine, work: Path) -> None:
+    """`qbench.compat.llama_cpp` reads them there."""
+    assert plain.about.weight_bytes == pytest.approx(2 * 4_194_304 + 4 * 2_304, rel=1e-3)
+    context = Context(Model(work / FILE), tokens=512, sequences=2, outputs=2, unified=False, threads=1)
+    # 4 layers, keys and values of 2 heads of 64 in float16, of 512 tokens; two rows of 4,096 logits.
+    assert context.buffer_bytes["KV"] == 4 * 2 * 128 * 2 * 512
+    assert context.buffer_bytes["output"] == pytest.approx(2 * 4096 * 4, abs=0.01 * 2**20)
+    assert context.buffer_bytes["compute"] > 0
+
+
 def test_files_that_are_no_such_model_are_refused(work: Path, plain: LlamaCppEngine, tmp_path: Path) -> None:
     good = work / FILE
     cut = tmp_path / "cut.gguf"
@@ -136,5 +146,3 @@ def test_files_that_are_no_such_model_are_refused(work: Path, plain: LlamaCppEng
     assert gguf.load(demo_options(tmp_path), GGUF(file=good), None).about.effective_bits_per_weight == 16
     with pytest.raises(QbenchError, match="is F16, not Q8_0"):
         gguf.load(demo_options(tmp_path), GGUF(quant="Q8_0").with_checkpoint(work), None)
-    with pytest.raises(QbenchError, match="set device: cpu"):
-        gguf.load(replace(demo_options(tmp_path), device=torch.device("meta")), GGUF(file=good), None)

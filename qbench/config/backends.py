@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from qbench import DISTRIBUTION
 from qbench.config.base import Name, Resources, Strict
-from qbench.config.target import Target
+from qbench.config.target import DeviceType, Target
 
 GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 """Consecutive weights of a row that are quantized together; -1: the whole row."""
@@ -30,6 +30,8 @@ class Backend(Strict):
     """Modules that `load` imports: `qbench backends` tries them."""
     quantization: ClassVar[tuple[str, ...]] = ()
     """Settings that decide the weights of a checkpoint that it makes; empty where it makes none."""
+    devices: ClassVar[tuple[DeviceType, ...]] = ("cpu", "cuda")
+    """Where it runs."""
     engine: ClassVar[Literal["torch", "llama_cpp"]] = "torch"
     """What runs its models, as far as their memory is predicted: a key of `qbench.plan.engines.PREDICTIONS`."""
     color: ClassVar[str | None] = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qbench.config import Backend, ModelConfig, RunConfig
+from qbench.config import resolve as devices
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
@@ -148,7 +149,13 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         texts.check(config.calibration.text, "calibration.text")
     if config.measure.perplexity and config.measure.perplexity.text:
         texts.check(config.measure.perplexity.text, "measure.perplexity.text")
+    where = devices.device_type(devices.device(config.device, cuda=bool(environment.gpus)))
     for backend in config.backends:
+        if where not in backend.devices:
+            raise QbenchError(
+                f"backends.{backend.label}: {backend.kind} is not measured on {where}; set device: "
+                f"{backend.devices[0]}, or remove the cell"
+            )
         if backend.python and not backend.python.expanduser().is_file():
             raise QbenchError(f"backends.{backend.label}.python: no interpreter {backend.python}")
     if config.model.shape and config.model.shape not in shapes():

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from qbench.config import ModelConfig, backend_class, backend_kinds, kind_names
+from qbench.config import Backend, ModelConfig, backend_class, backend_kinds, kind_names
 from qbench.config import load as configfile
 from qbench.config.target import Target
 from qbench.errors import QbenchError
@@ -94,7 +94,7 @@ def choose(model: str, machine: Environment, *, memory_bytes: int | None = None)
         architecture=known,
         device=device,
         memory_bytes=memory_bytes or memory_of(machine),
-        backends=tuple(backend_kinds()),
+        backends=tuple(kind for kind, cls in backend_kinds().items() if device in cls.devices),
         batch_sizes=BATCH_SIZES,
         seq_len=2048 if device == "cuda" else 256,
     )
@@ -102,7 +102,9 @@ def choose(model: str, machine: Environment, *, memory_bytes: int | None = None)
         return choice
     choice = replace(choice, seq_len=min(choice.seq_len, known.max_position_embeddings or choice.seq_len))
     target = Target(device, 2, machine.cpu_features)
-    cells = {kind: predict(known, cls.model_validate({"kind": kind}), target) for kind, cls in backend_kinds().items()}
+    content = known_config(config) or {}
+    possible = [backend_kinds()[kind].model_validate({"kind": kind}) for kind in choice.backends]
+    cells = {cell.kind: predict(known, cell, target) for cell in possible if _takes(cell, content)}
     fitting = tuple(kind for kind, cell in cells.items() if _loads(cell, choice))
     if not fitting:
         least = min(cell.weights().total for cell in cells.values())
@@ -234,6 +236,15 @@ def _measure_lines(choice: Choice) -> list[str]:
     window = "    window: 512\n" if choice.model.demo else ""
     body = (divergence + limit + window).rstrip("\n")
     return [*lines, "  perplexity:  # and, with fp16 there, the divergence from it", *([body] if body else [])]
+
+
+def _takes(cell: Backend, content: Mapping[str, Any]) -> bool:
+    """Whether a backend loads a model of such a config.json."""
+    try:
+        cell.check_model(content)
+    except QbenchError:
+        return False
+    return True
 
 
 def _loads(cell: Prediction, choice: Choice) -> bool:

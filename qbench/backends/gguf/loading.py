@@ -27,11 +27,9 @@ def load_engine(options: LoadOptions, config: GGUF) -> LlamaCppEngine:
     """Load the file of `config`, or one that is made in `options.work`; the engine has the threads that torch has.
 
     Raises:
-        QbenchError: no CPU is asked for, the file is damaged, of another model or another quantization, or some of its
-            linears are in 16 bits where the cell says that they are quantized.
+        QbenchError: the file is damaged, of another model or another quantization, or some of its linears are in 16
+            bits where the cell says that they are quantized.
     """
-    if options.device.type != "cpu":
-        raise QbenchError(f"backends.{config.label}: llama.cpp is measured on CPUs here; set device: cpu")
     quantize_s = None
     path = config.file
     if path is None:

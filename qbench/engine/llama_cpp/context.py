@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,29 @@ class Tokens:
     """[n], whether the logits of what follows are looked at."""
 
 
+class Batch:
+    """Tokens as `llama_decode` takes them; `ids` and `positions`, int32, may be written again before the next call."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.ids, self.positions = tokens.ids.astype(np.int32), tokens.positions.astype(np.int32)
+        self.outputs = int(tokens.wanted.sum())
+        counts = np.fromiter(map(len, tokens.sequences), np.int32, len(tokens.sequences))
+        numbers = np.fromiter((number for own in tokens.sequences for number in own), np.int32, int(counts.sum()))
+        firsts = np.cumsum(counts, dtype=np.int64) - counts
+        self._arrays = {
+            "token": self.ids,
+            "pos": self.positions,
+            "n_seq_id": counts,
+            "seq_id": numbers.ctypes.data + numbers.itemsize * firsts,
+            "logits": tokens.wanted.astype(np.int8),
+        }
+        self._numbers = numbers  # of which the struct has addresses only
+        self.struct = llama_cpp.llama_batch(n_tokens=len(self.ids), embd=None)
+        for name, kind in llama_cpp.llama_batch._fields_:
+            if name in self._arrays:
+                setattr(self.struct, name, ctypes.cast(self._arrays[name].ctypes.data, kind))
+
+
 class Context:
     """Memory for sequences of a model, and the buffers to compute with.
 
@@ -121,9 +145,10 @@ class Context:
         for start in range(0, len(tokens.ids), at_once):
             piece = slice(start, start + at_once)
             wanted = np.flatnonzero(tokens.wanted[piece])
-            self._decode(tokens.ids[piece], tokens.positions[piece], tokens.sequences[piece], tokens.wanted[piece])
+            part = Tokens(tokens.ids[piece], tokens.positions[piece], tokens.sequences[piece], tokens.wanted[piece])
+            logits = self.decode(Batch(part))
             if len(wanted):
-                yield wanted + start, self._logits(len(wanted))
+                yield wanted + start, logits
 
     def forget(self) -> None:
         """Empty the cache."""
@@ -141,27 +166,20 @@ class Context:
         """Give the memory back."""
         self._finalize()
 
-    def _decode(self, ids: Ints, positions: Ints, sequences: Sequence[Sequence[int]], wanted: Any) -> None:
-        # The arrays live until the call returns, which is as long as their addresses are needed.
-        counts = np.fromiter(map(len, sequences), np.int32, len(sequences))
-        numbers = np.fromiter((number for group in sequences for number in group), np.int32, int(counts.sum()))
-        pointers = numbers.ctypes.data + numbers.itemsize * (np.cumsum(counts, dtype=np.int64) - counts)
-        arrays = {
-            "token": ids.astype(np.int32),
-            "pos": positions.astype(np.int32),
-            "n_seq_id": counts,
-            "seq_id": pointers,
-            "logits": wanted.astype(np.int8),
-        }
-        batch = llama_cpp.llama_batch(n_tokens=len(ids), embd=None)
-        for name, kind in llama_cpp.llama_batch._fields_:
-            if name in arrays:
-                setattr(batch, name, ctypes.cast(arrays[name].ctypes.data, kind))
-        status = llama_cpp.llama_decode(self._handle, batch)
+    def decode(self, batch: Batch) -> Floats:
+        """Read a batch: logits [wanted, vocab_size], a view that the next call overwrites.
+
+        Raises:
+            RuntimeError: llama.cpp cannot, such as where the cache is full.
+        """
+        status = llama_cpp.llama_decode(self._handle, batch.struct)
         if status:
             raise RuntimeError(f"llama_decode ended with {status}: {LOG.complaint}")
         self._look()
-
-    def _logits(self, count: int) -> Floats:
-        pointer = llama_cpp.llama_get_logits(self._handle)
-        return np.ctypeslib.as_array(pointer, shape=(count, self._model.vocab_size))
+        shape = (batch.outputs, self._model.vocab_size)
+        if not batch.outputs:
+            return np.empty(shape, np.float32)
+        address: Any = ctypes.cast(llama_cpp.llama_get_logits(self._handle), ctypes.c_void_p).value
+        # Not `np.ctypeslib.as_array`, which takes longer than a small model's step leaves unnoticed.
+        buffer: Any = (ctypes.c_float * math.prod(shape)).from_address(address)
+        return np.frombuffer(buffer, np.float32).reshape(shape)

@@ -24,7 +24,7 @@ from qbench.engine.base import (
     Scores,
     TokenCount,
 )
-from qbench.engine.llama_cpp.context import BATCH, CELLS, LOGITS, MAX_SEQUENCES, UBATCH, Context, Model, Tokens
+from qbench.engine.llama_cpp.context import BATCH, CELLS, LOGITS, MAX_SEQUENCES, UBATCH, Batch, Context, Model, Tokens
 from qbench.engine.llama_cpp.logprobs import log_softmax, most_probable, outline
 from qbench.engine.llama_cpp.memory import COUNTS, Watch
 from qbench.engine.llama_cpp.prefix import PrefixReader, sharing_agrees
@@ -156,14 +156,15 @@ class LlamaCppSession:
         context.forget()
         batch_size, length = prompts.shape
         tokens = np.empty((batch_size, new_tokens), np.int64)
-        prefill = _prefill(prompts)
-        step = _step(batch_size)
+        prefill, step = _prefill(prompts), _step(batch_size)
         marks = [time.perf_counter()]
         logits = _last(context, prefill)
         tokens[:, 0] = logits.argmax(-1)
         marks.append(time.perf_counter())
         for i in range(1, new_tokens):
-            logits = _last(context, step(tokens[:, i - 1], length + i - 1))
+            step.ids[:] = tokens[:, i - 1]
+            step.positions[:] = length + i - 1
+            logits = context.decode(step)
             tokens[:, i] = logits.argmax(-1)
             marks.append(time.perf_counter())
         ttft_s, *step_s = np.diff(marks).tolist()
@@ -187,9 +188,10 @@ def _prefill(prompts: Ints) -> Tokens:
     return Tokens(prompts.reshape(-1), positions, sequences, positions == length - 1)
 
 
-def _step(batch_size: int) -> Callable[[Ints, int], Tokens]:
-    sequences, wanted = [(number,) for number in range(batch_size)], np.ones(batch_size, bool)
-    return lambda tokens, position: Tokens(tokens, np.full(batch_size, position), sequences, wanted)
+def _step(batch_size: int) -> Batch:
+    """One token of each sequence, to be filled in."""
+    sequences, zeros = [(number,) for number in range(batch_size)], np.zeros(batch_size, np.int64)
+    return Batch(Tokens(zeros, zeros, sequences, np.ones(batch_size, bool)))
 
 
 def _last(context: Context, tokens: Tokens) -> Floats:
