@@ -190,7 +190,7 @@ def test_backends_says_of_every_kind_whether_it_works_here() -> None:
         assert kind in result.output
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["quantize"], ["plot"], ["backends"], ["validate"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["quantize"], ["export"], ["plot"], ["backends"], ["validate"]])
 def test_help_has_an_example(command: list[str]) -> None:
     result = cli.invoke(app, [*command, "--help"])
     assert result.exit_code == 0

@@ -224,6 +224,7 @@ def backends() -> st.SearchStrategy[list[dict[str, Any]]]:
         "nf4": {"double_quant": st.booleans()},
         "awq": {"group_size": st.sampled_from([64, 32]), "checkpoint": st.none() | paths},
         "gptq": {"desc_act": st.booleans(), "sym": st.booleans()},
+        "gguf": {"quant": st.sampled_from(["Q4_K_M", "F16"])},
     }
     kinds = [st.tuples(st.just({"kind": kind}), sections(python=paths, **fields)) for kind, fields in own.items()]
     one = st.builds(lambda parts, label: parts[0] | parts[1] | {"label": label}, st.one_of(kinds), labels)

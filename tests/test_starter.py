@@ -33,7 +33,7 @@ def kinds(config: RunConfig) -> list[str]:
 
 def test_the_demo_model_is_measured_in_full(tmp_path: Path, laptop: Environment) -> None:
     config = written(tmp_path / "x.yaml", "demo", laptop)
-    assert kinds(config) == ["fp16", "int4", "nf4", "awq", "gptq"]
+    assert kinds(config) == ["fp16", "int4", "nf4", "awq", "gptq", "gguf"]
     assert config.measure.mmlu is not None
     assert config.measure.perplexity is not None
     assert (config.measure.mmlu.partial, config.measure.perplexity.partial) == (False, False)

@@ -8,6 +8,7 @@ and eight codes of 4 bits stand in a uint32 in the order in which ours stand in 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -49,6 +50,7 @@ class Mlx(Backend):
     quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
     color: ClassVar[str | None] = "#56b4e9"
     hub_library: ClassVar[str] = "mlx"
+    engine: ClassVar[Literal["torch", "llama_cpp", "mlx"]] = "mlx"
     kind: Literal["mlx"] = "mlx"
     bits: Literal[4, 8] = 4
     group_size: Literal[32, 64, 128] = Field(default=128, description="weights that share a scale and an offset")
@@ -84,6 +86,16 @@ class Mlx(Backend):
                 )
         return self.model_copy(update=found)
 
+    def check_model(self, content: Mapping[str, Any]) -> None:
+        kind = content.get("model_type")
+        windowed = content.get("sliding_window") is not None and content.get("use_sliding_window", True)
+        if kind not in SAME or windowed or "sliding_attention" in (content.get("layer_types") or ()):
+            what = f"{kind} with a window of attention" if kind in SAME else f"models of the type {kind}"
+            raise QbenchError(
+                f"backends.{self.label}: mlx-lm is not known to compute {what} as transformers does (mlx runs "
+                f"{', '.join(SAME)}, without windows); use `kind: int4`"
+            )
+
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         values = 2 * out_features * groups(in_features, self.group_size)
         return out_features * in_features * self.bits // 8 + target.value_bytes * values
@@ -118,7 +130,7 @@ def quantize(
     from qbench.backends.int4.stream import Assembly, source_tensors
     from qbench.model.find import read_config
 
-    _check_architecture(read_config(options.folder), config.label)
+    config.check_model(read_config(options.folder))
     ours = Int4(bits=config.bits, group_size=config.group_size, symmetric=config.symmetric, search=config.search)
     options, quantize_one = replace(options, device=torch.device("cpu")), Stopwatch(ours)
     assembly = Assembly(options)
@@ -165,22 +177,6 @@ def affine(weight: QuantizedTensor, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def _check_architecture(content: dict[str, Any], label: str) -> None:
-    """Refuse a model that mlx-lm computes otherwise than transformers, or not at all.
-
-    Raises:
-        QbenchError: its type is not in `SAME`, or its attention has a window.
-    """
-    kind = content.get("model_type")
-    windowed = content.get("sliding_window") is not None and content.get("use_sliding_window", True)
-    if kind not in SAME or windowed or "sliding_attention" in (content.get("layer_types") or ()):
-        what = f"{kind} with a window of attention" if kind in SAME else f"models of the type {kind}"
-        raise QbenchError(
-            f"backends.{label}: mlx-lm is not known to compute {what} as transformers does (mlx runs "
-            f"{', '.join(SAME)}, without windows); use `kind: int4`"
-        )
-
-
 def _as_mlx_reads(content: dict[str, Any]) -> dict[str, Any]:
     """A config.json with rotary settings where mlx-lm looks: transformers 5 keeps them in `rope_parameters`."""
     rope = content.get("rope_parameters")
@@ -203,7 +199,7 @@ def load(options: LoadOptions, config: Mlx, calibration: Calibration | None) -> 
     from qbench.model.find import read_config
     from qbench.model.load import load_tokenizer
 
-    _check_architecture(read_config(options.folder), config.label)
+    config.check_model(read_config(options.folder))
     config, seconds = config.resolved(), None
     if config.checkpoint is None:
         folder = options.work / "checkpoint"

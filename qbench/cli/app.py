@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from qbench import __version__
-from qbench.cli import decide, plan, report
+from qbench.cli import decide, export, plan, report
 from qbench.cli.options import Config, Only, Set, complete_label
 from qbench.cli.options import errors as _errors
 from qbench.errors import QbenchError
@@ -192,9 +192,12 @@ def backends() -> None:
 def validate(config: Config, overrides: Set = None) -> None:
     """Check a configuration without running it."""
     from qbench.config import matrix
+    from qbench.plan import cells
 
     with _errors():
         runs = matrix.load(config, overrides or ())
+        for run in runs:
+            cells.check_models(run)
     for run in runs:
         labels = ", ".join(backend.label for backend in run.backends)
         typer.echo(f"{config} is valid: {run.name}, {run.model.name}, cells {labels}")
@@ -202,6 +205,7 @@ def validate(config: Config, overrides: Set = None) -> None:
 
 app.add_typer(plan.app)
 app.add_typer(report.app)
+app.add_typer(export.app)
 app.add_typer(decide.app)
 
 cache_app = typer.Typer(no_args_is_help=True, help="Manage the cache of quantized checkpoints.")

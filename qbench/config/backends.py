@@ -5,6 +5,7 @@ A kind is a module with `CONFIG`, a subclass of `Backend`; see `qbench.config.ki
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -35,6 +36,8 @@ class Backend(Strict):
     """Modules that `load` imports: `qbench backends` tries them."""
     quantization: ClassVar[tuple[str, ...]] = ()
     """Settings that decide the weights of a checkpoint that it makes; empty where it makes none."""
+    engine: ClassVar[Literal["torch", "llama_cpp", "mlx"]] = "torch"
+    """What runs its models, as far as their memory is predicted: a key of `qbench.plan.engines.PREDICTIONS`."""
     color: ClassVar[str | None] = None
     """Of its marks in plots, #rrggbb; one that no other kind has unless given."""
     hub_library: ClassVar[str] = "qbench"
@@ -91,6 +94,22 @@ class Backend(Strict):
         Asked before anything is loaded.
         """
         return None
+
+    @property
+    def makes_checkpoint(self) -> bool:
+        """Whether a run keeps a checkpoint of these weights, which it makes of the model."""
+        return bool(self.quantization) and getattr(self, "checkpoint", None) is None
+
+    def with_checkpoint(self, folder: Path) -> Self:
+        """The options with which `load` takes the checkpoint that `quantize` wrote into a folder."""
+        return type(self).model_validate({**self.model_dump(), "checkpoint": str(folder)})
+
+    def check_model(self, content: Mapping[str, Any]) -> None:
+        """Refuse a model that the backend cannot load, as far as its config.json says so.
+
+        Raises:
+            QbenchError: it cannot.
+        """
 
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         """Bytes of a block's linear without its bias: codes, scales, zeros, code books."""

@@ -221,7 +221,8 @@ def _described(detail: ErrorDetails) -> str:
         case "value_error":
             return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
         case _:
-            return f"{where}: {detail['msg'].lower()}, not {_shown(given)}"
+            message = detail["msg"]  # in which the valid names stand as they are written
+            return f"{where}: {message[:1].lower()}{message[1:]}, not {_shown(given)}"
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:

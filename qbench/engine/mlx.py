@@ -32,7 +32,7 @@ from qbench.engine.base import (
     Query,
     Scores,
 )
-from qbench.engine.text import Text
+from qbench.engine.text import context_of, decode, encode
 from qbench.errors import NotFiniteError, QbenchError
 from qbench.model.find import context_length
 
@@ -73,7 +73,7 @@ class MlxEngine:
             expected_layers=len(quantized),
             quantize_s=self._quantize_s,
             max_position_embeddings=context_length(self._config),
-            context=context_length(self._config),
+            context=context_length(self._config) or context_of(self._tokenizer),
             bos_token_id=getattr(self._tokenizer, "bos_token_id", None),
             eos_token_id=getattr(self._tokenizer, "eos_token_id", None),
         )
@@ -103,15 +103,11 @@ class MlxEngine:
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids."""
-        return self._text.encode(text, special)
+        return encode(self._tokenizer, text, self._config["vocab_size"], special=special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
-        return self._text.decode(ids)
-
-    @cached_property
-    def _text(self) -> Text:
-        return Text(self._tokenizer, self._config["vocab_size"])
+        return decode(self._tokenizer, ids)
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
         """`eager`, whose forwards MLX puts in the queue before the one before them is done.

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from qbench.engine.base import Query, TokenCount, Tokens
+from qbench.engine.base import Journal, Query, TokenCount, Tokens
 
 GROUP_TOKENS = 256
 """What a group has to save: it costs a forward for its prefix, and a last batch that is not full."""
@@ -208,6 +208,13 @@ def queries_of(rows: Iterable[Row]) -> list[Query]:
 def name_of(rows: Iterable[Row]) -> str:
     """A name for a batch that stands for all of its tokens."""
     return hashlib.sha256(repr([(row.stem, row.answers) for row in rows]).encode()).hexdigest()
+
+
+def begun(groups: Sequence[Group], batch_size: int, journal: Journal | None) -> bool:
+    """Whether the first answers that share something are in the journal: they were checked before these were read."""
+    sharing = [group for group in groups if group.prefix or any(len(row.branches) > 1 for row in group.rows)]
+    first = next((rows for group in sharing for rows in batches(group, batch_size)), None)
+    return journal is not None and first is not None and journal.get(name_of(first)) is not None
 
 
 def count(groups: Iterable[Group], batch_size: int) -> TokenCount:

@@ -1,4 +1,4 @@
-"""A transformers tokenizer behind the contract of `qbench.engine.base`."""
+"""Text and token ids, by a model's own tokenizer as transformers loads it: the same prompts whatever runs the model."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from typing import Any
 
 from qbench.errors import QbenchError
 
+TOKENIZER_INFINITY = 10**20
+"""What tokenizers without a length say is larger."""
 
-class Text:
-    """Encodes and decodes for an engine whose embedding has `rows` rows."""
 
-    def __init__(self, tokenizer: Any, rows: int) -> None:
-        self.tokenizer = tokenizer
-        self._rows = rows
+def encode(tokenizer: Any, text: str, embeddings: int, *, special: bool | None = None) -> list[int]:
+    """Token ids of a text; `special`: with or without special tokens, the tokenizer's default if None.
 
-    def encode(self, text: str, special: bool | None = None) -> list[int]:
-        """Token ids. `special`: with or without special tokens; the tokenizer's own default if None.
+    Raises:
+        QbenchError: a token is none of the model's, which has so many `embeddings`.
+    """
+    options = {} if special is None else {"add_special_tokens": special}
+    # It would warn of texts that are longer than the model's context.
+    ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
+    if max(ids, default=0) >= embeddings:
+        raise QbenchError(
+            f"the tokenizer has a token {max(ids)}, and the model's embedding {embeddings} rows: they do not "
+            "belong together; check tokenizer.json beside the model"
+        )
+    return ids
 
-        Raises:
-            QbenchError: a token is not in the embedding.
-        """
-        options = {} if special is None else {"add_special_tokens": special}
-        # It would warn of texts that are longer than the model's context.
-        ids: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
-        if max(ids, default=0) >= self._rows:
-            raise QbenchError(
-                f"the tokenizer has a token {max(ids)}, and the model's embedding {self._rows} rows: they do not "
-                "belong together; check tokenizer.json beside the model"
-            )
-        return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special ones included."""
-        text: str = self.tokenizer.decode(list(ids))
-        return text
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of token ids, special ones included."""
+    text: str = tokenizer.decode(list(ids))
+    return text
+
+
+def context_of(tokenizer: Any) -> int | None:
+    """The most tokens that a tokenizer takes; None where it does not say, or there is none."""
+    length = getattr(tokenizer, "model_max_length", None)
+    return int(length) if length and length < TOKENIZER_INFINITY else None

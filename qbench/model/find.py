@@ -93,7 +93,7 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
     index = folder / INDEX
     if not index.is_file():
         return (SINGLE_FILE,)
-    return tuple(sorted(set(_read_json(index)["weight_map"].values())))
+    return tuple(sorted(set(read_json(index)["weight_map"].values())))
 
 
 def find_model(config: RunConfig, *, cuda: bool, say: Callable[[str], None]) -> Path:
@@ -121,7 +121,7 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
     old = next((folder / name for name in OLD_SCHEMES if (folder / name).is_file()), None)
-    check_unquantized(read_config(folder) | ({"quantization_config": _read_json(old)} if old else {}), str(folder))
+    check_unquantized(read_config(folder) | ({"quantization_config": read_json(old)} if old else {}), str(folder))
     check_weights(folder, "model.path", "for memory and speed only, add `weights: random`")
 
 
@@ -168,7 +168,7 @@ def known_config(config: ModelConfig) -> dict[str, Any] | None:
         QbenchError: no such shape, or a config.json that cannot be read.
     """
     if config.demo:
-        return _read_json(demo.MODEL_DIR / "config.json")
+        return read_json(demo.MODEL_DIR / "config.json")
     found = _local_config(config)
     return found if found or not config.id else _kept_by_hub(config.id, config.revision)
 
@@ -180,10 +180,10 @@ def _local_config(config: ModelConfig) -> dict[str, Any] | None:
         if config.shape not in known:
             hint = suggestion(config.shape, known)
             raise QbenchError(f"model.shape: unknown shape {config.shape!r}{hint} (valid: {', '.join(known)})")
-        return _read_json(known[config.shape])
+        return read_json(known[config.shape])
     if config.path:
-        return _read_json(config.path.expanduser() / "config.json")
-    contents = (_read_json(path) for path in known.values())
+        return read_json(config.path.expanduser() / "config.json")
+    contents = (read_json(path) for path in known.values())
     return next((content for content in contents if content.get("_name_or_path") == config.id), None)
 
 
@@ -195,7 +195,7 @@ def _kept_by_hub(repo: str, revision: str | None) -> dict[str, Any] | None:
         kept = try_to_load_from_cache(repo, "config.json", revision=revision)
     except HFValidationError as error:
         raise QbenchError(f"model.id: {repo} is no name of a repository, which is owner/name") from error
-    return _read_json(Path(kept)) if isinstance(kept, str) else None
+    return read_json(Path(kept)) if isinstance(kept, str) else None
 
 
 def _shape_config(config: ModelConfig) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _shape_config(config: ModelConfig) -> dict[str, Any]:
     found = _local_config(config)
     if found is None:
         assert config.id is not None
-        found = _read_json(_fetch(config.id, config.revision, ("config.json",)) / "config.json")
+        found = read_json(_fetch(config.id, config.revision, ("config.json",)) / "config.json")
     return found
 
 
@@ -213,10 +213,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         QbenchError: it cannot be read.
     """
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file beside a model's weights.
+
+    Raises:
+        QbenchError: it cannot be read.
+    """
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from qbench.config import RunConfig
 from qbench.config.target import Target
 from qbench.machine.bandwidth import Bandwidth
 from qbench.model.architecture import of_model
+from qbench.plan.engines import predict
 from qbench.plan.forecast import ceiling
 from qbench.plan.memory import Prediction
 from qbench.records.run import Run
@@ -64,7 +65,7 @@ def predictions(run: Run) -> dict[str, Prediction]:
             device_map_auto=config.device_map == "auto",
             kernel=str(cell["kernel"]),
         )
-        found[str(cell["label"])] = Prediction(model, backends[cell["label"]], target)
+        found[str(cell["label"])] = predict(model, backends[cell["label"]], target)
     return found
 
 

@@ -149,6 +149,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
     if content := _model_config(config.model):
         check_unquantized(content, config.model.name)
+    check_models(config)
     mmlu = config.measure.mmlu
     if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
         raise QbenchError(
@@ -181,6 +182,17 @@ def unavailable(config: RunConfig, cells: Sequence[Backend], machine: Environmen
     device = names.device_type(names.device(config.device, cuda=bool(machine.gpus)))
     reasons = {cell.label: cell.unavailable_on(device) for cell in cells}
     return [f"{label} will be unavailable: {reason}" for label, reason in reasons.items() if reason]
+
+
+def check_models(config: RunConfig) -> None:
+    """Refuse cells that cannot load the model, as far as its config.json is here and says so.
+
+    Raises:
+        QbenchError: the backend of a cell does not take such a model.
+    """
+    if content := _model_config(config.model):
+        for backend in config.backends:
+            backend.check_model(content)
 
 
 def describe(plan: Plan) -> list[str]:

@@ -20,6 +20,7 @@ from qbench.machine.environment import Environment
 from qbench.model.architecture import of_model
 from qbench.model.kv_cache import attended_tokens, recent_tokens
 from qbench.plan import cells as plan
+from qbench.plan.engines import predict
 from qbench.plan.memory import Prediction
 
 MARGIN = 0.10
@@ -125,9 +126,7 @@ def make(
         bandwidth_bytes_per_s=speed.bytes_per_s if speed else None,
         bandwidth_source=speed.source if speed else "not known of this device; give --bandwidth",
         measures=_settings(config),
-        cells=tuple(
-            _cell(config, Prediction(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)
-        ),
+        cells=tuple(_cell(config, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)),
         problems=_problems(config, machine),
     )
 

@@ -19,6 +19,7 @@ from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model.architecture import Architecture, of_model
 from qbench.model.find import known_config, shapes
+from qbench.plan.engines import predict
 from qbench.plan.forecast import fit
 from qbench.plan.memory import Prediction
 from qbench.records.files import write_atomically
@@ -101,7 +102,7 @@ def choose(model: str, machine: Environment, *, memory_bytes: int | None = None)
         return choice
     choice = replace(choice, seq_len=min(choice.seq_len, known.max_position_embeddings or choice.seq_len))
     target = Target(device, 2, machine.cpu_features)
-    cells = {kind: Prediction(known, cls.model_validate({"kind": kind}), target) for kind, cls in _proposed().items()}
+    cells = {kind: predict(known, cls.model_validate({"kind": kind}), target) for kind, cls in _proposed().items()}
     fitting = tuple(kind for kind, cell in cells.items() if _loads(cell, choice))
     if not fitting:
         least = min(cell.weights().total for cell in cells.values())

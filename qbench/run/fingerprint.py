@@ -34,6 +34,9 @@ MEASURING = (
 )
 """What makes figures: whoever changes a line of it measures again."""
 
+FILES = ("checkpoint", "file", "python")
+"""Settings of a cell that are paths: their content counts, not where they are."""
+
 CODE = "qbench.code"
 """The fact that stands for `MEASURING`."""
 
@@ -59,7 +62,7 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
     else:  # by which the kernels for CPUs are chosen
         facts["cpu_features"] = ", ".join(machine.cpu_features)
     settings = backend.model_dump(mode="json", exclude={"label", "resources"}) | plugin_facts(backend.kind)
-    settings |= {name: _identify(settings[name]) for name in ("checkpoint", "python") if settings.get(name)}
+    settings |= {name: _identify(settings[name]) for name in FILES if settings.get(name)}
     facts |= {f"backends.{backend.label}.{name}": value for name, value in settings.items()}
     facts[CODE] = code_hash(MEASURING)
     if backend.calibrates:

@@ -90,7 +90,7 @@ def check_out(out: Path, *, force: bool) -> None:
 
 def _write(config: RunConfig, cell: Int4, model: Path, out: Path, progress: Callable[[str, int, int], None]) -> float:
     """Bits a weight. Torch is imported only here, after everything else was found right."""
-    with _quiet_libraries():
+    with quiet_libraries():
         import torch
 
         from qbench.backends.int4 import checkpoint
@@ -111,7 +111,7 @@ def _write(config: RunConfig, cell: Int4, model: Path, out: Path, progress: Call
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Libraries log at import what they could not load of each other, whether or not it is used."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

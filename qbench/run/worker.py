@@ -110,7 +110,7 @@ class Cell:
         self._go_on_with(about.kernel)
         columns = {name: getattr(about, name) for name in ABOUT_COLUMNS}
         self._known |= {name: value for name, value in columns.items() if value is not None}
-        if job.backend.weight_bits == 16 and about.dtype == "float32":
+        if job.backend.weight_bits == 16 and about.effective_bits_per_weight == 32:
             self._known["bits"] = 32
         self._known["load_s"] = elapsed - (about.quantize_s or 0.0)
         self._known["load_peak_bytes"] = load_peak_bytes(loaded, self._resident)
@@ -134,7 +134,7 @@ class Cell:
     def _quantized(self, backend: BackendModule, options: LoadOptions, calibrated: Calibration | None) -> Backend:
         """The cell's settings, with the checkpoint of the cache that they describe if there is to be one."""
         config, settings = self._job.config, self._job.backend
-        if not (config.cache and settings.quantization) or getattr(settings, "checkpoint", None) is not None:
+        if not (config.cache and settings.makes_checkpoint):
             return settings
         facts = fingerprint.checkpoint_facts(
             config,
@@ -150,7 +150,7 @@ class Cell:
         entry, found = checkpoints.obtain(facts, config.model.name, make, lambda text: self._log.progress(text, 0, 1))
         gc.collect()
         self._known |= {"cached": found, "quantize_s": entry.manifest.quantize_s}
-        return type(settings).model_validate({**settings.model_dump(), "checkpoint": str(entry.folder)})
+        return settings.with_checkpoint(entry.folder)
 
     def _measure(self, engine: Engine) -> None:
         """Every measure that the configuration asks for: the keys of `measure:` are the names of their modules.

@@ -24,17 +24,14 @@ from qbench.engine.base import (
     Query,
     Scores,
 )
-from qbench.engine.text import Text
+from qbench.engine.text import context_of, decode, encode
 from qbench.engine.torch.decode import generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
-from qbench.engine.torch.prefix import PrefixReader, begun, can_share, sharing_agrees
+from qbench.engine.torch.prefix import PrefixReader, can_share, sharing_agrees
 from qbench.errors import QbenchError
 from qbench.model.find import CONTEXT_NAMES
-
-TOKENIZER_INFINITY = 10**20
-"""What tokenizers without a length say is larger."""
 
 
 class TorchEngine:
@@ -60,7 +57,7 @@ class TorchEngine:
             expected_layers=len(loaded.expected),
             lm_head_bits=loaded.lm_head_bits,
             quantize_s=loaded.quantize_s,
-            context=_context(loaded),
+            context=_positions(loaded) or context_of(loaded.tokenizer),
             max_position_embeddings=_positions(loaded),
             bos_token_id=tokenizer.bos_token_id if tokenizer else None,
             eos_token_id=tokenizer.eos_token_id if tokenizer else None,
@@ -74,16 +71,16 @@ class TorchEngine:
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids."""
-        return self._text.encode(text, special)
+        return encode(self.loaded.tokenizer, text, self._embeddings, special=special)
+
+    @cached_property
+    def _embeddings(self) -> int:
+        rows: int = self.loaded.model.get_input_embeddings().weight.shape[0]
+        return rows
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
-        return self._text.decode(ids)
-
-    @cached_property
-    def _text(self) -> Text:
-        assert self.loaded.tokenizer is not None
-        return Text(self.loaded.tokenizer, self.loaded.model.get_input_embeddings().weight.shape[0])
+        return decode(self.loaded.tokenizer, ids)
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
         """`eager` or `graph`.
@@ -122,7 +119,9 @@ class TorchEngine:
         asked = list(queries)
         share = share and can_share(self.loaded.model)
         groups = prefix_groups.plan(asked, batch_size=batch_size, share=share)
-        if share and not (begun(groups, batch_size, journal) or sharing_agrees(self.loaded, groups, batch_size)):
+        if share and not (
+            prefix_groups.begun(groups, batch_size, journal) or sharing_agrees(self.loaded, groups, batch_size)
+        ):
             share, groups = False, prefix_groups.plan(asked, batch_size=batch_size, share=False)
         reader = PrefixReader(self.loaded, batch_size, journal)
         return Loglikelihoods(prefix_groups.count(groups, batch_size), reader.read(groups), shared=share)
@@ -177,8 +176,3 @@ def _positions(loaded: LoadedModel) -> int | None:
             if length := getattr(part, name, None):
                 return int(length)
     return None
-
-
-def _context(loaded: LoadedModel) -> int | None:
-    length = _positions(loaded) or getattr(loaded.tokenizer, "model_max_length", None)
-    return int(length) if length and length < TOKENIZER_INFINITY else None

@@ -108,14 +108,6 @@ of another order may differ by such a step; positions or masks that are wrong by
 TOLERANCE_16BIT = 0.25
 
 
-def begun(groups: Sequence[Group], batch_size: int, journal: Journal | None) -> bool:
-    """Whether the first answers that share something are in the journal: they were checked before these were read."""
-    sharing = [group for group in groups if group.prefix or any(len(row.branches) > 1 for row in group.rows)]
-    batches = (rows for group in sharing for rows in prefix_groups.batches(group, batch_size))
-    first = next(batches, None)
-    return journal is not None and first is not None and journal.get(prefix_groups.name_of(first)) is not None
-
-
 def sharing_agrees(loaded: LoadedModel, groups: Sequence[Group], batch_size: int) -> bool:
     """Whether answers of the longest prompts that share a beginning, and of those that branch, are the plain ones.
 

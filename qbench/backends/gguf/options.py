@@ -1,0 +1,128 @@
+"""What a configuration may say of a gguf cell, and what is known of its memory before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from qbench import DISTRIBUTION
+from qbench.config import Backend
+from qbench.config.target import DeviceType
+from qbench.errors import QbenchError
+from qbench.model import ggml
+from qbench.model.ggml import QUANTS, Quant
+
+FILE = "model.gguf"
+"""Name of the file in the folder of a cached checkpoint."""
+
+DEFAULT: Quant = "Q4_K_M"
+
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+"""What `convert` writes, by `model_type`."""
+
+ROPE_TYPES = ("default", "linear", "llama3")
+
+ELSEWHERE = "convert it with llama.cpp's convert_hf_to_gguf.py and give the result as `file:`"
+
+
+class GGUF(Backend):
+    """llama.cpp on a GGUF file: one of its own quantizations of the model, or a file made elsewhere."""
+
+    title: ClassVar[str] = "llama.cpp on a GGUF file, written from the model or ready"
+    devices: ClassVar[str] = "CPU"
+    install: ClassVar[str] = f"pip install '{DISTRIBUTION}[gguf]'"
+    libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "llama-cpp-python", "gguf")
+    modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "llama_cpp", "gguf")
+    quantization: ClassVar[tuple[str, ...]] = ("quant",)
+    engine: ClassVar[Literal["torch", "llama_cpp", "mlx"]] = "llama_cpp"
+    color: ClassVar[str | None] = "#8c510a"
+    hub_library: ClassVar[str] = "gguf"
+    kind: Literal["gguf"] = "gguf"
+    quant: Quant | None = Field(
+        default=None, description="llama.cpp's name of the quantization; Q4_K_M unless `file` is given"
+    )
+    file: Path | None = Field(default=None, description="a GGUF file of the same model, made elsewhere")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_both(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("quant") and data.get("file"):
+            raise ValueError("both quant and file: a file is quantized already; give one of them")
+        return data if data.get("quant") or data.get("file") else {**data, "quant": DEFAULT}
+
+    @property
+    def weight_bits(self) -> int:
+        return ggml.bits(self.quant) if self.quant else 4
+
+    def unavailable_on(self, device: DeviceType) -> str | None:
+        return None if device == "cpu" else f"gguf is not measured on {device}; set device: cpu, or remove the cell"
+
+    def known_quant(self) -> Quant:
+        """The quantization that is asked for, or that of the file.
+
+        Raises:
+            QbenchError: what the file is cannot be read here, or it is none of `qbench.model.ggml.QUANTS`.
+        """
+        if self.quant:
+            return self.quant
+        assert self.file is not None, "one of both"
+        try:
+            from qbench.backends.gguf.file import File
+        except ImportError as error:
+            raise QbenchError(f"backends.{self.label}.file: cannot be read without gguf; {self.install}") from error
+        found = File(self.file.expanduser(), f"backends.{self.label}.file").file_type
+        if found not in QUANTS:
+            raise QbenchError(
+                f"backends.{self.label}.file: the memory of {found or 'a file without a quantization'} cannot be "
+                f"predicted (known: {', '.join(QUANTS)})"
+            )
+        return next(quant for quant in QUANTS if quant == found)
+
+    @property
+    def makes_checkpoint(self) -> bool:
+        return self.file is None
+
+    def with_checkpoint(self, folder: Path) -> Self:
+        return self.model_copy(update={"file": folder / FILE})
+
+    def resolved(self) -> Self:
+        if self.file and not self.file.expanduser().is_file():
+            raise QbenchError(f"backends.{self.label}.file: no file {self.file}")
+        return self
+
+    def check_model(self, content: Mapping[str, Any]) -> None:
+        """Refuse a model of an architecture that is not written here, unless a file of it is given."""
+        if self.file:
+            return
+        problem = unknown_part(content)
+        if problem:
+            raise QbenchError(f"backends.{self.label}: {problem} is not written as GGUF here; {ELSEWHERE}")
+
+    def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
+        """llama.cpp quantizes tensor by tensor, in float32."""
+        return weight_bytes if self.file else max(weight_bytes, 4 * 2 * largest_linear)
+
+
+def unknown_part(content: Mapping[str, Any]) -> str | None:
+    """What of a config.json `convert` does not know, in words; None if it knows all of it."""
+    kind = content.get("model_type")
+    if kind not in MODEL_TYPES:
+        return f"model_type {kind}"
+    rope = rope_of(content)["rope_type"]
+    if rope not in ROPE_TYPES:
+        return f"rope_type {rope}"
+    if content.get("hidden_act", "silu") != "silu":
+        return f"hidden_act {content['hidden_act']}"
+    return None
+
+
+def rope_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary embedding's parameters, in the names of transformers 5 wherever a config.json has them."""
+    old = content.get("rope_scaling") or {}
+    rope = {"rope_theta": content.get("rope_theta", 10000.0), **old, **(content.get("rope_parameters") or {})}
+    return {**rope, "rope_type": rope.get("rope_type") or rope.get("type") or "default"}
