@@ -18,7 +18,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.integrations.moe import _default_apply_gate
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 __all__ = [
     "Cache",
@@ -28,7 +27,6 @@ __all__ = [
     "kept_dtypes",
     "renamer",
     "sdpa_attention_forward",
-    "sdpa_mask",
     "stacked_experts",
     "takes_static_cache",
 ]
