@@ -19,7 +19,7 @@ from qbench.engine.torch.cache import preallocated_cache
 from qbench.engine.torch.decode import generate
 from qbench.engine.torch.eager import EagerDecoder
 from qbench.engine.torch.static import GraphDecoder
-from tests.support.shapes import ShapesMade
+from tests.support.operators import ShapesMade
 
 NEW = 12
 

@@ -1,9 +1,9 @@
 """Attention of one new token without copies of keys and values.
 
-Several heads of queries share a head of keys and values. transformers repeats keys and values for each of them where
-there is a mask (5.17, and 5.23 while torch.compile traces) or asks torch to do so (`enable_gqa`, for which torch has no
-fast kernel on CPUs): at long contexts, and at large batches, that takes most of a step. For a single token the queries
-of a group are as well the rows of one product with their head of keys as it is.
+Several heads of queries share a head of keys and values. Where there is a mask, transformers repeats keys and values
+for each of them (5.17; 5.23 while torch.compile traces), which at long contexts takes most of a step. Where there is
+none, it lets torch share them (`enable_gqa`), whose kernel for CPUs reads a head once for every head of queries. For a
+single token the queries of a group are as well the rows of one product with their head of keys as it is.
 """
 
 from __future__ import annotations

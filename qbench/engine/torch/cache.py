@@ -1,7 +1,7 @@
-"""Caches of keys and values for eager decoding: one buffer a layer, or integers.
+"""Caches of keys and values: one buffer a layer, or integers.
 
-In 16 bit a layer that attends to everything is one buffer, allocated at the first prefill, into which a step writes its
-token: nothing is copied. Layers with a sliding window and recurrent ones are transformers' own.
+In 16 bit and for eager decoding, a layer that attends to everything is one buffer, allocated at the first prefill, into
+which a step writes its token: nothing is copied. Layers with a sliding window and recurrent ones are transformers' own.
 
 8 and 4 bits are transformers' own quantized cache, with HQQ's integers. `QuantizedCache(backend="hqq")` quantizes the
 whole prompt at once, while attention sees it in 16 bit, then keeps new tokens in 16 bit until there are `RESIDUAL` of
@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, QuantizedCache
+from transformers import DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
 
-from qbench.compat.transformers import Cache, DynamicLayer
+from qbench.compat.transformers import Cache, DynamicLayer, StaticLayer, StaticSlidingWindowLayer
 from qbench.errors import QbenchError
 from qbench.model.kv_cache import BITS, INSTALL, RESIDUAL, group_size
 
@@ -65,6 +65,19 @@ def preallocated_cache(model: PreTrainedModel, seq_len: int) -> Cache:
     """An empty cache with room for `seq_len` tokens in the layers that attend to all of them."""
     cache = DynamicCache(config=model.config)
     cache.layers = [PreallocatedLayer(seq_len) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def static_cache(model: PreTrainedModel, seq_len: int) -> StaticCache:
+    """An empty cache of one length, whose layers count tokens on the device.
+
+    transformers' own layers for sliding windows count them in Python, which a captured step would not do again: here
+    such layers keep all tokens, and the window is the mask's.
+    """
+    cache = StaticCache(config=model.config, max_cache_len=seq_len)
+    cache.layers = [
+        StaticLayer(seq_len) if type(layer) is StaticSlidingWindowLayer else layer for layer in cache.layers
+    ]
     return cache
 
 

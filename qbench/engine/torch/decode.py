@@ -1,12 +1,14 @@
 """The one generation loop: prefill a prompt, then decode token by token over a preallocated cache.
 
 Every backend and every cell runs through here, greedily, for a fixed number of tokens; an end-of-sequence token stops
-nothing. Two ways to decode exist, and a run uses the same one for all of its cells:
+nothing. Three ways to decode exist, and a run uses the same one for all of its cells:
 
 - `eager`: each step is an ordinary forward. The cache is one buffer a layer, attention sees the filled part of it, so
   nothing is copied or masked as the sequence grows. A quantized cache (`kv_cache`) is always eager.
 - `graph`: the step is captured once as a CUDA graph over transformers' `StaticCache` and then replayed, which takes
   Python and kernel launches out of the measurement.
+- `compiled`: the step over that cache is compiled by torch.compile, which fuses the small operations between the
+  linears; on CUDA the compiled step is captured in turn.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from transformers import PreTrainedModel
 from qbench.config.resolve import DecodeMode
 from qbench.engine.base import Generation, KVCache
 from qbench.engine.torch.eager import EagerDecoder, RecurrentDecoder
-from qbench.engine.torch.static import GraphDecoder
+from qbench.engine.torch.static import CompiledDecoder, GraphDecoder
 from qbench.engine.torch.step import state_name
 from qbench.errors import NotFiniteError, QbenchError
 
@@ -46,11 +48,13 @@ def make_decoder(
     """A decoder for sequences of at most `seq_len` tokens.
 
     Raises:
-        QbenchError: the model's cache cannot be quantized (see `qbench.engine.torch.cache`), or it keeps its state in
-            a way that is not known here.
+        QbenchError: the model's cache cannot be quantized (see `qbench.engine.torch.cache`), it keeps its state in a
+            way that is not known here, or its step cannot be compiled.
     """
     if mode == "graph":
         return GraphDecoder(model, batch_size, seq_len)
+    if mode == "compiled":
+        return CompiledDecoder(model, batch_size, seq_len)
     if state_name(model) == "past_key_values":
         return EagerDecoder(model, seq_len, kv_cache)
     if kv_cache != "16bit":

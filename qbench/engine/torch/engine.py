@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -24,11 +25,12 @@ from qbench.engine.base import (
     Query,
     Scores,
 )
-from qbench.engine.torch.decode import generate, make_decoder
+from qbench.engine.torch.decode import Decoder, generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
 from qbench.engine.torch.prefix import PrefixReader, begun, can_share, sharing_agrees
+from qbench.engine.torch.static import compiler_missing
 from qbench.errors import QbenchError
 from qbench.model.find import CONTEXT_NAMES
 
@@ -96,26 +98,30 @@ class TorchEngine:
         return text
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
-        """`eager` or `graph`.
+        """`eager`, `graph` or `compiled`.
 
         Raises:
-            QbenchError: a CUDA graph asked for without CUDA, or of a model whose step cannot be captured.
+            QbenchError: a CUDA graph asked for without CUDA; a graph or compiled step of a model without a step of
+                fixed shapes; a compiled one where there is no compiler.
         """
+        device = self.loaded.device.type
         if not takes_static_cache(self.loaded.model):
-            if asked == "graph":
+            if asked in ("graph", "compiled"):
                 name = type(self.loaded.model).__name__
-                raise QbenchError(f"decode: graph needs a cache of one length, which {name} does not take; use auto")
+                raise QbenchError(f"decode: {asked} needs a cache of one length, which {name} does not take; use auto")
             return "eager"
+        if asked == "compiled" and (missing := compiler_missing(device)):
+            raise QbenchError(f"decode: compiled needs {missing}, or use auto")
         several = len(self.loaded.devices) > 1
-        return decode_mode(asked, self.loaded.device.type, device_map_auto=several, kv_cache=kv_cache)
+        return decode_mode(asked, device, device_map_auto=several, kv_cache=kv_cache)
 
     def session(
         self, batch_size: int, seq_len: int, *, decode: Decode = "auto", kv_cache: KVCache = "16bit"
     ) -> TorchSession:
-        """A decoder with its cache, which is allocated at the first prefill."""
+        """A decoder with its cache, which is allocated at the first prefill; a compiled one is compiled here."""
         mode = self.decode_mode(decode, kv_cache)
         decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, kv_cache)
-        return TorchSession(lambda prompt, new_tokens: generate(decoder, prompt, new_tokens), self.loaded.device)
+        return TorchSession(decoder, self.loaded.device)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
@@ -155,18 +161,22 @@ class TorchEngine:
 class TorchSession:
     """A decoder that takes and gives NumPy arrays."""
 
-    def __init__(self, generate: Callable[[torch.Tensor, int], Generation], device: torch.device) -> None:
-        self._generate: Callable[[torch.Tensor, int], Generation] | None = generate
+    def __init__(self, decoder: Decoder, device: torch.device) -> None:
+        self._decoder: Decoder | None = decoder
         self._device = device
+        self._compile_s: float | None = getattr(decoder, "compile_s", None)
 
     def generate(self, prompts: Ints, new_tokens: int) -> Generation:
         """See `qbench.engine.torch.decode.generate`; the prompts are on the device before its clock begins."""
-        assert self._generate is not None, "the session is closed"
-        return self._generate(torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device), new_tokens)
+        assert self._decoder is not None, "the session is closed"
+        on_device = torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device)
+        return replace(generate(self._decoder, on_device, new_tokens), compile_s=self._compile_s)
 
     def close(self) -> None:
         """Give the cache back, so that it is neither counted nor in the way of the next one."""
-        self._generate = None
+        self._decoder = None
+        if self._compile_s is not None:
+            torch.compiler.reset()  # compiled code holds the cache that it was compiled for
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What operators make while a block runs."""
+"""What operators are called and what they make while a block runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 
 class ShapesMade(TorchDispatchMode):
@@ -21,3 +22,16 @@ class ShapesMade(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.shapes.add(tuple(tensor.shape))
         return returned
+
+
+class CallsMade(TorchDispatchMode):
+    """Every operator with its arguments, tensors by their shapes: what a CUDA graph would capture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shown = tree_map_only(torch.Tensor, lambda tensor: tuple(tensor.shape), (args, kwargs))
+        self.calls.append(f"{func} {shown}")
+        return func(*args, **(kwargs or {}))
