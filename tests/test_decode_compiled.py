@@ -19,6 +19,8 @@ from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.static import CompiledDecoder
 from qbench.errors import QbenchError
+from qbench.int4 import QuantLinear, quantize
+from qbench.int4.kernels.cpu import w4a16_cpu
 from tests.support.families import save
 from tests.support.tiny_llama import options
 
@@ -86,6 +88,16 @@ def test_without_a_compiler_it_is_said_which(quantized: LoadedModel, monkeypatch
         QbenchError, match=r"compiled needs a C\+\+ compiler, and there is no no-such-compiler here; inst"
     ):
         TorchEngine(quantized).decode_mode("compiled")
+
+
+@pytest.mark.parametrize(("rows", "columns", "group_size"), [(48, 128, 64), (33, 100, -1)])
+def test_the_operator_of_the_cpu_kernel_makes_what_it_says(rows: int, columns: int, group_size: int) -> None:
+    """What torch.compile relies on: shapes, dtypes and strides as announced, arguments left alone."""
+    linear = QuantLinear(quantize(torch.randn(rows, columns), group_size=group_size), kernel="cpu")
+    x = torch.randn(3, columns)
+    arguments = (x, *linear.packed().values(), rows, linear.spec.group_columns)
+    torch.library.opcheck(w4a16_cpu, arguments)
+    assert torch.equal(w4a16_cpu(*arguments), linear(x))
 
 
 @pytest.mark.long
