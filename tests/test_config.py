@@ -184,6 +184,7 @@ def parameters(path: Path) -> int:
         ({"device": "cuda:1"}, "takes all GPUs that are visible, not cuda:1; use device: cuda"),
         ({"measure": {"throughput": {"decode": "graph"}}}, "a CUDA graph holds one GPU; use auto or eager"),
         ({"measure": {"sustained": {"decode": "graph"}}}, "measure.sustained.decode: a CUDA graph holds one GPU"),
+        ({"measure": {"sustained": {"decode": "compiled"}}}, "measure.sustained.decode: a compiled step holds one GPU"),
     ],
 )
 def test_a_model_on_all_gpus_has_no_number_and_no_graph(changes: dict[str, object], words: str) -> None:

@@ -112,7 +112,8 @@ def test_attended_tokens_are_the_mean_over_the_steps() -> None:
     for prompt, new_tokens in ((1920, 128), (1, 2), (100, 7)):
         steps = [prompt + k for k in range(1, new_tokens)]
         assert attended_tokens(prompt, new_tokens) == pytest.approx(sum(steps) / len(steps))
-        assert attended_tokens(prompt, new_tokens, whole=True) == prompt + new_tokens
+        assert attended_tokens(prompt, new_tokens, "graph") == prompt + new_tokens
+        assert attended_tokens(prompt, new_tokens, "compiled") == prompt + new_tokens
 
 
 class Kept(QuantizedLayer):

@@ -11,7 +11,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qbench.backends import fp16, int4, nf4
 from qbench.backends.fp16 import FP16
@@ -20,13 +20,16 @@ from qbench.backends.int4.options import Int4
 from qbench.backends.nf4 import NF4
 from qbench.compat.transformers import takes_static_cache
 from qbench.engine import prefix_groups
-from qbench.engine.torch.decode import GraphDecoder, generate, make_decoder
+from qbench.engine.torch.decode import generate, make_decoder
+from qbench.engine.torch.eager import EagerDecoder
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.static import GraphDecoder
 from qbench.errors import QbenchError
 from qbench.int4 import QuantLinear
 from qbench.measure.lm_eval.adapter import EngineLM
-from tests.support.families import FAMILIES, save
+from tests.support.families import FAMILIES, SHAPE, save
+from tests.support.operators import CallsMade, ShapesMade
 from tests.support.tiny_llama import options
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
@@ -100,16 +103,64 @@ def test_the_16_bit_cell_is_stock(name: str, folders: Path) -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in loaded.model.state_dict().items())
 
 
-NOT_CAPTURED = {"GPT-Neo", "MPT", "Mamba", "Mamba-2", "FalconMamba", "RWKV", "Jamba", "Bamba", "Falcon-H1"}
+def groups(name: str) -> int:
+    """Heads of queries that share a head of keys; 1 where there are no heads."""
+    kind, settings = FAMILIES[name]
+    config = AutoConfig.for_model(kind, **{**SHAPE, **settings})
+    heads = getattr(config, "num_attention_heads", 1)
+    kv_heads = getattr(config, "num_kv_heads", None) or getattr(config, "num_key_value_heads", None)
+    return int(heads // (kv_heads or heads))
+
+
+NOT_TORCHS = {"Gemma 2": "soft caps", "gpt-oss": "sinks"}
+"""Families whose attention is not torch's, and what torch's does not have."""
+RECURRENT = {"Mamba", "Mamba-2", "FalconMamba", "RWKV"}
+GROUPED = [name for name in FAMILIES if groups(name) > 1 and name not in {*NOT_TORCHS, *RECURRENT}]
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_an_eager_step_of_grouped_queries_copies_no_keys(name: str, folders: Path) -> None:
+    """Logits are those of a forward over all tokens; nothing is made of keys or values for every head of queries."""
+    loaded = loaded_by("fp16", name, folders)
+    assert isinstance(loaded, LoadedModel), loaded
+    decoder = EagerDecoder(loaded.model, PROMPT.shape[1] + NEW_TOKENS)
+    with torch.inference_mode():
+        token = decoder.prefill(PROMPT)
+        best = loaded.model(torch.cat([PROMPT, token], dim=1)).logits[:, -1].max(-1, keepdim=True)
+        with ShapesMade() as made:
+            following = decoder.step(token)
+    assert torch.equal(following, best.indices)
+    torch.testing.assert_close(decoder.best, best.values, rtol=1e-4, atol=1e-4)
+    layers = [layer.keys.shape for layer in decoder._cache.layers if getattr(layer, "keys", None) is not None]
+    assert layers
+    for batch, kv_heads, kept, width in layers:
+        assert (batch, kv_heads, groups(name), width) in made.shapes  # the queries, as rows
+        for length in (kept, kept + 1):  # a sliding window keeps one less than it attends to
+            assert (batch, kv_heads * groups(name), length, width) not in made.shapes
+            assert (batch, kv_heads, groups(name), length, width) not in made.shapes
+
+
+@torch.inference_mode()
+def calls_of_a_step(decoder: GraphDecoder) -> list[str]:
+    """Those of the next step of a decoder that has generated."""
+    with CallsMade() as made:
+        decoder.step(PROMPT[:, :1])
+    return made.calls
+
+
+NOT_CAPTURED = {"GPT-Neo", "MPT", "OPT", "Mamba", "Mamba-2", "FalconMamba", "RWKV", "Jamba", "Bamba", "Falcon-H1"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_step_that_a_graph_captures_is_stock(name: str, folders: Path) -> None:
-    """Its arithmetic over a cache of one length, run as it is; families whose class does not take one stay eager."""
+    """Its arithmetic over a cache of one length, run as it is, gives stock tokens, and is the same in every step.
+
+    Families whose class does not take such a cache stay eager.
+    """
     loaded = loaded_by("fp16", name, folders)
     assert isinstance(loaded, LoadedModel), loaded
     assert takes_static_cache(loaded.model) == (name not in NOT_CAPTURED)
-    decoder = GraphDecoder(loaded.model, len(PROMPT), PROMPT.shape[1] + NEW_TOKENS)
+    decoder = GraphDecoder(loaded.model, len(PROMPT), PROMPT.shape[1] + NEW_TOKENS + 1)
     if name in NOT_CAPTURED:
         with pytest.raises(QbenchError, match="decode: graph needs a cache of one length"):
             TorchEngine(loaded).decode_mode("graph")
@@ -118,6 +169,7 @@ def test_the_step_that_a_graph_captures_is_stock(name: str, folders: Path) -> No
             generate(decoder, PROMPT, NEW_TOKENS)
     else:
         assert torch.equal(torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens), stock_tokens(loaded.model))
+        assert calls_of_a_step(decoder) == calls_of_a_step(decoder)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,15 +1,25 @@
 """The generation loop against transformers' own `generate`."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from qbench.engine.torch.attention import grouped
-from qbench.engine.torch.decode import EagerDecoder, GraphDecoder, generate, preallocated_cache
+from qbench.engine.torch.cache import preallocated_cache
+from qbench.engine.torch.decode import generate
+from qbench.engine.torch.eager import EagerDecoder
+from qbench.engine.torch.static import GraphDecoder
+from tests.support.operators import ShapesMade
 
 NEW = 12
 
@@ -68,21 +78,6 @@ def test_attention_of_a_token_against_float64(kv_heads: int, masked: bool) -> No
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-6)
 
 
-class ShapesMade(TorchDispatchMode):
-    """The shapes of all tensors that operators return."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        returned = func(*args, **(kwargs or {}))
-        for tensor in returned if isinstance(returned, tuple) else (returned,):
-            if isinstance(tensor, torch.Tensor):
-                self.shapes.add(tuple(tensor.shape))
-        return returned
-
-
 def test_a_generation_has_one_interval_for_every_token_but_the_first(model: LlamaForCausalLM) -> None:
     sample = generate(EagerDecoder(model, 32), torch.zeros(2, 4, dtype=torch.int64), 5)
     assert sample.tokens.shape == (2, 5)
@@ -110,6 +105,17 @@ def test_the_cache_is_allocated_once(model: LlamaForCausalLM) -> None:
     layer = cache.layers[0]
     assert layer.get_seq_length() == 7
     assert layer.keys.untyped_storage().nbytes() == 2 * 16 * 64 * 4  # kv_heads x seq_len x head_dim x float32
+
+
+def test_only_layers_that_attend_to_everything_are_one_buffer() -> None:
+    """Those with a sliding window forget tokens, which transformers' own layers do."""
+    config = Gemma3TextConfig(
+        num_hidden_layers=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    )
+    layers = preallocated_cache(SimpleNamespace(config=config), 16).layers
+    assert [type(layer).__name__ for layer in layers] == [
+        "DynamicSlidingWindowLayer", "PreallocatedLayer", "DynamicSlidingWindowLayer",
+    ]  # fmt: skip
 
 
 def test_models_with_sliding_attention_keep_their_own_cache() -> None:

@@ -22,7 +22,8 @@ from qbench.config import Backend, ThroughputConfig, backend_kinds
 from qbench.config.target import Target
 from qbench.engine.torch import cache as module
 from qbench.engine.torch.cache import quantized_cache
-from qbench.engine.torch.decode import EagerDecoder, generate
+from qbench.engine.torch.decode import generate
+from qbench.engine.torch.eager import EagerDecoder
 from qbench.engine.torch.loaded import LoadedModel, storage_bytes
 from qbench.errors import QbenchError
 from qbench.machine import environment

@@ -30,5 +30,6 @@ def test_auto_decodes_by_a_graph_where_one_can_be_captured() -> None:
     assert decode_mode("auto", "cuda", device_map_auto=True) == "eager"
     assert decode_mode("auto", "cuda", kv_cache="int8") == "eager"
     assert decode_mode("eager", "cuda") == "eager"
+    assert [decode_mode("compiled", device) for device in ("cpu", "cuda")] == ["compiled", "compiled"]
     with pytest.raises(QbenchError, match="graph needs a CUDA device"):
         decode_mode("graph", "cpu")

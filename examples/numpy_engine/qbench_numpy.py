@@ -183,8 +183,8 @@ class NumpyEngine:
         return text
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
-        if asked == "graph":
-            raise QbenchError("decode: graph is not a mode of the NumPy engine; use auto or eager")
+        if asked in ("graph", "compiled"):
+            raise QbenchError(f"decode: {asked} is not a mode of the NumPy engine; use auto or eager")
         return "eager"
 
     def session(

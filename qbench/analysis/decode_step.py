@@ -87,5 +87,5 @@ def _cache_bytes(predicted: Prediction, trial: pd.Series[Any]) -> float:
     """Of a batch, in a mean step of a trial; older runs name no cache, and had only the plain one."""
     new_tokens = int(trial["new_tokens"])
     kv_cache = "16bit" if pd.isna(trial["kv_cache"]) else cast(KVCache, trial["kv_cache"])
-    cached = attended_tokens(int(trial["prompt_tokens"]), new_tokens, whole=trial["decode_mode"] == "graph")
+    cached = attended_tokens(int(trial["prompt_tokens"]), new_tokens, str(trial["decode_mode"]))
     return predicted.step_cache_bytes(int(trial["batch_size"]), cached, kv_cache, recent_tokens(new_tokens))

@@ -13,22 +13,22 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer, StaticSlidingWindowLayer
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.integrations.moe import _default_apply_gate
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 __all__ = [
     "Cache",
     "DynamicLayer",
+    "StaticLayer",
+    "StaticSlidingWindowLayer",
     "attention",
     "ignored_on_load",
     "kept_dtypes",
     "renamer",
     "sdpa_attention_forward",
-    "sdpa_mask",
     "stacked_experts",
     "takes_static_cache",
 ]
@@ -44,8 +44,9 @@ def takes_static_cache(model: PreTrainedModel) -> bool:
     """Whether its class says that a step over a cache of one length can be captured, and it keeps no other state.
 
     With others the step may run and give other tokens, as where a mask of local attention counts from a cache's end.
+    OPT says so, and makes a mask as long as the sequence.
     """
-    return bool(model._can_compile_fullgraph) and not model._is_stateful
+    return bool(model._can_compile_fullgraph) and not model._is_stateful and model.config.model_type != "opt"
 
 
 def stacked_experts(model: nn.Module) -> list[tuple[str, Any]]:

@@ -56,8 +56,10 @@ class TimedGeneration(Measure):
 
     seq_len: int = Field(default=2048, ge=2, description="prompt plus new tokens")
     new_tokens: int = Field(default=128, ge=2, description="tokens generated; the first belongs to the prefill")
-    decode: Literal["auto", "eager", "graph"] = Field(
-        default="auto", description="graph: the decode step as a CUDA graph; auto: graph on CUDA, eager elsewhere"
+    decode: Literal["auto", "eager", "graph", "compiled"] = Field(
+        default="auto",
+        description="graph: the decode step as a CUDA graph; compiled: the step through torch.compile, on CUDA also a "
+        "graph; auto: graph on CUDA, eager elsewhere",
     )
     kv_cache: KVCache = Field(
         default="16bit", description="int8, int4: transformers' quantized cache (HQQ), decoded eagerly"
@@ -74,10 +76,11 @@ class TimedGeneration(Measure):
         return self
 
     @model_validator(mode="after")
-    def _a_graph_needs_a_cache_of_one_length(self) -> Self:
-        if self.decode == "graph" and self.kv_cache != "16bit":
+    def _a_step_of_fixed_shapes_needs_a_cache_of_one_length(self) -> Self:
+        if self.decode in ("graph", "compiled") and self.kv_cache != "16bit":
             raise ValueError(
-                f"decode: graph needs a cache of one length, and kv_cache: {self.kv_cache} grows; use auto or eager"
+                f"decode: {self.decode} needs a cache of one length, and kv_cache: {self.kv_cache} grows; use auto or "
+                "eager"
             )
         return self
 

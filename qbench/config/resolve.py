@@ -8,7 +8,7 @@ from qbench.config.measures import KVCache
 from qbench.config.target import DeviceType
 from qbench.errors import QbenchError
 
-DecodeMode = Literal["eager", "graph"]
+DecodeMode = Literal["eager", "graph", "compiled"]
 
 
 def device(asked: str, *, cuda: bool) -> str:
@@ -31,7 +31,7 @@ def dtype(asked: str, device: DeviceType) -> str:
 
 
 def decode_mode(
-    asked: Literal["auto", "eager", "graph"],
+    asked: Literal["auto", "eager", "graph", "compiled"],
     device: str,
     *,
     device_map_auto: bool = False,
@@ -45,7 +45,7 @@ def decode_mode(
         QbenchError: a CUDA graph asked for without CUDA.
     """
     if asked == "graph" and device != "cuda":
-        raise QbenchError("decode: graph needs a CUDA device; use auto or eager")
+        raise QbenchError("decode: graph needs a CUDA device; use auto, eager or compiled")
     if asked == "auto":
         return "graph" if device == "cuda" and not device_map_auto and kv_cache == "16bit" else "eager"
     return asked

@@ -99,10 +99,9 @@ class RunConfig(Strict):
             raise ValueError(f"device_map: auto takes all GPUs that are visible, not {self.device}; use device: cuda")
         for name in ("throughput", "sustained"):
             timed = getattr(self.measure, name)
-            if timed and timed.decode == "graph":
-                raise ValueError(
-                    f"measure.{name}.decode: a CUDA graph holds one GPU; use auto or eager with device_map"
-                )
+            if timed and timed.decode in ("graph", "compiled"):
+                step = "CUDA graph" if timed.decode == "graph" else "compiled step"
+                raise ValueError(f"measure.{name}.decode: a {step} holds one GPU; use auto or eager with device_map")
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Tokens = tuple[int, ...]
 KVCache = Literal["16bit", "int8", "int4"]
-Decode = Literal["auto", "eager", "graph"]
+Decode = Literal["auto", "eager", "graph", "compiled"]
 
 Answer = tuple[float, bool]
 """Log-probability of all tokens of an answer, and whether each of them is the most probable."""
@@ -78,6 +78,8 @@ class Generation:
     """From the call until the first token is there."""
     step_s: tuple[float, ...]
     """Time between tokens: one for every token but the first."""
+    compile_s: float | None = None
+    """Seconds that the session took to compile its step, before any generation; None where it compiled nothing."""
 
 
 class Session(Protocol):
@@ -171,7 +173,7 @@ class Engine(Protocol):
         """The text of token ids, special ones included."""
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
-        """The decode mode of a session that is asked for in these words, as rows name it: eager, graph, ….
+        """The decode mode of a session that is asked for in these words, as rows name it: eager, graph, compiled, ….
 
         Raises:
             QbenchError: the engine has no such mode here.
@@ -183,7 +185,7 @@ class Engine(Protocol):
         """Memory for `batch_size` sequences of at most `seq_len` tokens.
 
         Raises:
-            QbenchError: the model's cache cannot be quantized as asked.
+            QbenchError: the model's cache cannot be quantized as asked, or its step not be compiled.
         """
 
     def loglikelihoods(

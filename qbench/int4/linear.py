@@ -31,6 +31,7 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.spec = WeightSpec.of(weight)
         self.kernel_name = choose(self.spec, weight.qweight.device, kernel).name
+        self._matmul = self.kernel.matmul  # found now: torch.compile does not trace how
         packed = self.kernel.pack(weight)
         self._names = tuple(packed)
         for name, tensor in packed.items():
@@ -90,7 +91,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features], in the dtype of x."""
-        out = self.kernel.matmul(x.reshape(-1, self.spec.in_features).contiguous(), self.packed(), self.spec)
+        out = self._matmul(x.reshape(-1, self.spec.in_features).contiguous(), self.packed(), self.spec)
         if self.bias is not None:
             out = out + self.bias.to(x.dtype)
         return out.view(*x.shape[:-1], self.spec.out_features)

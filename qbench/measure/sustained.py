@@ -24,6 +24,8 @@ def measure(engine: Engine, config: SustainedConfig, context: Context, sampler: 
     """Emit a `SustainedRow` for every window. `sampler` looks at the machine between windows, as in throughput."""
     check_length(engine, config.seq_len, "measure.sustained.seq_len")
     mode = engine.decode_mode(config.decode, config.kv_cache)
+    if mode == "compiled":
+        context.progress("sustained, compiling", 0, round(60 * config.minutes))
     session = engine.session(config.batch_size, config.seq_len, decode=config.decode, kv_cache=config.kv_cache)
     prompt = random_prompt(engine, config.batch_size, config.prompt_tokens, context.seed)
     sampler = sampler or make_sampler(engine)

@@ -54,6 +54,8 @@ class _Trials:
         if not missing:
             return
         self._trial = missing[0]
+        if self._mode == "compiled":
+            self._context.progress(f"throughput, batch {batch_size}, compiling", self._done, self._total)
         session = self._engine.session(batch_size, config.seq_len, decode=config.decode, kv_cache=config.kv_cache)
         try:
             self._measure(session, batch_size, missing)
@@ -119,6 +121,7 @@ class _Trials:
                 itl_p95_s=formulas.quantile(sample.step_s, 0.95),
                 peak_memory_bytes=peak,
                 attempts=attempts,
+                compile_s=sample.compile_s,
                 **asdict(conditions),
             )
         )

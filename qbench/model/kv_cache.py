@@ -41,13 +41,13 @@ def group_size(heads: int, head_dim: int) -> int:
     return size if heads * head_dim // size % 2 == 0 else size // 2
 
 
-def attended_tokens(prompt: int, new_tokens: int, *, whole: bool = False) -> float:
+def attended_tokens(prompt: int, new_tokens: int, decode_mode: str = "eager") -> float:
     """Tokens of a sequence whose keys and values a decode step reads, mean over the `new_tokens` - 1 steps.
 
-    Step k reads prompt + k tokens, its own among them. `whole`: a cache of one length, as in a CUDA graph, is read to
-    its end in every step.
+    Step k reads prompt + k tokens, its own among them; a graph's or a compiled step's cache has one length, and is read
+    to its end in every step.
     """
-    return prompt + (new_tokens if whole else new_tokens / 2)
+    return prompt + (new_tokens if decode_mode in ("graph", "compiled") else new_tokens / 2)
 
 
 def recent_tokens(new_tokens: int) -> float:

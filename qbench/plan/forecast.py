@@ -232,17 +232,18 @@ def _batches(
 def ceiling(predicted: Prediction, timed: TimedGeneration, batch_size: int, speed: Bandwidth) -> float:
     """Decode tokens/s that a device of this bandwidth cannot exceed.
 
-    A step reads the keys and values of the filled part of the cache, half of the new tokens on average; in a CUDA
-    graph, whose cache has one length, all of it. GPUs that share a model's layers compute one after another.
+    A step reads the keys and values of the filled part of the cache, half of the new tokens on average; a graph or a
+    compiled step, whose cache has one length, all of it. GPUs that share a model's layers compute one after another.
     """
     target = predicted.target
     mode = resolve.decode_mode(
         timed.decode, target.device, device_map_auto=target.device_map_auto, kv_cache=timed.kv_cache
     )
-    captured = mode == "graph" and predicted.backend.capturable
+    if not predicted.backend.capturable:
+        mode = "eager"
     return predicted.decode_tokens_per_s(
         batch_size,
-        attended_tokens(timed.prompt_tokens, timed.new_tokens, whole=captured),
+        attended_tokens(timed.prompt_tokens, timed.new_tokens, mode),
         speed.bytes_per_s,
         speed.flops if target.value_bytes == 2 else None,
         timed.kv_cache,

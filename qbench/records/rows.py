@@ -109,6 +109,8 @@ class ThroughputRow(Row):
     foreign_gpu_pids: int | None = None
     attempts: int | None = None
     """Times that the trial was made; the row is that of the last."""
+    compile_s: float | None = None
+    """Seconds of compiling the decode step of this batch size, before the first trial; None in other decode modes."""
     kv_cache: str | None = None
     """16bit, int8 or int4."""
 

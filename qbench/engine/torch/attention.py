@@ -1,7 +1,8 @@
-"""Attention of one new token over a cache that is longer than the sequence, without copies of keys and values.
+"""Attention of one new token without copies of keys and values.
 
-Several heads of queries share a head of keys and values. Where there is a mask, transformers 5.17 repeats keys and
-values for each of them, which at long contexts takes most of a step; 5.23 still does while torch.compile traces. For a
+Several heads of queries share a head of keys and values. Where there is a mask, transformers repeats keys and values
+for each of them (5.17; 5.23 while torch.compile traces), which at long contexts takes most of a step. Where there is
+none, it lets torch share them (`enable_gqa`), whose kernel for CPUs reads a head once for every head of queries. For a
 single token the queries of a group are as well the rows of one product with their head of keys as it is.
 """
 
@@ -13,11 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from qbench.compat.transformers import attention, sdpa_attention_forward, sdpa_mask
+from qbench.compat.transformers import sdpa_attention_forward
 
-NAME = "qbench_grouped"
+STOCK_ONLY = ("position_bias", "softcap", "cache")
+"""Options of `sdpa_attention_forward` that `grouped` leaves to it, as it does dropout."""
 
 
 def grouped(
@@ -31,31 +33,26 @@ def grouped(
 ) -> tuple[Tensor, None]:
     """As transformers' `sdpa_attention_forward`: query [B, heads, n, D] over key and value [B, kv_heads, S, D].
 
-    Returns [B, n, heads, D]. Of a single token, without a bias of positions or a mask of its own for each head, nothing
-    is copied; everything else goes to transformers' function.
+    Returns [B, n, heads, D]. Of a single token, nothing is copied; several, and `STOCK_ONLY` options, go to
+    transformers' function.
     """
     batch, heads, tokens, width = query.shape
-    shared_mask = attention_mask is None or attention_mask.shape[1] == 1
-    if tokens != 1 or not shared_mask or options.get("position_bias") is not None or options.get("dropout"):
+    if tokens != 1 or options.get("dropout") or any(options.get(name) is not None for name in STOCK_ONLY):
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return out, None
-    rows = query.reshape(batch, key.shape[1], heads // key.shape[1], width)
+    kv_heads, length = key.shape[1:3]
+    rows = query.reshape(batch, kv_heads, heads // kv_heads, width)
+    if attention_mask is not None and attention_mask.shape[1] == heads:
+        attention_mask = attention_mask.reshape(-1, kv_heads, heads // kv_heads, length)
     out = F.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, 1, heads, value.shape[-1]), None
 
 
-AttentionInterface.register(NAME, grouped)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
 @contextmanager
-def without_copies(model: PreTrainedModel) -> Iterator[None]:
-    """Decode by `grouped` where the model takes torch's attention, and leave the model as it was."""
-    given = attention(model)
-    if given == "sdpa":
-        model.set_attn_implementation(NAME)
+def without_copies() -> Iterator[None]:
+    """Meanwhile, models that call torch's attention (sdpa) do so through `grouped`."""
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = grouped
     try:
         yield
     finally:
-        if given == "sdpa":
-            model.set_attn_implementation(given)
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -25,11 +26,12 @@ from qbench.engine.base import (
     Scores,
 )
 from qbench.engine.text import context_of, decode, encode
-from qbench.engine.torch.decode import generate, make_decoder
+from qbench.engine.torch.decode import Decoder, generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
 from qbench.engine.torch.prefix import PrefixReader, can_share, sharing_agrees
+from qbench.engine.torch.static import compiler_missing
 from qbench.errors import QbenchError
 from qbench.model.find import CONTEXT_NAMES
 
@@ -83,21 +85,25 @@ class TorchEngine:
         return decode(self.loaded.tokenizer, ids)
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
-        """`eager` or `graph`.
+        """`eager`, `graph` or `compiled`.
 
         Raises:
-            QbenchError: a CUDA graph asked for without CUDA, or of a model whose step cannot be captured.
+            QbenchError: a CUDA graph asked for without CUDA; a graph or compiled step of a model without a step of
+                fixed shapes; a compiled one where there is no compiler.
         """
-        if obstacle := self._not_captured:
-            if asked == "graph":
-                raise QbenchError(f"decode: graph needs {obstacle}; use auto")
+        device = self.loaded.device.type
+        if obstacle := self._no_fixed_step:
+            if asked in ("graph", "compiled"):
+                raise QbenchError(f"decode: {asked} needs {obstacle}; use auto")
             return "eager"
+        if asked == "compiled" and (missing := compiler_missing(device)):
+            raise QbenchError(f"decode: compiled needs {missing}, or use auto")
         several = len(self.loaded.devices) > 1
-        return decode_mode(asked, self.loaded.device.type, device_map_auto=several, kv_cache=kv_cache)
+        return decode_mode(asked, device, device_map_auto=several, kv_cache=kv_cache)
 
     @property
-    def _not_captured(self) -> str | None:
-        """What a CUDA graph of a step needs and this model lacks."""
+    def _no_fixed_step(self) -> str | None:
+        """What a step of fixed shapes needs and this model lacks."""
         if not takes_static_cache(self.loaded.model):
             return f"a cache of one length, which {type(self.loaded.model).__name__} does not take"
         if not self.loaded.capturable:
@@ -107,10 +113,10 @@ class TorchEngine:
     def session(
         self, batch_size: int, seq_len: int, *, decode: Decode = "auto", kv_cache: KVCache = "16bit"
     ) -> TorchSession:
-        """A decoder with its cache, which is allocated at the first prefill."""
+        """A decoder with its cache, which is allocated at the first prefill; a compiled one is compiled here."""
         mode = self.decode_mode(decode, kv_cache)
         decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, kv_cache)
-        return TorchSession(lambda prompt, new_tokens: generate(decoder, prompt, new_tokens), self.loaded.device)
+        return TorchSession(decoder, self.loaded.device)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
@@ -152,18 +158,22 @@ class TorchEngine:
 class TorchSession:
     """A decoder that takes and gives NumPy arrays."""
 
-    def __init__(self, generate: Callable[[torch.Tensor, int], Generation], device: torch.device) -> None:
-        self._generate: Callable[[torch.Tensor, int], Generation] | None = generate
+    def __init__(self, decoder: Decoder, device: torch.device) -> None:
+        self._decoder: Decoder | None = decoder
         self._device = device
+        self._compile_s: float | None = getattr(decoder, "compile_s", None)
 
     def generate(self, prompts: Ints, new_tokens: int) -> Generation:
         """See `qbench.engine.torch.decode.generate`; the prompts are on the device before its clock begins."""
-        assert self._generate is not None, "the session is closed"
-        return self._generate(torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device), new_tokens)
+        assert self._decoder is not None, "the session is closed"
+        on_device = torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device)
+        return replace(generate(self._decoder, on_device, new_tokens), compile_s=self._compile_s)
 
     def close(self) -> None:
         """Give the cache back, so that it is neither counted nor in the way of the next one."""
-        self._generate = None
+        self._decoder = None
+        if self._compile_s is not None:
+            torch.compiler.reset()  # compiled code holds the cache that it was compiled for
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -21,8 +21,8 @@ from qbench.compat.transformers import Cache, DynamicLayer, attention
 from qbench.engine import prefix_groups
 from qbench.engine.base import Answer, Journal, Query, Tokens
 from qbench.engine.prefix_groups import Group, Row
-from qbench.engine.torch.decode import takes_positions
 from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.step import takes_positions
 
 
 class PrefixReader:

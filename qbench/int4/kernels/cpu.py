@@ -70,11 +70,30 @@ def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
 
 def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     """x [M, in_features] times the weight; bfloat16 stays bfloat16 where the CPU multiplies it, else float32."""
+    if torch.compiler.is_compiling():  # otherwise the way through torch's dispatcher would only cost time
+        out: Tensor = w4a16_cpu(x, tensors["words"], tensors["scales"], spec.out_features, spec.group_columns)
+        return out
+    return _matmul(x, tensors, spec)
+
+
+@torch.library.custom_op("qbench::w4a16_cpu", mutates_args=())
+def w4a16_cpu(x: Tensor, words: Tensor, scales: Tensor, out_features: int, group_columns: int) -> Tensor:
+    """x [M, K] times a weight in the layout of `pack` -> [M, N] in the dtype of x, as torch.compile takes it."""
+    spec = WeightSpec(out_features, x.shape[1], 4, group_columns, False, scales.dtype)
+    return _matmul(x, {"words": words, "scales": scales}, spec)
+
+
+@w4a16_cpu.register_fake
+def _(x: Tensor, words: Tensor, scales: Tensor, out_features: int, group_columns: int) -> Tensor:
+    return x.new_empty(x.shape[0], out_features)
+
+
+def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     if not len(x):
         return x.new_empty(0, spec.out_features)
     best = native.level()
     if x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and best < native.BF16_FROM):
-        return matmul(x.float(), tensors, spec).to(x.dtype)
+        return _matmul(x.float(), tensors, spec).to(x.dtype)
     weight = _weight(tensors, spec)
     amx = x.dtype == torch.bfloat16 and native.LEVELS[best] == "amx"
     if len(x) >= (DEQUANTIZE_FROM_AMX if amx else DEQUANTIZE_FROM):

@@ -1,0 +1,73 @@
+"""Decoders whose step is an ordinary forward."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from qbench.engine.base import KVCache
+from qbench.engine.torch.attention import without_copies
+from qbench.engine.torch.cache import PreallocatedLayer, preallocated_cache, quantized_cache
+from qbench.engine.torch.step import most_probable, next_token, state_name, takes_positions
+
+
+class EagerDecoder:
+    """Ordinary forwards over a preallocated cache, or over a quantized one, which grows."""
+
+    def __init__(self, model: PreTrainedModel, seq_len: int, kv_cache: KVCache = "16bit") -> None:
+        self._model = model
+        self._make = (
+            partial(preallocated_cache, model, seq_len)
+            if kv_cache == "16bit"
+            else partial(quantized_cache, model, kv_cache)
+        )
+        self._cache = self._make()
+        self._plain = all(isinstance(layer, PreallocatedLayer) for layer in self._cache.layers)
+        self._positions = not self._plain and takes_positions(model)
+        self._length = 0
+        self.best: Tensor
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        self._length = 0
+        if self._plain:
+            self._cache.reset()
+        else:  # Not every version of transformers forgets all of a sequence when it resets.
+            self._cache = self._make()
+        return self._forward(prompt)
+
+    def step(self, token: Tensor) -> Tensor:
+        with without_copies():
+            return self._forward(token)
+
+    def _forward(self, token: Tensor) -> Tensor:
+        options = {}
+        if self._positions:
+            # Layers without keys do not count tokens, and some models ask the first layer of their cache.
+            end = self._length + token.shape[1]
+            options["position_ids"] = torch.arange(self._length, end, device=token.device)[None]
+            self._length = end
+        self.best, following = next_token(self._model, token, past_key_values=self._cache, **options)
+        return following
+
+
+class RecurrentDecoder:
+    """For models whose state has another name and no length."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._name = model, state_name(model)
+        self._state: Any = None
+        self.best: Tensor
+
+    def prefill(self, prompt: Tensor) -> Tensor:
+        self._state = DynamicCache(config=self._model.config) if self._name == "cache_params" else None
+        return self.step(prompt)
+
+    def step(self, token: Tensor) -> Tensor:
+        output = self._model(input_ids=token, use_cache=True, logits_to_keep=1, **{self._name: self._state})
+        self._state = output[self._name]
+        self.best, following = most_probable(output.logits)
+        return following
