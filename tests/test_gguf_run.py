@@ -122,7 +122,7 @@ def test_a_file_is_known_by_its_content(run: Run, folder: Path) -> None:
     from qbench.run.fingerprint import CELL, units
 
     def key(path: Path) -> str:
-        settings = SETTINGS | {"backends": [{"kind": "gguf", "file": str(path)}]}
+        settings = SETTINGS | {"backends": [{"kind": "gguf", "file": str(path)}], "measure": {}}
         config = RunConfig.model_validate(settings)
         return units(config, config.backends[0], machine.detect(), "model")[CELL]
 
