@@ -66,15 +66,15 @@ def test_the_fastest_is_named_with_the_runner_up_and_what_failed() -> None:
 
 
 def test_a_drop_is_exceeded_when_its_interval_is_beyond_the_limit() -> None:
-    # In points: INT4 -1.30 +- 0.34, NF4 -1.45 +- 0.34, GPTQ -1.81 +- 0.36.
+    # In points, three intervals together: INT4 -1.30 +- 0.41, NF4 -1.45 +- 0.42, GPTQ -1.81 +- 0.44.
     found = asked(five_cells(), drop=1.0, answers=FIVE_ANSWERS)
     assert named(found) == "INT4"
     said = text(found)
-    assert "but: a drop of more than 1 points cannot be excluded: −1.30 points [−1.6" in said
-    assert "GPTQ: drops by more than 1 points: −1.81 points [−2.1" in said
+    assert "inconclusive: a drop of more than 1 points cannot be excluded: −1.30 points [−1.7" in said
+    assert "GPTQ: drops by more than 1 points: −1.81 points [−2.2" in said
     assert "--max-drop binds: without it GPTQ would be named" in said
     looser = next(change for change in found.changes if change.limits.drop_points > 1)
-    assert looser.limits.drop_points == pytest.approx(1.45, abs=0.04)
+    assert looser.limits.drop_points == pytest.approx(1.37, abs=0.04)
     assert looser.named
     assert looser.named.name == "GPTQ"
 
@@ -129,14 +129,14 @@ def test_nothing_fits_and_both_have_to_be_relaxed() -> None:
     assert both.named
     assert both.named.name == "INT4"
     assert both.limits.memory_bytes > 5.7 * GIB
-    assert both.limits.drop_points == pytest.approx(0.97, abs=0.04)
+    assert both.limits.drop_points == pytest.approx(0.89, abs=0.04)
     assert " and --max-drop " in text(found)
 
 
 def test_a_tie_in_speed_goes_to_the_smaller() -> None:
     found = asked([*plain("large", 8, [100, 103, 106]), *plain("small", 6, [99, 102, 105])])
     assert named(found) == "small"
-    assert "tied within noise with large (0.99× [" in text(found)
+    assert "not told apart from large (0.99× [" in text(found)
     assert "smaller memory wins: 6.00 GiB against 8.00 GiB of large" in text(found)
 
 
@@ -255,7 +255,7 @@ def test_by_accuracy_a_tie_goes_to_the_smaller_and_a_real_difference_does_not() 
     rows += [subject(label, None, "all", int(answers.sum()), 1000) for label, answers in right.items()]
     found = asked(rows, objective="accuracy", answers=right)
     assert named(found) == "INT4"
-    assert "tied within noise with FP16 (−0.20 points [" in text(found)
+    assert "not told apart from FP16 (−0.20 points [" in text(found)
     found = asked([*rows, noise("fp16", 1000, 40, 40)], objective="accuracy", answers=right)
     assert named(found) == "NF4", "no more answers flip than numerics alone make flip"
 
@@ -327,7 +327,7 @@ def candidate(index: int, gib: float, drop_high: float | None, speed: float) -> 
     drop = (
         None
         if drop_high is None
-        else AccuracyDifference(drop_high - 0.01, drop_high - 0.02, drop_high, 0.01, 1000, None)
+        else AccuracyDifference(drop_high - 0.01, drop_high - 0.02, drop_high, 0.01, 1000, None, 0.02)
     )
     return Candidate(
         name=f"c{index}", folder=Path("r"), model="m", backend="int4", label=f"c{index}", bits=4,

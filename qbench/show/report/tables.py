@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.summary import CellSummary, Speed
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, bandwidth_words, difference_words, ratio_words
+from qbench.show.phrases import accuracy_words, bandwidth_words, ratio_words
 from qbench.show.report.table import Column, Field, Table, TableRow
+from qbench.show.verdicts import detectable_words, difference_words
 from qbench.show.view.records import RunReport
 from qbench.text import MISSING, human_bytes, signed
 
@@ -19,6 +20,9 @@ Part = tuple[str, int | None, int | None, float | None, float | None]
 def summary(reports: Sequence[RunReport]) -> Table:
     """A row for each cell of every run."""
     sizes = sorted({size for report in reports for size in report.batch_sizes})
+    texts = [cell.text for report in reports for cell in report.cells if cell.text]
+    # Runs of older versions have not kept it.
+    unseen = any(text.tail_mass_mean is not None for text in texts)
     columns = [
         *_whose(reports),
         Column(title="kernel", numeric=False),
@@ -27,8 +31,10 @@ def summary(reports: Sequence[RunReport]) -> Table:
         *(Column(title=f"tokens/s at batch {size}") for size in sizes),
         Column(title="accuracy [95 %]"),
         Column(title="against 16 bit", numeric=False),
+        Column(title="detectable, points"),
         Column(title="perplexity"),
-        Column(title="KL, 10⁻³ nats"),
+        Column(title="KL, 10⁻³ nats, at least"),
+        *([Column(title="not seen by KL")] if unseen else []),
     ]
 
     def row(report: RunReport, cell: CellSummary) -> list[Field]:
@@ -41,8 +47,12 @@ def summary(reports: Sequence[RunReport]) -> Table:
             *(_speed(cell.at(size)) for size in sizes),
             _figure(accuracy.value if accuracy else None, accuracy_words(accuracy)),
             _text(difference_words(accuracy)),
+            _figure(
+                accuracy.difference.detectable if accuracy and accuracy.difference else None, detectable_words(accuracy)
+            ),
             _figure(text.perplexity if text else None, f"{text.perplexity:.4g}" if text else MISSING),
             _figure(text.kl_mean if text else None, divergence_words(cell)),
+            *([_figure(mass := text.tail_mass_mean if text else None, formats.percent(mass))] if unseen else []),
         ]
 
     return _by_cell("summary", "All backends: memory, speed and accuracy", reports, columns, row)
