@@ -9,7 +9,7 @@ import pytest
 
 from qbench.analysis.effects import speed_ratio
 from qbench.analysis.equivalence import score_interval
-from qbench.analysis.paired import together
+from qbench.analysis.power import together
 from qbench.decide.gate import GateLimits, GateResult, check_status, gate
 from qbench.errors import QbenchError
 from qbench.records.rows import Row

@@ -13,8 +13,8 @@ import pandas as pd
 
 from qbench.analysis.equivalence import Verdict, difference_interval, judge
 from qbench.analysis.formulas import Flips, speedup, wilson_interval
-from qbench.analysis.paired import SIGNIFICANCE, Comparison, answer_flips, detectable, paired_p_value
-from qbench.analysis.power import detectable_between, questions_needed
+from qbench.analysis.paired import Comparison, answer_flips, detectable, paired_p_value
+from qbench.analysis.power import SIGNIFICANCE, detectable_between, questions_needed
 from qbench.analysis.validity import SPREAD_BOUND
 from qbench.records.answers import mmlu_rows
 from qbench.records.run import Run

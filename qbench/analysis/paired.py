@@ -16,11 +16,8 @@ import pandas as pd
 
 from qbench.analysis.equivalence import MARGIN, Verdict, critical_value, difference_interval, judge
 from qbench.analysis.formulas import FEWEST_SUBJECTS, Flips, count_flips, design_effect
-from qbench.analysis.power import detectable_difference
+from qbench.analysis.power import SIGNIFICANCE, detectable_difference, together
 from qbench.records.run import Run
-
-SIGNIFICANCE = 0.05
-"""A corrected p-value from here on says nothing of a difference."""
 
 
 def mcnemar_p_value(flips: Flips) -> float:
@@ -118,11 +115,6 @@ def compare(run: Run, pairs: Iterable[tuple[str, str]], margin: float = MARGIN) 
         pair: Comparison(found, p_value, p_holm, None if floor is None else is_below(found, floor), confidence, margin)
         for (pair, found), p_value, p_holm in zip(flips.items(), p_values, holm(p_values), strict=True)
     }
-
-
-def together(intervals: int) -> float:
-    """The confidence of each of some intervals with which all of them hold with 95 %: 1 − 0.05 ÷ their number."""
-    return 1 - SIGNIFICANCE / max(1, intervals)
 
 
 def tied(run: Run, labels: Iterable[str]) -> set[frozenset[str]]:

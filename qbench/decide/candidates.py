@@ -10,7 +10,8 @@ from pathlib import Path
 
 from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_difference
 from qbench.analysis.formulas import Flips
-from qbench.analysis.paired import noise_floor, together
+from qbench.analysis.paired import noise_floor
+from qbench.analysis.power import together
 from qbench.analysis.summary import PLAIN_CACHE, CellSummary, RunSummary, Speed
 from qbench.analysis.validity import REASONS
 from qbench.records.run import Run

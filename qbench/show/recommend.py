@@ -65,9 +65,9 @@ def open_questions(found: Recommendation) -> Iterator[str]:
 def _doubt(found: Recommendation, one: Doubt) -> str:
     if one.what == "drop" and found.pick:
         return doubt(found.pick.named, found.limits)
-    unit, scale = ("%", 100) if one.what == "speed" else ("points", 100)
-    loss, allowed = math.ceil(10 * scale * one.loss) / 10, scale * one.allowed
-    return f"a loss of {loss:g} {unit} of {one.what} against {one.against} cannot be excluded, {allowed:g} are allowed"
+    unit = "%" if one.what == "speed" else "points"
+    loss, allowed = (f"{value:g} {unit}" for value in (math.ceil(1000 * one.loss) / 10, 100 * one.allowed))
+    return f"a loss of {loss} of {one.what} against {one.against} cannot be excluded, {allowed} count as none"
 
 
 def caveats(candidate: Candidate, limits: Limits) -> list[str]:
