@@ -17,14 +17,14 @@ DIVERGENCE = "KL says how far predictions are from those of 16 bit, and not whic
 """Beside every column of divergences."""
 
 
-def difference_words(accuracy: Accuracy | None) -> str:
+def difference_words(accuracy: Accuracy | None, *, interval: bool = True) -> str:
     """The verdict on a cell's accuracy: see `comparison_words`; empty if there is none."""
     if accuracy is None or accuracy.difference is None:
         return ""
     found = accuracy.difference
     common = f" on {found.flips.n:,} common questions" if found.flips.n < accuracy.n else ""
     floor = "; below the noise floor" if found.below_noise_floor else ""
-    return comparison_words(found, interval=True) + floor + common + (", partial" if accuracy.partial else "")
+    return comparison_words(found, interval=interval) + floor + common + (", partial" if accuracy.partial else "")
 
 
 def comparison_words(found: Comparison, *, interval: bool) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qbench.analysis.decode_step import DecodeStep
+from qbench.analysis.effects import Accuracy
+from qbench.analysis.paired import Comparison
 from qbench.analysis.summary import CellSummary, Speed
 from qbench.show import formats
 from qbench.show.phrases import accuracy_words, bandwidth_words, ratio_words
@@ -31,7 +33,6 @@ def summary(reports: Sequence[RunReport]) -> Table:
         *(Column(title=f"tokens/s at batch {size}") for size in sizes),
         Column(title="accuracy [95 %]"),
         Column(title="against 16 bit", numeric=False),
-        Column(title="detectable, points"),
         Column(title="perplexity"),
         Column(title="KL, 10⁻³ nats, at least"),
         *([Column(title="not seen by KL")] if unseen else []),
@@ -46,16 +47,48 @@ def summary(reports: Sequence[RunReport]) -> Table:
             _figure(cell.peak_memory_bytes, human_bytes(cell.peak_memory_bytes)),
             *(_speed(cell.at(size)) for size in sizes),
             _figure(accuracy.value if accuracy else None, accuracy_words(accuracy)),
-            _text(difference_words(accuracy)),
-            _figure(
-                accuracy.difference.detectable if accuracy and accuracy.difference else None, detectable_words(accuracy)
-            ),
+            _text(difference_words(accuracy, interval=False)),
             _figure(text.perplexity if text else None, f"{text.perplexity:.4g}" if text else MISSING),
             _figure(text.kl_mean if text else None, divergence_words(cell)),
             *([_figure(mass := text.tail_mass_mean if text else None, formats.percent(mass))] if unseen else []),
         ]
 
     return _by_cell("summary", "All backends: memory, speed and accuracy", reports, columns, row)
+
+
+def verdicts(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell whose answers are compared; None if there is none."""
+    columns = [
+        *_whose(reports),
+        Column(title="accuracy, against 16 bit", numeric=False),
+        Column(title="answers lost"),
+        Column(title="won"),
+        Column(title="detectable, points"),
+        Column(title="design effect"),
+    ]
+    rows = [
+        TableRow(
+            run=i,
+            backend=cell.name,
+            fields=(*_identity(reports, report, cell), *_verdict_fields(cell.accuracy, cell.accuracy.difference)),
+        )
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        if cell.accuracy and cell.accuracy.difference
+    ]
+    caption = "Accuracy against 16 bit, question by question"
+    return Table(key="verdicts", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def _verdict_fields(accuracy: Accuracy, found: Comparison) -> list[Field]:
+    flips = found.flips
+    return [
+        _text(difference_words(accuracy)),
+        _figure(flips.right_to_wrong, f"{flips.right_to_wrong:,}"),
+        _figure(flips.wrong_to_right, f"{flips.wrong_to_right:,}"),
+        _figure(found.detectable, detectable_words(accuracy)),
+        _figure(flips.design_effect, f"{flips.design_effect:.1f}" if flips.subjects else MISSING),
+    ]
 
 
 def speeds(reports: Sequence[RunReport]) -> Table | None:
