@@ -59,7 +59,9 @@ def test_figures_stand_beside_those_of_16_bit_with_intervals() -> None:
     assert "| decode speed at batch 32 | 1,502.0 tokens/s | oom |" in body
     assert "| peak memory, first forward | 5.74 GiB | 15.93 GiB |" in body
     shown = read(body).text
-    assert "−1.3 points [−1.6, −1.0], p < 0.001" in shown
+    assert "worse by 1.3 points [0.9, 1.7], p < 0.001" in shown
+    # (2.394 + 0.8416) × √(582 ÷ 14042) ÷ √14042, of three cells that are compared.
+    assert "| smallest difference that would have shown, points | 0.56 |" in body
 
 
 def test_what_the_card_says_to_run_is_a_valid_configuration(tmp_path: Path) -> None:

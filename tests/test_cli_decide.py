@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_compare_of_different_models_needs_force() -> None:
 
 def test_gate_is_status_zero_or_one(tmp_path: Path) -> None:
     arguments = ["gate", SMOKE, "--baseline", SMOKE, "--max-slowdown", "5%", "--max-drop", "0.5"]
+    arguments[-3] = "30%"
     passed = cli.invoke(app, [*arguments, "--max-memory-growth", "2%"])
     assert passed.exit_code == 0, passed.output
     assert passed.output.splitlines()[-1].startswith("gate: passed, 45 checks against ")
@@ -94,6 +96,37 @@ def test_gate_is_status_zero_or_one(tmp_path: Path) -> None:
     assert failed.exit_code == 1
     assert "gate: FAILED, 1 of 20 checks" in failed.output
     assert "INT4 speed at batch 1: 0.700× [" in failed.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("option", "status"), [("report", 3), ("pass", 0), ("fail", 1)])
+def test_what_neither_passes_nor_fails_is_status_three_unless_told_otherwise(option: str, status: int) -> None:
+    gate = ["gate", SMOKE, "--baseline", SMOKE, "--max-slowdown", "5%"]
+    assert cli.invoke(app, [*gate, "--inconclusive", option]).exit_code == status
+    recommend = ["recommend", SMOKE, "--max-memory", "6MiB", "--max-drop", "0.5"]
+    assert cli.invoke(app, [*recommend, "--inconclusive", option]).exit_code == status
+
+
+def test_what_would_settle_an_inconclusive_answer_is_said() -> None:
+    gate = cli.invoke(app, ["gate", SMOKE, "--baseline", SMOKE, "--max-slowdown", "5%"])
+    assert gate.exit_code == 3
+    last = gate.output.splitlines()[-1]
+    assert last.startswith("gate: inconclusive, 7 of 20 checks against ")
+    assert re.search(r"FP16 speed at batch 8: .* limit 0.950×, about \d+ trials of each run would settle it", last)
+    recommend = ["recommend", SMOKE, "--max-memory", "6MiB", "--max-drop", "0.5"]
+    said = cli.invoke(app, recommend)
+    assert said.exit_code == 3
+    assert "inconclusive: a drop of more than 0.5 points cannot be excluded: −0.25 points [" in said.output
+    assert re.search(r"; about [\d,]+ questions would settle it", said.output)
+    found = json.loads(cli.invoke(app, [*recommend, "--json"]).stdout)
+    assert len(found["inconclusive"]) == 1
+
+
+def test_the_margin_decides_what_counts_as_no_loss() -> None:
+    for margin, words in (("1", "no worse than 1 point"), ("0.3", "inconclusive")):
+        card = cli.invoke(app, ["card", SMOKE, "--backend", "int4", "--json", "--margin", margin])
+        assert words in json.loads(card.stdout)["body"]
+        compared = cli.invoke(app, ["compare", SMOKE, SMOKE, "--margin", "0.2" if margin == "0.3" else margin])
+        assert words in " ".join(compared.output.replace("│", " ").split())
 
 
 def test_card_is_written_and_not_over_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

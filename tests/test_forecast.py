@@ -12,6 +12,7 @@ from tests.support.runs import run_config
 
 GIB = 2**30
 TIMED = {"throughput": {"batch_sizes": [1, 8, 32], "seq_len": 2048, "new_tokens": 128, "trials": 3, "warmup": 1}}
+REAL = {"id": "meta-llama/Meta-Llama-3-8B-Instruct"}
 SIX = [{"kind": kind} for kind in ("fp16", "int4", "nf4", "awq", "gptq")] + [{"kind": "int4", "label": "again"}]
 
 
@@ -161,3 +162,29 @@ def test_every_measure_is_named_and_counted(laptop: Environment) -> None:
     text = printed(found)
     for words in ("batch 4, sustained", "perplexity", "measure mmlu: ", "it depends on the prompts: mmlu"):
         assert words in text
+
+
+def test_a_plan_says_what_its_questions_will_show(laptop: Environment) -> None:
+    def said(flips: float = 0.05, **mmlu: object) -> str:
+        found = forecast.make(llama(model=REAL, measure={"mmlu": mmlu}), laptop, rate=1e9)
+        console = Console(width=400, no_color=True)
+        with console.capture() as capture:
+            forecast_table.show(console, found, flips)
+        return next((line for line in capture.get().splitlines() if line.startswith("accuracy: ")), "")
+
+    # Five cells against 16 bit: (2.5758, the quantile at 1 - 0.05 / 10, + 0.8416) x sqrt(0.05 / 14042) = 0.645 %.
+    assert "14,042 questions show a difference from 16 bit of 0.65 points if 5 % of the answers flip" in said()
+    assert "two-sided alpha 0.05, shared by 5 comparisons" in said()
+    # sqrt(2) times as much with twice as many flips.
+    assert "0.92 points if 10 % of the answers flip" in said(flips=0.1)
+    assert said(limit=20).startswith("accuracy: 1,140 questions ")
+    assert said(subjects=["anatomy"]) == "", "how many it has is not known before they are fetched"
+
+
+def test_the_questions_of_a_folder_are_counted(laptop: Environment) -> None:
+    demo = {"backends": SIX[:2], "measure": {"mmlu": {"data": "demo"}}}
+    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions == 2400
+    demo["measure"] = {"mmlu": {"data": "demo", "limit": 7}}
+    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions == 84
+    demo["measure"] = {"memory": {"seq_len": 8}}
+    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions is None

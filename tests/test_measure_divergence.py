@@ -115,6 +115,7 @@ def test_every_figure_is_that_of_float64(
     assert row.delta_logprob_mean == pytest.approx(delta.mean(), abs=1e-5)
     assert row.delta_logprob_stderr == pytest.approx(delta.mean(1).std(ddof=1) / math.sqrt(6), rel=1e-3)
     assert row.top_k == VOCAB
+    assert row.tail_mass_mean == 0
 
 
 @pytest.mark.parametrize(("top_k", "missing"), [(64, 0.12), (256, 0.01)])
@@ -136,6 +137,23 @@ def test_what_the_outline_misses_is_little(tmp_path: Path, top_k: int, missing: 
         )
     assert (1 - missing) * full.mean().item() <= row.kl_mean <= full.mean().item() + 1e-6
     assert (1 - missing) * full.quantile(0.99).item() <= row.kl_p99 <= full.quantile(0.99).item() + 1e-6
+
+
+def test_what_is_missing_is_the_mass_of_the_rest_times_the_divergence_among_its_words(
+    loaded: LoadedModel, rounded: LoadedModel, words_file: str, tmp_path: Path
+) -> None:
+    """The chain rule, in float64 over the whole vocabulary."""
+    Cell(tmp_path).measure(loaded, text=words_file, window=WINDOW, top_k=8)
+    row = Cell(tmp_path, "int4").measure(rounded, text=words_file, window=WINDOW, top_k=8)
+    tokens = word_ids()[:96].view(6, WINDOW)
+    p, q = (logprobs_by_hand(model, tokens).double().log_softmax(-1) for model in (loaded, rounded))
+    rest = torch.ones_like(p, dtype=torch.bool).scatter(-1, p.topk(8).indices, False)
+    mass = torch.where(rest, p.exp(), 0).sum(-1)
+    inside = [torch.where(rest, one, -torch.inf).log_softmax(-1) for one in (p, q)]
+    missing = mass * torch.where(rest, inside[0].exp() * (inside[0] - inside[1]), 0).sum(-1)
+    assert row.tail_mass_mean == pytest.approx(mass.mean().item(), rel=1e-4)
+    assert row.tail_mass_mean > 0.01
+    assert row.kl_mean + missing.mean().item() == pytest.approx(full_kl(p, q).mean().item(), rel=1e-3)
 
 
 def test_a_model_does_not_diverge_from_itself(tiny_llama: Path, words_file: str, tmp_path: Path) -> None:

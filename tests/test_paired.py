@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom, bootstrap
+from scipy.stats import binom
 
 from qbench.analysis.formulas import Flips, count_flips
-from qbench.analysis.paired import delta_interval, holm, mcnemar_p_value
+from qbench.analysis.paired import holm, mcnemar_p_value
 
 counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 2000)).map(
     lambda c: Flips(c[0] + c[1] + c[2], c[0], c[1])
@@ -63,53 +63,6 @@ def test_mcnemar_is_twice_the_smaller_tail_and_the_same_both_ways(flips: Flips) 
     assert p_value == pytest.approx(mcnemar_p_value(Flips(flips.n, flips.wrong_to_right, flips.right_to_wrong)))
 
 
-def exact_quantiles(flips: Flips) -> list[float]:
-    """Of the difference over n questions drawn with replacement: the n-th convolution of {−1, 0, 1}."""
-    lost, won = flips.right_to_wrong / flips.n, flips.wrong_to_right / flips.n
-    law = np.ones(1)
-    for _ in range(flips.n):
-        law = np.convolve(law, [lost, 1 - lost - won, won])
-    cumulated = np.cumsum(law)
-    return [(int(np.searchsorted(cumulated, q)) - flips.n) / flips.n for q in (0.025, 0.975)]
-
-
-@pytest.mark.parametrize(
-    "flips", [Flips(400, 20, 10), Flips(400, 90, 70), Flips(300, 0, 12), Flips(50, 2, 1), Flips(9, 0, 9)]
-)
-def test_the_bootstrap_has_the_quantiles_of_the_exact_distribution(flips: Flips) -> None:
-    # 10,000 resamples miss a quantile by one question at most.
-    assert delta_interval(flips) == pytest.approx(exact_quantiles(flips), abs=1.01 / flips.n)
-
-
-def test_the_bootstrap_is_that_of_the_questions_themselves() -> None:
-    difference = np.repeat([-1.0, 0.0, 1.0], [40, 900, 60])
-    interval = bootstrap(
-        (difference,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert delta_interval(Flips(1000, 40, 60)) == pytest.approx((interval.low, interval.high), abs=0.0011)
-
-
-def test_the_interval_is_near_the_normal_one_where_flips_are_many() -> None:
-    flips = Flips(14_042, 382, 200)
-    # Variance of a mean of −1, 0, 1: (share of flips − delta²) ÷ n.
-    half = 1.959964 * ((582 / 14_042 - flips.delta**2) / 14_042) ** 0.5
-    assert delta_interval(flips) == pytest.approx((flips.delta - half, flips.delta + half), abs=1e-4)
-
-
-@given(counts)
-def test_the_interval_contains_the_difference_and_does_not_change(flips: Flips) -> None:
-    low, high = delta_interval(flips)
-    assert low <= flips.delta <= high
-    assert (low, high) == delta_interval(flips)
-
-
-def test_more_confidence_is_a_wider_interval_and_no_flip_is_a_point() -> None:
-    low, high = delta_interval(Flips(1000, 40, 60))
-    lower, higher = delta_interval(Flips(1000, 40, 60), confidence=0.99)
-    assert lower < low < high < higher
-    assert delta_interval(Flips(1000, 0, 0)) == (0, 0)
-
-
 @pytest.mark.parametrize(
     ("p_values", "corrected"),
     [
@@ -145,7 +98,7 @@ def test_holm_keeps_the_order_and_lowers_nothing(p_values: list[float]) -> None:
 
 def test_import_leaves_scipy_and_torch_alone() -> None:
     code = (
-        "import sys, qbench.analysis.paired, qbench.show.phrases; "
+        "import sys, qbench.analysis.paired, qbench.show.verdicts; "
         "sys.exit(bool({'scipy', 'torch'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbench.analysis.effects import AccuracyDifference
+from qbench.analysis.equivalence import score_interval
+from qbench.analysis.formulas import Flips
 from qbench.decide.candidates import Candidate
 from qbench.decide.constraints import UNLIMITED, Limits, excess
+from qbench.decide.doubts import doubts
 from qbench.decide.recommend import Objective, Recommendation, choose, recommend
 from qbench.errors import QbenchError
 from qbench.records.rows import Row, ThroughputRow
@@ -66,15 +71,15 @@ def test_the_fastest_is_named_with_the_runner_up_and_what_failed() -> None:
 
 
 def test_a_drop_is_exceeded_when_its_interval_is_beyond_the_limit() -> None:
-    # In points: INT4 -1.30 +- 0.34, NF4 -1.45 +- 0.34, GPTQ -1.81 +- 0.36.
+    # In points, three intervals together: INT4 -1.30 +- 0.41, NF4 -1.45 +- 0.42, GPTQ -1.81 +- 0.44.
     found = asked(five_cells(), drop=1.0, answers=FIVE_ANSWERS)
     assert named(found) == "INT4"
     said = text(found)
-    assert "but: a drop of more than 1 points cannot be excluded: −1.30 points [−1.6" in said
-    assert "GPTQ: drops by more than 1 points: −1.81 points [−2.1" in said
+    assert "inconclusive: a drop of more than 1 points cannot be excluded: −1.30 points [−1.7" in said
+    assert "GPTQ: drops by more than 1 points: −1.81 points [−2.2" in said
     assert "--max-drop binds: without it GPTQ would be named" in said
     looser = next(change for change in found.changes if change.limits.drop_points > 1)
-    assert looser.limits.drop_points == pytest.approx(1.45, abs=0.04)
+    assert looser.limits.drop_points == pytest.approx(1.37, abs=0.04)
     assert looser.named
     assert looser.named.name == "GPTQ"
 
@@ -129,14 +134,14 @@ def test_nothing_fits_and_both_have_to_be_relaxed() -> None:
     assert both.named
     assert both.named.name == "INT4"
     assert both.limits.memory_bytes > 5.7 * GIB
-    assert both.limits.drop_points == pytest.approx(0.97, abs=0.04)
+    assert both.limits.drop_points == pytest.approx(0.89, abs=0.04)
     assert " and --max-drop " in text(found)
 
 
 def test_a_tie_in_speed_goes_to_the_smaller() -> None:
     found = asked([*plain("large", 8, [100, 103, 106]), *plain("small", 6, [99, 102, 105])])
     assert named(found) == "small"
-    assert "tied within noise with large (0.99× [" in text(found)
+    assert "not told apart from large (0.99× [" in text(found)
     assert "smaller memory wins: 6.00 GiB against 8.00 GiB of large" in text(found)
 
 
@@ -255,7 +260,7 @@ def test_by_accuracy_a_tie_goes_to_the_smaller_and_a_real_difference_does_not() 
     rows += [subject(label, None, "all", int(answers.sum()), 1000) for label, answers in right.items()]
     found = asked(rows, objective="accuracy", answers=right)
     assert named(found) == "INT4"
-    assert "tied within noise with FP16 (−0.20 points [" in text(found)
+    assert "not told apart from FP16 (−0.20 points [" in text(found)
     found = asked([*rows, noise("fp16", 1000, 40, 40)], objective="accuracy", answers=right)
     assert named(found) == "NF4", "no more answers flip than numerics alone make flip"
 
@@ -327,7 +332,7 @@ def candidate(index: int, gib: float, drop_high: float | None, speed: float) -> 
     drop = (
         None
         if drop_high is None
-        else AccuracyDifference(drop_high - 0.01, drop_high - 0.02, drop_high, 0.01, 1000, None)
+        else AccuracyDifference(drop_high - 0.01, drop_high - 0.02, drop_high, 0.01, 1000, None, 0.02)
     )
     return Candidate(
         name=f"c{index}", folder=Path("r"), model="m", backend="int4", label=f"c{index}", bits=4,
@@ -374,6 +379,66 @@ def test_changes_hold_as_they_are_typed_and_nothing_nearer_changes_the_answer(
                     assert between.named is pick.named
     if pick is None and any(one.drop for one in all_of_them):
         assert found
+
+
+def open_for(named: Candidate, leader: Candidate, objective: Objective = "speed", drop: float = UNLIMITED) -> list[str]:
+    return [one.what for one in doubts(named, leader, objective, Limits(drop_points=drop), 0.01)]
+
+
+def test_of_candidates_that_lose_as_much_as_is_allowed_one_in_forty_is_recommended_without_a_doubt() -> None:
+    n, discordance, delta, runs = 2_400, 0.04, -0.01, 2_000
+    shares = [(discordance - delta) / 2, (discordance + delta) / 2, 1 - discordance]
+    drawn = np.random.default_rng(0).multinomial(n, shares, size=runs)
+    ends = zip(*score_interval(n, drawn[:, 0], drawn[:, 1], 1.959964), strict=True)
+    sure = 0
+    for (lost, won, _), (low, high) in zip(drawn.tolist(), ends, strict=True):
+        flips = Flips(n, lost, won)
+        drop = AccuracyDifference(flips.delta, float(low), float(high), 1.0, n, flips, 0.0)
+        one = dataclasses.replace(candidate(0, 5, None, 100), drop=drop)
+        sure += not open_for(one, one, drop=1.0)
+    assert sure / runs <= 0.025 + 3.5 * math.sqrt(0.025 * 0.975 / runs)
+
+
+def test_of_candidates_a_tenth_slower_one_in_forty_is_as_good_as_the_best_without_a_doubt() -> None:
+    logs = np.random.default_rng(0).normal(0, 0.05, (2_000, 2, 4))
+    best, other = candidate(0, 5, None, 1), candidate(1, 4, None, 1)
+    sure = 0
+    for own, leading in np.exp(logs):
+        named = dataclasses.replace(other, speeds=tuple(0.9 * own))
+        sure += not open_for(named, dataclasses.replace(best, speeds=tuple(leading)))
+    assert sure / 2_000 <= 0.025 + 3.5 * math.sqrt(0.025 * 0.975 / 2_000)
+
+
+def test_a_tie_of_noisy_trials_is_left_open_and_of_steady_ones_is_not() -> None:
+    noisy = asked([*plain("large", 8, [100, 130, 80]), *plain("small", 6, [60, 120, 99])])
+    assert named(noisy) == "small"
+    said = text(noisy)
+    assert "inconclusive: a loss of " in said
+    assert " % of speed against large cannot be excluded, 10 % count as none; about " in said
+    assert " trials would settle it" in said
+    steady = asked([*plain("large", 8, [100, 101, 100.5]), *plain("small", 6, [99.5, 100.6, 100])])
+    assert named(steady) == "small"
+    assert steady.doubts == ()
+
+
+def test_a_single_trial_leaves_a_tie_open() -> None:
+    found = asked([*plain("large", 8, [105]), *plain("small", 6, [100])])
+    assert [one.what for one in found.doubts] == ["speed"]
+    assert found.doubts[0].needed is None
+
+
+def test_a_tie_of_accuracies_is_open_until_the_questions_exclude_the_margin() -> None:
+    def best(n: int) -> Recommendation:
+        right = {"fp16": flipped(n // 2, n, 0, 0), "int4": flipped(n // 2, n, n // 100, n // 100)}
+        rows = [row for i, label in enumerate(right) for row in measured(label, label, 16 - 5 * i, {}, n // 2, n)]
+        return asked(rows, objective="accuracy", answers=right)
+
+    few, many = best(400), best(8_000)
+    assert named(few) == named(many) == "INT4"
+    assert [(one.what, one.unit) for one in few.doubts] == [("accuracy", "questions")]
+    assert few.doubts[0].needed
+    assert 400 < few.doubts[0].needed < 8_000
+    assert many.doubts == ()
 
 
 @pytest.mark.parametrize("status", ["ok", "oom"])

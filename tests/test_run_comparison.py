@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from qbench.analysis.equivalence import Verdict
 from qbench.analysis.formulas import Flips, speedup
 from qbench.analysis.summary import summarize
 from qbench.decide.compare import MemoryChange, RunComparison
@@ -56,13 +57,15 @@ def test_speed_memory_and_accuracy_of_a_cell_are_compared() -> None:
     assert (found.first_perplexity, found.second_perplexity) == (6.2, 6.5)
     assert (found.first_kl, found.second_kl) == (0.01, 0.02)
     said = printed(first, second)
+    assert found.verdict is Verdict.WORSE
     assert "slower" in said
+    assert "worse by 5.0 points" in said
     assert "−1.00 GiB (−16.67 %)" in said
     assert "−5.00 [−6." in said
     assert "p < 0.001" in said
 
 
-def test_a_run_against_itself_is_within_noise_and_the_same() -> None:
+def test_a_run_against_itself_is_the_same_and_no_worse_where_its_trials_show_it() -> None:
     run = read_run(PUBLISHED / "smoke-xeon-2core")
     compared = compare_runs(run, run)
     assert compared.differences == ()
@@ -70,8 +73,12 @@ def test_a_run_against_itself_is_within_noise_and_the_same() -> None:
     assert all(one.accuracy and one.accuracy.p_value == 1 for one in compared.cells)
     said = printed(run, run)
     assert "same hardware, software and configuration" in said
-    assert "slower" not in said
-    assert "faster" not in said
+    verdicts = [speed.ratio.verdict for one in compared.cells for speed in one.speeds if speed.ratio]
+    # Three figures whose trials are far apart.
+    assert (verdicts.count(Verdict.NO_WORSE), verdicts.count(Verdict.INCONCLUSIVE)) == (12, 3)
+    assert {one.verdict for one in compared.cells} == {Verdict.NO_WORSE}
+    assert "no slower than 10 %" in said
+    assert "no worse than 1 point" in said
 
 
 def test_p_values_are_corrected_over_the_cells() -> None:

@@ -194,6 +194,7 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
         "mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial",
         "mmlu_paired_n", "mmlu_delta", "mmlu_delta_low", "mmlu_delta_high", "mmlu_p_value", "mmlu_p_holm",
         "mmlu_right_to_wrong", "mmlu_wrong_to_right", "mmlu_below_noise_floor",
+        "mmlu_verdict", "mmlu_margin", "mmlu_detectable", "mmlu_design_effect",
         "perplexity", "kl_mean",
     ]  # fmt: skip
 
@@ -330,8 +331,11 @@ def test_cells_are_compared_with_the_16_bit_one_question_by_question() -> None:
     assert (int4["mmlu_right_to_wrong"], int4["mmlu_wrong_to_right"], int4["mmlu_paired_n"]) == (382, 200, 14_042)
     assert int4["mmlu_delta"] == pytest.approx((9122 - 9304) / 14_042)
     assert int4["mmlu_delta"] == pytest.approx(int4["mmlu"] - summary.loc["fp16", "mmlu"])
-    # 1.96 × √(582 ÷ 14042 − 0.013²) ÷ √14042 = 0.00336
-    assert int4["mmlu_delta_high"] - int4["mmlu_delta"] == pytest.approx(0.00336, abs=1e-4)
+    # Of three cells: 2.394 × √(582 ÷ 14042 − 0.013²) ÷ √14042 = 0.00410
+    assert int4["mmlu_delta_high"] - int4["mmlu_delta"] == pytest.approx(0.0041, abs=1e-4)
+    # (2.394 + 0.8416) × √(582 ÷ 14042) ÷ √14042 = 0.00556
+    assert int4["mmlu_detectable"] == pytest.approx(0.00556, abs=1e-4)
+    assert (int4["mmlu_verdict"], int4["mmlu_margin"], int4["mmlu_design_effect"]) == ("worse", 0.01, 1)
     assert int4["mmlu_p_holm"] == pytest.approx(int4["mmlu_p_value"])  # the largest of three
     assert summary.loc["gptq", "mmlu_p_holm"] == pytest.approx(3 * summary.loc["gptq", "mmlu_p_value"])
     assert pd.isna(int4["mmlu_below_noise_floor"])
@@ -423,7 +427,7 @@ def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
     written = frame(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 38
+    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 42
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:

@@ -11,11 +11,16 @@ from typing import Any
 
 import pandas as pd
 
+from qbench.analysis.equivalence import Verdict, difference_interval, judge
 from qbench.analysis.formulas import Flips, speedup, wilson_interval
-from qbench.analysis.paired import Comparison, answer_flips, delta_interval, mcnemar_p_value
+from qbench.analysis.paired import Comparison, answer_flips, detectable, paired_p_value
+from qbench.analysis.power import SIGNIFICANCE, detectable_between, questions_needed
 from qbench.analysis.validity import SPREAD_BOUND
 from qbench.records.answers import mmlu_rows
 from qbench.records.run import Run
+
+SPEED_MARGIN = SPREAD_BOUND
+"""The share of speed that counts as none: as far as trials may be apart before they are called unstable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,13 @@ class SpeedRatio:
         """Whether 1 is outside the bounds."""
         low, high = self.bounds
         return not low <= 1 <= high
+
+    @property
+    def verdict(self) -> Verdict:
+        """What can be said of the second cell if a loss of `SPEED_MARGIN` counts as none; one trial shows little."""
+        low, high = self.bounds
+        found = judge(low - 1, high - 1, SPEED_MARGIN, real=self.differs)
+        return Verdict.INCONCLUSIVE if self.low is None and found is Verdict.NO_WORSE else found
 
 
 def speed_ratio(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> SpeedRatio:
@@ -130,10 +142,22 @@ class AccuracyDifference:
     """Questions that both answered; those of the smaller of the two where they are not paired."""
     flips: Flips | None
     """None where they are not paired."""
+    detectable: float
+    """The smallest difference that these questions would have shown, see `qbench.analysis.power`."""
+
+    def verdict(self, margin: float, p_holm: float) -> Verdict:
+        """What can be said of the second; `p_holm` is the p-value, corrected over all that is compared at once."""
+        return judge(self.low, self.high, margin, real=p_holm < SIGNIFICANCE)
+
+    def questions_needed(self, limit: float) -> int | None:
+        """About how many questions would tell on which side of `limit` it is; None if no number would, or unpaired."""
+        if self.flips is None:
+            return None
+        return questions_needed(self.delta, self.flips.discordance, limit, design_effect=self.flips.design_effect)
 
 
 def accuracy_difference(first: Accuracy, second: Accuracy, confidence: float = 0.95) -> AccuracyDifference | None:
-    """Paired on the questions that both answered, with a bootstrap interval and McNemar's p-value.
+    """Paired on the questions that both answered, with Tango's interval and McNemar's p-value.
 
     Where answers are missing, the interval is Newcombe's and the p-value Fisher's exact one, for independent samples:
     wider, since what questions have in common is lost. None if they answered different questions.
@@ -144,16 +168,17 @@ def accuracy_difference(first: Accuracy, second: Accuracy, confidence: float = 0
         flips = answer_flips(first.right, second.right)
         if flips is None:
             return None
-        return AccuracyDifference(
-            flips.delta, *delta_interval(flips, confidence), mcnemar_p_value(flips), flips.n, flips
-        )
+        interval, least = difference_interval(flips, confidence), detectable(flips, confidence)
+        return AccuracyDifference(flips.delta, *interval, paired_p_value(flips), flips.n, flips, least)
     # Takes longer to import than a run to read, and is needed by runs only that have not kept their answers.
     from scipy.stats import fisher_exact
 
     table = [[one.correct, one.n - one.correct] for one in (first, second)]
     delta = second.value - first.value
     interval = newcombe_interval(first, second, confidence)
-    return AccuracyDifference(delta, *interval, float(fisher_exact(table).pvalue), min(first.n, second.n), None)
+    least = detectable_between(first.value, second.value, (first.n, second.n), confidence)
+    p_value = float(fisher_exact(table).pvalue)
+    return AccuracyDifference(delta, *interval, p_value, min(first.n, second.n), None, least)
 
 
 def newcombe_interval(first: Accuracy, second: Accuracy, confidence: float = 0.95) -> tuple[float, float]:

@@ -142,6 +142,10 @@ class Flips:
     n: int
     right_to_wrong: int
     wrong_to_right: int
+    design_effect: float = 1.0
+    """Of the questions' division into subjects on the variance of `delta`, see `design_effect`."""
+    subjects: int = 0
+    """0 where that is not known, or there are too few to tell."""
 
     @property
     def flipped(self) -> int:
@@ -152,6 +156,35 @@ class Flips:
     def delta(self) -> float:
         """Difference of the accuracies, second − first: (wrong_to_right − right_to_wrong) ÷ n."""
         return (self.wrong_to_right - self.right_to_wrong) / self.n
+
+    @property
+    def discordance(self) -> float:
+        """Share of the questions on which they differ: flipped ÷ n."""
+        return self.flipped / self.n
+
+
+FEWEST_SUBJECTS = 10
+"""With fewer, the variance between subjects is itself too uncertain: questions then count as independent."""
+
+
+def design_effect(differences: NDArray[np.float64], subjects: NDArray[np.int64]) -> float:
+    """How many times the variance of a mean over questions is what it would be if they were independent.
+
+    The cluster-robust variance, G ÷ (G − 1) Σ (Dⱼ − nⱼ d)² ÷ n² with Dⱼ the sum over the nⱼ questions of subject j and
+    d the mean of all, over Σ (dᵢ − d)² ÷ n². L. Kish, Survey Sampling (1965); E. Miller, arXiv:2411.00640, for
+    evaluations of language models.
+
+    Args:
+        differences: of each question, [questions].
+        subjects: the number of its subject, from 0 on, [questions].
+
+    Returns:
+        1 where the differences do not vary, or there is a single subject.
+    """
+    residuals = differences - differences.mean()
+    sums = np.bincount(subjects, weights=residuals)
+    alone = float((residuals**2).sum())
+    return float((sums**2).sum()) * len(sums) / (len(sums) - 1) / alone if len(sums) > 1 and alone > 0 else 1.0
 
 
 def count_flips(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Flips:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qbench.analysis.formulas import count_flips
-from qbench.analysis.paired import SIGNIFICANCE, holm, mcnemar_p_value
+from qbench.analysis.paired import holm, mcnemar_p_value
+from qbench.analysis.power import SIGNIFICANCE
 from qbench.records.answers import mmlu_rows
 from qbench.records.run import Run
 

@@ -12,6 +12,7 @@ import pandas as pd
 from qbench.analysis import validity
 from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.effects import Accuracy, SpeedRatio, accuracy_of, section, speed_ratio
+from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.formulas import steady_state
 from qbench.analysis.paired import compare
 from qbench.records.rows import CellRow, PerplexityRow
@@ -200,10 +201,11 @@ class RunSummary:
         return next((one for one in self.cells if one.label == label), None)
 
 
-def summarize(run: Run, *, allow_partial: bool = False) -> RunSummary:
+def summarize(run: Run, *, allow_partial: bool = False, margin: float = MARGIN) -> RunSummary:
     """Every cell's figures, and how each compares with the reference.
 
     Accuracies over part of the questions, and perplexities over part of the text, are left out unless `allow_partial`.
+    `margin` is the loss of accuracy, a fraction, that counts as none.
     """
     sizes = batch_sizes(run)
     rows = run.cells.drop_duplicates("label", keep="last")
@@ -211,7 +213,7 @@ def summarize(run: Run, *, allow_partial: bool = False) -> RunSummary:
     reference = next((cell for cell in cells if cell.label == run.reference), None)
     if reference:
         pairs = [(reference.label, one.label) for one in cells if one is not reference and one.accuracy]
-        found = {label: one for (_, label), one in compare(run, pairs if reference.accuracy else []).items()}
+        found = {label: one for (_, label), one in compare(run, pairs if reference.accuracy else [], margin).items()}
         cells = [
             one if one is reference else replace(one, speeds=_compared(one, reference), accuracy=_tested(one, found))
             for one in cells

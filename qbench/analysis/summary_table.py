@@ -7,17 +7,18 @@ from typing import Any
 
 import pandas as pd
 
+from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
 from qbench.records.run import read_run, write_frame
 
-TEXTS = ("run", "model", "backend", "label", "status", "error", "sustained_validity")
+TEXTS = ("run", "model", "backend", "label", "status", "error", "sustained_validity", "mmlu_verdict")
 COUNTS = ("peak_memory_bytes", "mmlu_n", "mmlu_paired_n", "mmlu_right_to_wrong", "mmlu_wrong_to_right")
 FLAGS = ("mmlu_partial", "mmlu_below_noise_floor")
 
 
-def write_summary(folder: Path) -> None:
-    """Derive a run's summary.csv from its tables; limited evaluations stay out of it."""
-    write_frame(folder / "summary.csv", to_frame(summarize(read_run(folder))))
+def write_summary(folder: Path, margin: float = MARGIN) -> None:
+    """Derive a run's summary.csv from its tables; limited evaluations stay out of it. `margin` as of `summarize`."""
+    write_frame(folder / "summary.csv", to_frame(summarize(read_run(folder), margin=margin)))
 
 
 def to_frame(summary: RunSummary) -> pd.DataFrame:
@@ -27,7 +28,9 @@ def to_frame(summary: RunSummary) -> pd.DataFrame:
     wrong in some trial, `validity_b<n>` is ok or why the figure is not to be trusted, and `speedup_b<n>` is the ratio
     to the reference with its 95 % interval. `mmlu` is sum(correct) ÷ sum(n), a fraction, with its Wilson interval;
     `mmlu_delta` the difference from the reference over the `mmlu_paired_n` questions that both answered, with its
-    interval, McNemar's p-value and that value after Holm's correction over all cells compared.
+    interval (those of all cells hold together with 95 %), McNemar's p-value and that value after Holm's correction over
+    all cells compared. `mmlu_verdict` is worse, better, no_worse (than by `mmlu_margin`) or inconclusive,
+    `mmlu_detectable` the smallest difference that these questions would have shown, see `qbench.analysis.paired`.
     """
     sizes = summary.batch_sizes
     rows = [_row(cell, sizes) for cell in summary.cells]
@@ -73,6 +76,10 @@ def _row(cell: CellSummary | None, sizes: tuple[int, ...]) -> dict[str, Any]:
         "mmlu_right_to_wrong": getattr(flips, "right_to_wrong", None),
         "mmlu_wrong_to_right": getattr(flips, "wrong_to_right", None),
         "mmlu_below_noise_floor": getattr(found, "below_noise_floor", None),
+        "mmlu_verdict": getattr(found, "verdict", None),
+        "mmlu_margin": getattr(found, "margin", None),
+        "mmlu_detectable": getattr(found, "detectable", None),
+        "mmlu_design_effect": getattr(flips, "design_effect", None),
         "perplexity": getattr(text, "perplexity", None),
         "kl_mean": getattr(text, "kl_mean", None),
     }

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +17,7 @@ from rich.markup import escape
 
 from qbench import __version__
 from qbench.cli import decide, export, plan, report
-from qbench.cli.options import Config, Only, Set, complete_label
+from qbench.cli.options import Config, Margin, Only, Set, complete_label
 from qbench.cli.options import errors as _errors
 from qbench.errors import QbenchError
 
@@ -74,6 +75,7 @@ def run(
             show_default="auto",
         ),
     ] = None,
+    margin: Margin = 1.0,
 ) -> None:
     """Measure every backend of a configuration. A rerun measures only what is missing or failed."""
     from qbench.config import matrix
@@ -102,10 +104,10 @@ def run(
             lambda: progress.reporting(out),
             executor=where,
             command=shlex.join(["qbench", *sys.argv[1:]]),
-            summarize=write_summary,
+            summarize=partial(write_summary, margin=margin / 100),
             fresh=fresh,
         ):
-            tables.print_results(out, read_run(folder))
+            tables.print_results(out, read_run(folder), margin / 100)
             out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
             all_ok = all_ok and ok
     raise typer.Exit(0 if all_ok else 1)
@@ -155,6 +157,7 @@ def plot(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Include limited evaluations, marked as partial.")
     ] = False,
+    margin: Margin = 1.0,
 ) -> None:
     """Draw every chart that a run has figures for, as PNG and SVG: memory, tokens/s, accuracy, their trade-offs."""
     from qbench.records.run import find_runs, read_run
@@ -171,7 +174,7 @@ def plot(
             accuracy = run_data.accuracy
             if not allow_partial and accuracy.loc[accuracy["task"] == "mmlu", "partial"].any():
                 typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
-            report = collect(run_data, allow_partial=allow_partial)
+            report = collect(run_data, allow_partial=allow_partial, margin=margin / 100)
             for path in files.write(report, out / folder.resolve().name):
                 typer.echo(path)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qbench.cli.options import errors
+from qbench.cli.options import Margin, errors
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
@@ -20,7 +20,25 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+
+class WhenOpen(StrEnum):
+    """What an answer that the figures leave open counts as."""
+
+    REPORT = "report"
+    PASS = "pass"
+    FAIL = "fail"
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return {"report": 3, "pass": 0, "fail": 1}[self.value]
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: bytes, tokens/s, fractions.")]
+Inconclusive = Annotated[
+    WhenOpen,
+    typer.Option(help="What an inconclusive answer counts as: exit status 3 (report), 0 (pass) or 1 (fail)."),
+]
 AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Include limited evaluations.")]
 
 
@@ -34,7 +52,8 @@ class Objective(StrEnum):
 
 @app.command(
     epilog="Example: `qbench recommend results/llama3-8b --max-memory 12GiB --max-drop 1.0 --batch 1`. "
-    "Exit status: 0 one is named, 1 nothing fits, 2 usage."
+    "Exit status: 0 one is named, 1 nothing fits, 2 usage, 3 one is named, but the figures do not show that it meets "
+    "`--max-drop` or is as good as the best: the output says about how many questions or trials would settle it."
 )
 def recommend(
     results: Annotated[list[Path], typer.Argument(help="Runs' folders, or folders of runs.", show_default=False)],
@@ -59,6 +78,8 @@ def recommend(
             show_default=False,
         ),
     ] = None,
+    margin: Margin = 1.0,
+    inconclusive: Inconclusive = WhenOpen.REPORT,
     allow_partial: AllowPartial = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,12 +93,14 @@ def recommend(
             UNLIMITED if max_memory is None else _bytes(max_memory), UNLIMITED if max_drop is None else max_drop
         )
         rate = None if cost is None else _rate(cost)
-        found = recommending.recommend(_read_all(results), batch, objective.value, limits, allow_partial=allow_partial)
+        found = recommending.recommend(
+            _read_all(results), batch, objective.value, limits, allow_partial=allow_partial, margin=margin / 100
+        )
     if as_json:
         _print_json(recommend_text.to_dict(found, rate))
     else:
         _print_lines(recommend_text.lines(found, rate))
-    raise typer.Exit(0 if found.pick else 1)
+    raise typer.Exit(1 if not found.pick else inconclusive.status if found.doubts else 0)
 
 
 @app.command(epilog="Example: `qbench compare results/before results/after`. Exit status: 0 compared, 2 usage.")
@@ -85,6 +108,7 @@ def compare(
     run_a: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
     run_b: Annotated[Path, typer.Argument(help="The folder of another run of the same model.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Compare runs of different models.")] = False,
+    margin: Margin = 1.0,
     allow_partial: AllowPartial = False,
     as_json: AsJson = False,
 ) -> None:
@@ -100,19 +124,20 @@ def compare(
         if not force:
             check_same_model(first.record, second.record, "--force compares them all the same")
         both = (summarize(run, allow_partial=allow_partial) for run in (first, second))
-        compared = run_comparison.compare_runs(*both)
+        compared = run_comparison.compare_runs(*both, margin=margin / 100)
     if as_json:
         _print_json(asdict(compared))
     else:
         from qbench.show import compare as comparison_text
         from qbench.show import terminal
 
-        comparison_text.print_comparison(terminal.make_console(), compared)
+        comparison_text.print_comparison(terminal.make_console(), compared, margin / 100)
 
 
 @app.command(
     epilog="Example: `qbench gate results/new --baseline results/main --max-slowdown 5% --max-drop 0.5`. "
-    "Exit status: 0 passed, 1 worse, 2 usage."
+    "Exit status: 0 passed, 1 worse, 2 usage, 3 inconclusive: the trials or questions show neither. "
+    "`--inconclusive pass` fails on proof of a loss alone, `--inconclusive fail` asks for proof that there is none."
 )
 def gate(
     run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
@@ -133,10 +158,11 @@ def gate(
     max_memory_growth: Annotated[
         str | None, typer.Option(metavar="PERCENT", help="Allowed growth of peak memory, e.g. 2%.", show_default=False)
     ] = None,
+    inconclusive: Inconclusive = WhenOpen.REPORT,
     allow_partial: AllowPartial = False,
     as_json: AsJson = False,
 ) -> None:
-    """Exit with status 1 if a run is worse than its baseline by more than the limits and more than chance."""
+    """Exit with status 1 if a run is worse than its baseline by more than the limits, with 3 if that is not certain."""
     from dataclasses import asdict
 
     from qbench.decide import gate as gating
@@ -149,13 +175,13 @@ def gate(
         )
         result = gating.gate(_read(run), [_read(one) for one in baseline], limits, allow_partial=allow_partial)
     if as_json:
-        _print_json({"ok": result.ok, **asdict(result)})
+        _print_json({"ok": result.ok, "status": result.status, **asdict(result)})
     else:
         from qbench.show import compare as comparison_text
         from qbench.show import terminal
 
         comparison_text.print_gate(terminal.make_console(), result)
-    raise typer.Exit(0 if result.ok else 1)
+    raise typer.Exit({"ok": 0, "worse": 1, "inconclusive": inconclusive.status}[result.status])
 
 
 @app.command(epilog="Example: `qbench card results/llama3-8b --backend int4 --out MODEL_CARD.md`")
@@ -164,6 +190,7 @@ def card(
     backend: Annotated[str, typer.Option(metavar="LABEL", help="The cell.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("MODEL_CARD.md"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    margin: Margin = 1.0,
     allow_partial: AllowPartial = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print front matter and body as JSON, write nothing.")
@@ -174,7 +201,7 @@ def card(
     from qbench.show.card import make_card, read_generations
 
     with errors("nothing was written"):
-        made = make_card(_read(run), backend, read_generations(run), allow_partial=allow_partial)
+        made = make_card(_read(run), backend, read_generations(run), allow_partial=allow_partial, margin=margin / 100)
         if as_json:
             _print_json({"metadata": made.metadata, "body": made.body})
             return

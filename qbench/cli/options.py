@@ -56,6 +56,11 @@ Only = Annotated[
     typer.Option("--only", metavar="LABEL", help="Only this cell; may be repeated.", autocompletion=complete_label),
 ]
 
+Margin = Annotated[
+    float,
+    typer.Option(min=0, metavar="POINTS", help="Loss of accuracy that counts as none: 'no worse than ...'."),
+]
+
 
 @contextmanager
 def errors(interrupted: str = "finished rows are kept, the same command goes on with the rest") -> Iterator[None]:

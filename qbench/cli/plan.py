@@ -32,6 +32,15 @@ def plan(
             metavar="RATE", help="Memory bandwidth, e.g. 1.5TB/s; by default that of the data sheet, or measured."
         ),
     ] = None,
+    flips: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="PERCENT",
+            help="Guess of the answers that turn right or wrong: sets what difference in accuracy will show.",
+        ),
+    ] = 5.0,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array of the runs, in bytes and seconds.")] = False,
 ) -> None:
     """Show what will run, with predicted memory and decode speed, without loading anything."""
@@ -55,7 +64,7 @@ def plan(
         return
     console = terminal.make_console()
     for one in predicted:
-        forecast_table.show(console, one)
+        forecast_table.show(console, one, flips / 100)
 
 
 @app.command(epilog="Example: `qbench init mine.yaml --model meta-llama/Meta-Llama-3-8B-Instruct --memory 24GiB --yes`")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qbench.cli.options import errors
+from qbench.cli.options import Margin, errors
 
 app = typer.Typer()
 
@@ -28,6 +28,7 @@ def report(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Include limited evaluations, marked as partial.")
     ] = False,
+    margin: Margin = 1.0,
 ) -> None:
     """Write runs as one HTML page, which needs no network, and as BENCHMARK.md."""
     from qbench.machine.bandwidth import parse_rate
@@ -39,5 +40,5 @@ def report(
         from qbench.show import report as reports
 
         runs = [read_run(folder) for folder in folders.values()]
-        for path in reports.write(runs, out, allow_partial=allow_partial, rate=rate):
+        for path in reports.write(runs, out, allow_partial=allow_partial, rate=rate, margin=margin / 100):
             typer.echo(path)

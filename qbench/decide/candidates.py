@@ -11,6 +11,7 @@ from pathlib import Path
 from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_difference
 from qbench.analysis.formulas import Flips
 from qbench.analysis.paired import noise_floor
+from qbench.analysis.power import together
 from qbench.analysis.summary import PLAIN_CACHE, CellSummary, RunSummary, Speed
 from qbench.analysis.validity import REASONS
 from qbench.records.run import Run
@@ -35,7 +36,7 @@ class Candidate:
     """Decode tokens/s of the ok trials."""
     accuracy: Accuracy | None
     drop: AccuracyDifference | None
-    """Against the 16-bit cell of its run."""
+    """Against the 16-bit cell of its run; the intervals of all candidates hold together with 95 %."""
     is_reference: bool
     floor: Flips | None
     """The noise floor of its run."""
@@ -52,8 +53,13 @@ class Candidate:
 def gather(runs: Sequence[RunSummary], batch_size: int) -> list[Candidate]:
     """The cells of all runs, in order."""
     names = _run_names([one.run for one in runs])
+    # Whichever is named, its interval has to hold: so all of them do together.
+    compared = [cell for run in runs for cell in run.cells if cell.accuracy and cell is not run.reference]
+    confidence = together(len(compared))
     return [
-        _candidate(run, cell, name, batch_size) for run, name in zip(runs, names, strict=True) for cell in run.cells
+        _candidate(run, cell, name, batch_size, confidence)
+        for run, name in zip(runs, names, strict=True)
+        for cell in run.cells
     ]
 
 
@@ -84,10 +90,10 @@ def _run_names(runs: Sequence[Run]) -> list[str]:
     return [run.record.name if counts[run.record.name] == 1 else str(run.folder) for run in runs]
 
 
-def _candidate(run: RunSummary, cell: CellSummary, run_name: str, batch_size: int) -> Candidate:
+def _candidate(run: RunSummary, cell: CellSummary, run_name: str, batch_size: int, confidence: float) -> Candidate:
     reference, speed = run.reference, cell.at(batch_size)
     base = reference.accuracy if reference and reference is not cell else None
-    drop = accuracy_difference(base, cell.accuracy) if base and cell.accuracy else None
+    drop = accuracy_difference(base, cell.accuracy, confidence) if base and cell.accuracy else None
     peaks = [peak for peak in (cell.peak_memory_bytes, speed.peak_memory_bytes) if peak is not None]
     return Candidate(
         name=f"{cell.name} ({one_line(run_name)})" if run_name else cell.name,

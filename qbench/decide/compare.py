@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qbench.analysis.effects import AccuracyDifference, SpeedRatio, accuracy_difference, section, speed_ratio
+from qbench.analysis.equivalence import MARGIN, Verdict
 from qbench.analysis.paired import holm
+from qbench.analysis.power import together
 from qbench.analysis.summary import CellSummary, RunSummary, Speed
 from qbench.decide.provenance import Difference, differences
 from qbench.text import one_line
@@ -55,6 +57,8 @@ class CellChange:
     accuracy: AccuracyDifference | None
     p_holm: float | None
     """Corrected over all cells."""
+    verdict: Verdict | None
+    """On the second's accuracy."""
     first_perplexity: float | None
     second_perplexity: float | None
     first_kl: float | None
@@ -75,10 +79,25 @@ class RunComparison:
     """Cells by label."""
 
 
-def compare_runs(first: RunSummary, second: RunSummary, *, confidence: float = 0.95) -> RunComparison:
-    """Compare the cells that have the same label. Intervals are those of `qbench.analysis.effects`, each by itself."""
+def compare_runs(
+    first: RunSummary,
+    second: RunSummary,
+    *,
+    confidence: float = 0.95,
+    accuracy_confidence: float | None = None,
+    margin: float = MARGIN,
+) -> RunComparison:
+    """Compare the cells that have the same label; intervals are those of `qbench.analysis.effects`.
+
+    Args:
+        confidence: of each interval of a speed.
+        accuracy_confidence: of each interval of an accuracy; unless given such that all of them hold with 95 %.
+        margin: the loss of accuracy, a fraction, that counts as none.
+    """
     pairs = [(one, other) for one in first.cells if (other := second.cell(one.label))]
-    found = [_accuracy(one, other, confidence) for one, other in pairs]
+    if accuracy_confidence is None:
+        accuracy_confidence = together(sum(bool(one.accuracy and other.accuracy) for one, other in pairs))
+    found = [_accuracy(one, other, accuracy_confidence) for one, other in pairs]
     p_values = iter(holm([difference.p_value for difference in found if difference]))
     same_lengths = section(first.run, "memory") == section(second.run, "memory")
     cells = [
@@ -92,7 +111,8 @@ def compare_runs(first: RunSummary, second: RunSummary, *, confidence: float = 0
             first_accuracy=one.accuracy.value if one.accuracy else None,
             second_accuracy=other.accuracy.value if other.accuracy else None,
             accuracy=difference,
-            p_holm=next(p_values) if difference else None,
+            p_holm=(p_holm := next(p_values) if difference else None),
+            verdict=difference.verdict(margin, p_holm) if difference and p_holm is not None else None,
             first_perplexity=one.text.perplexity if one.text else None,
             second_perplexity=other.text.perplexity if other.text else None,
             first_kl=one.text.kl_mean if one.text else None,

@@ -1,10 +1,14 @@
 """Whether a run is worse than its baseline, for continuous integration. Pure functions.
 
-The rule: a figure fails only if the end of its interval that is best for the run is beyond the limit. The intervals are
-simultaneous: with m figures compared each has a confidence of 1 − 0.05 ÷ m (Bonferroni), so that of the gates of runs
-that are just at their limits at most one in twenty fails by chance, however many cells there are. A loss of accuracy
-has to pass McNemar's test as well, corrected by Holm, since a bootstrap of few flips is too sure of itself. Memory has
-no noise. What is missing or failed, and is not so in the baseline, fails.
+The rule has three answers. A figure is worse if the end of its interval that is best for the run is beyond the limit.
+It is ok if the end that is worst for the run is not. Else the trials or questions do not tell: it is inconclusive.
+
+Among m figures some would be beyond a limit by chance, so that a figure has to be worse by an interval with a
+confidence of 1 − 0.05 ÷ m (Bonferroni): of the gates of runs that are just at their limits at most one in twenty fails
+by chance, however many cells there are. To pass, each figure has to be ok by its own 95 % interval. That needs no
+correction, since a gate passes wrongly only if a figure that is beyond its limit is taken for ok, whatever the others
+are: R. L. Berger, Technometrics 24 (1982). A loss of accuracy has to pass McNemar's test as well, corrected by Holm,
+since it is exact. Memory has no noise. What is missing or failed, and is not so in the baseline, is worse.
 
 Trials know how a process varies, not what another start gives. With several runs as the baseline that is learnt from
 them (`qbench.analysis.between_runs`); with one the limit of the speed has to leave room for it.
@@ -17,13 +21,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qbench.analysis import between_runs
-from qbench.analysis.paired import SIGNIFICANCE
+from qbench.analysis.between_runs import BetweenRuns
+from qbench.analysis.power import SIGNIFICANCE, starts_needed, together, trials_needed
 from qbench.analysis.summary import CellSummary, RunSummary, summarize
 from qbench.decide.compare import CellChange, MemoryChange, RunComparison, SpeedChange, compare_runs
 from qbench.decide.provenance import Difference, check_same_conditions, check_same_model
 from qbench.errors import QbenchError
 from qbench.records.run import Run
 from qbench.text import one_line
+
+Status = Literal["ok", "worse", "inconclusive"]
+Unit = Literal["questions", "trials", "starts"]
+
+NOTHING: tuple[None, None] = (None, None)
+"""Needed to settle a figure that is settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +56,47 @@ class Check:
     cell: str
     what: Literal["cell", "speed", "accuracy", "memory"]
     batch_size: int | None
-    ok: bool
+    status: Status
     change: float | None
     """Speed and memory: the run's over the baseline's. Accuracy: the run's less the baseline's, as a fraction."""
     low: float | None
     high: float | None
-    """The ends of the change's interval; None for memory, and for what could not be compared."""
+    """The ends of the change's 95 % interval; None for memory, and for what could not be compared."""
     limit: float | None
     """Of the change."""
     remark: str = ""
+    needed: int | None = None
+    """Where it is inconclusive, about how many units would settle it; None if no number would, or it is not known."""
+    unit: Unit | None = None
+    """What is counted: questions, trials of each run, or starts of the baseline."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is shown to be within its limit."""
+        return self.status == "ok"
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """All checks; the run passes if each is ok."""
+    """All checks."""
 
     baselines: tuple[str, ...]
     run: str
     confidence: float
-    """Of each interval."""
+    """Of the interval by which a figure is worse; by which it is ok, 95 %."""
     checks: tuple[Check, ...]
     differences: tuple[Difference, ...]
 
     @property
+    def status(self) -> Status:
+        """worse if any figure is, else inconclusive if any figure is, else ok."""
+        found = {check.status for check in self.checks}
+        return "worse" if "worse" in found else "inconclusive" if "inconclusive" in found else "ok"
+
+    @property
     def ok(self) -> bool:
-        """Whether nothing is worse."""
-        return all(check.ok for check in self.checks)
+        """Whether every figure is shown to be within its limit."""
+        return self.status == "ok"
 
 
 def gate(run: Run, baselines: Sequence[Run], limits: GateLimits, *, allow_partial: bool = False) -> GateResult:
@@ -89,10 +115,13 @@ def gate(run: Run, baselines: Sequence[Run], limits: GateLimits, *, allow_partia
         check_same_conditions(baseline.record, each.record, "give baselines that are runs of the same thing")
     own, *others = (summarize(one, allow_partial=allow_partial) for one in (run, *baselines))
     count = _count(compare_runs(others[0], own), limits)
-    confidence = 1 - 0.05 / max(1, count)
-    compared = compare_runs(others[0], own, confidence=confidence)
-    cells = _widened(compared.cells, own, others, confidence)
-    checks = [*_absent(own, others[0]), *(check for cell in cells for check in _cell(cell, limits))]
+    confidence = together(count)
+    between = between_runs.estimate(others)
+    compared, strictly = (_compared(own, others, between, level) for level in (0.95, confidence))
+    checks = list(_absent(own, others[0]))
+    for cell, strict in zip(compared.cells, strictly.cells, strict=True):
+        evidence = _Evidence(cell, strict, own.cell(cell.label), others[0].cell(cell.label), between)
+        checks += _cell(evidence, limits)
     if not any(check.what != "cell" or not check.ok for check in checks):
         raise QbenchError(
             f"gate: {compared.first} has no figure under these limits that {compared.second} could be compared with; "
@@ -109,12 +138,13 @@ def _count(compared: RunComparison, limits: GateLimits) -> int:
     return speeds * (limits.slowdown is not None) + accuracies * (limits.drop_points is not None)
 
 
-def _widened(
-    cells: Sequence[CellChange], run: RunSummary, baselines: Sequence[RunSummary], confidence: float
-) -> Iterator[CellChange]:
-    """The cells with what other starts of the baseline say of their speeds."""
-    between = between_runs.estimate(baselines)
-    for cell in cells:
+def _compared(
+    run: RunSummary, baselines: Sequence[RunSummary], between: BetweenRuns, confidence: float
+) -> RunComparison:
+    """The run against the first baseline, with what other starts of the baseline say of its speeds."""
+    found = compare_runs(baselines[0], run, confidence=confidence, accuracy_confidence=confidence)
+    cells = []
+    for cell in found.cells:
         own = run.cell(cell.label)
         speeds = []
         for speed in cell.speeds:
@@ -122,7 +152,8 @@ def _widened(
                 place, trials = (cell.label, speed.batch_size), own.at(speed.batch_size).trials
                 speed = replace(speed, ratio=between_runs.widened(speed.ratio, between, place, trials, confidence))
             speeds.append(speed)
-        yield replace(cell, speeds=tuple(speeds))
+        cells.append(replace(cell, speeds=tuple(speeds)))
+    return replace(found, cells=tuple(cells))
 
 
 def _absent(run: RunSummary, baseline: RunSummary) -> Iterator[Check]:
@@ -137,58 +168,93 @@ def _only(run: RunSummary, other: RunSummary) -> list[CellSummary]:
     return [cell for cell in run.cells if not other.cell(cell.label)]
 
 
-def _cell(cell: CellChange, limits: GateLimits) -> Iterator[Check]:
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What is known of a cell that both have."""
+
+    change: CellChange
+    """With intervals of 95 %."""
+    strict: CellChange
+    """With the wider ones by which a figure is worse."""
+    run: CellSummary | None
+    baseline: CellSummary | None
+    between: BetweenRuns
+
+
+def _cell(found: _Evidence, limits: GateLimits) -> Iterator[Check]:
+    cell = found.change
     failed, failed_before = cell.second_status != "ok", cell.first_status != "ok"
     if failed and not failed_before:
         yield _presence(cell.name, False, cell.second_status)
         return
     # Where both failed, figures that both have are compared all the same.
     yield _presence(cell.name, True, f"{cell.second_status}, in the baseline, too" if failed else "")
-    for speed in cell.speeds:
-        yield from _speed(cell, speed, limits.slowdown)
+    for speed, strict in zip(cell.speeds, found.strict.speeds, strict=True):
+        yield from _speed(found, speed, strict, limits.slowdown)
     if limits.drop_points is not None and cell.first_accuracy is not None:
-        yield _accuracy(cell, limits.drop_points)
+        yield _accuracy(cell, found.strict, limits.drop_points)
     if limits.memory_growth is not None:
         for memory in cell.memories:
             if memory.first_bytes is not None:
                 yield _memory(cell, memory, limits.memory_growth)
 
 
-def _speed(cell: CellChange, speed: SpeedChange, slowdown: float | None) -> Iterator[Check]:
-    remark = "; ".join(speed.remarks)
+def check_status(low: float, strict_high: float, limit: float, *, real: bool = True) -> Status:
+    """The rule: see the beginning of the module."""
+    if strict_high < limit and real:
+        return "worse"
+    return "ok" if low >= limit else "inconclusive"
+
+
+def _speed(found: _Evidence, speed: SpeedChange, strict: SpeedChange, slowdown: float | None) -> Iterator[Check]:
+    name, size, remark = found.change.name, speed.batch_size, "; ".join(speed.remarks)
     newly_failed = speed.first_status is None and speed.second_status != "ok"
     if speed.second is None and (speed.first is not None or newly_failed):
-        yield Check(cell.name, "speed", speed.batch_size, False, None, None, None, None, remark)
+        yield Check(name, "speed", size, "worse", None, None, None, None, remark)
     elif slowdown is not None and speed.first is not None and speed.second is not None:
         limit = 1 - slowdown
-        if speed.ratio is None:
-            yield Check(cell.name, "speed", speed.batch_size, False, None, None, None, limit, remark)
+        if speed.ratio is None or strict.ratio is None:
+            yield Check(name, "speed", size, "worse", None, None, None, limit, remark)
             return
-        low, high = speed.ratio.bounds
+        (low, high), (_, strict_high) = speed.ratio.bounds, strict.ratio.bounds
         if speed.ratio.low is None:
             remark = "; ".join(filter(None, [remark, "a single trial: its interval is assumed"]))
-        yield Check(cell.name, "speed", speed.batch_size, high >= limit, speed.ratio.ratio, low, high, limit, remark)
+        status = check_status(low, strict_high, limit)
+        needed = _speeds_needed(found, size, speed.ratio.ratio, limit) if status == "inconclusive" else NOTHING
+        yield Check(name, "speed", size, status, speed.ratio.ratio, low, high, limit, remark, *needed)
 
 
-def _accuracy(cell: CellChange, drop_points: float) -> Check:
-    limit, found = -drop_points / 100, cell.accuracy
-    if found is None or cell.p_holm is None:
+def _speeds_needed(found: _Evidence, batch_size: int, ratio: float, limit: float) -> tuple[int | None, Unit]:
+    """About how many starts of the baseline would settle a speed, or trials where other starts were not measured."""
+    if found.between.freedom:
+        return starts_needed(found.between.deviation, ratio, limit), "starts"
+    if not found.run or not found.baseline:
+        return None, "trials"
+    own, other = (cell.at(batch_size).trials for cell in (found.run, found.baseline))
+    return trials_needed(other, own, limit), "trials"
+
+
+def _accuracy(cell: CellChange, strict: CellChange, drop_points: float) -> Check:
+    limit, found, wide = -drop_points / 100, cell.accuracy, strict.accuracy
+    if found is None or wide is None or cell.p_holm is None:
         remark = "was not measured, or in part" if cell.second_accuracy is None else "other questions"
-        return Check(cell.name, "accuracy", None, False, None, None, None, limit, remark)
-    worse = found.high < limit and cell.p_holm < SIGNIFICANCE
+        return Check(cell.name, "accuracy", None, "worse", None, None, None, limit, remark)
+    status = check_status(found.low, wide.high, limit, real=cell.p_holm < SIGNIFICANCE)
     remark = "" if found.flips else "not paired: a run has not kept its answers"
-    return Check(cell.name, "accuracy", None, not worse, found.delta, found.low, found.high, limit, remark)
+    unit: Unit | None = "questions" if status == "inconclusive" else None
+    needed = found.questions_needed(limit) if unit else None
+    return Check(cell.name, "accuracy", None, status, found.delta, found.low, found.high, limit, remark, needed, unit)
 
 
 def _memory(cell: CellChange, memory: MemoryChange, growth: float) -> Check:
     limit, size = 1 + growth, memory.batch_size
     if memory.second_bytes is None or not memory.first_bytes:
-        return Check(cell.name, "memory", size, False, None, None, None, limit, "was not measured")
+        return Check(cell.name, "memory", size, "worse", None, None, None, limit, "was not measured")
     if not memory.comparable:
-        return Check(cell.name, "memory", size, False, None, None, None, limit, "of other lengths")
+        return Check(cell.name, "memory", size, "worse", None, None, None, limit, "of other lengths")
     change = memory.second_bytes / memory.first_bytes
-    return Check(cell.name, "memory", size, change <= limit, change, None, None, limit)
+    return Check(cell.name, "memory", size, "ok" if change <= limit else "worse", change, None, None, limit)
 
 
 def _presence(name: str, ok: bool, remark: str) -> Check:
-    return Check(name, "cell", None, ok, None, None, None, None, remark)
+    return Check(name, "cell", None, "ok" if ok else "worse", None, None, None, None, remark)

@@ -13,10 +13,13 @@ from itertools import islice
 from typing import Literal
 
 from qbench.analysis.effects import AccuracyDifference, accuracy_difference, speed_ratio
-from qbench.analysis.paired import SIGNIFICANCE, holm, is_below
+from qbench.analysis.equivalence import MARGIN
+from qbench.analysis.paired import holm, is_below
+from qbench.analysis.power import SIGNIFICANCE
 from qbench.analysis.summary import RunSummary, summarize
 from qbench.decide.candidates import Candidate, gather, notes
 from qbench.decide.constraints import UNLIMITED, Limits, excess, least, nearby, need_memory
+from qbench.decide.doubts import Doubt, doubts
 from qbench.errors import QbenchError
 from qbench.records.run import Run
 
@@ -60,12 +63,20 @@ class Recommendation:
     """The nearest constraints at which another would be named; where nothing fits, those at which something would."""
     excluded: tuple[tuple[Candidate, str], ...]
     notes: tuple[str, ...]
+    doubts: tuple[Doubt, ...]
+    """What the figures do not show of the answer: with any, it is inconclusive."""
 
 
 def recommend(
-    runs: Sequence[Run], batch_size: int, objective: Objective, limits: Limits, *, allow_partial: bool = False
+    runs: Sequence[Run],
+    batch_size: int,
+    objective: Objective,
+    limits: Limits,
+    *,
+    allow_partial: bool = False,
+    margin: float = MARGIN,
 ) -> Recommendation:
-    """Name a cell of `runs`.
+    """Name a cell of `runs`; `margin` is the loss of accuracy, a fraction, that counts as none.
 
     Raises:
         QbenchError: no run has measured the batch size, or runs that answered different questions are to be compared by
@@ -92,6 +103,7 @@ def recommend(
         changes=tuple(_changes(usable, pick, objective, limits) if pick else _relaxations(usable, objective, limits)),
         excluded=tuple((one, why) for one, why in excluded if why),
         notes=tuple(notes(summaries, batch_size)),
+        doubts=tuple(doubts(pick.named, pick.leader, objective, limits, margin)) if pick else (),
     )
 
 

@@ -6,7 +6,13 @@ others together: an outline of k + 1 classes. Every other cell outlines its own 
     KL = sum over the classes of p (log p - log q)
 
 is at most the KL divergence over the whole vocabulary, by the log-sum inequality: how the mass of the last class is
-spread among its words is not seen. Natural logarithms throughout; figures are in nats.
+spread among its words is not seen. What is missing is, by the chain rule (T. M. Cover and J. A. Thomas, Elements of
+Information Theory, 2.5), exactly
+
+    (mass of the last class by p) × KL(p || q, each among the words of that class alone).
+
+The mass is known and reported. The second factor is not, and has no bound, since q may give a word next to nothing.
+With `top_k` as large as the vocabulary nothing is missing. Natural logarithms throughout; figures are in nats.
 """
 
 from __future__ import annotations
@@ -105,7 +111,7 @@ class Comparison:
         self._kept = _open(reference, facts)
         self._top_k = top_k
         shape = (len(tokens), tokens.shape[1] - 1)
-        self._kl, self._agree, self._delta = (np.full(shape, np.nan) for _ in range(3))
+        self._kl, self._agree, self._delta, self._tail = (np.full(shape, np.nan) for _ in range(4))
 
     def words(self, window: int) -> Ints:
         """Those of the 16-bit cell."""
@@ -115,7 +121,9 @@ class Comparison:
         """Compare the window's outlines with those of the 16-bit cell."""
         assert scores.best is not None
         assert scores.outlines is not None
-        self._kl[window] = kl_divergence(self._of("outlines", window), scores.outlines)
+        own = self._of("outlines", window)
+        self._kl[window] = kl_divergence(own, scores.outlines)
+        self._tail[window] = np.exp(own[:, -1].astype(np.float64))
         # Logits of 16 bits tie: the expected word is right wherever none is more probable.
         self._agree[window] = scores.outlines[:, 0] == scores.best
         self._delta[window] = scores.truth.astype(np.float64) - self._of("truth", window).astype(np.float64)
@@ -138,6 +146,7 @@ class Comparison:
             "delta_logprob_mean": delta,
             "delta_logprob_stderr": delta_stderr,
             "top_k": self._top_k,
+            "tail_mass_mean": float(self._tail.mean()),
         }
 
 

@@ -20,6 +20,7 @@ from qbench.machine.environment import Environment
 from qbench.model.architecture import of_model
 from qbench.model.kv_cache import attended_tokens, recent_tokens
 from qbench.plan import cells as plan
+from qbench.plan import questions
 from qbench.plan.engines import predict
 from qbench.plan.memory import Prediction
 
@@ -92,6 +93,10 @@ class Forecast(Frozen):
     """In the order in which they run."""
     problems: tuple[str, ...]
     """Why the run would be refused on this machine."""
+    questions: int | None = None
+    """Of MMLU; None where it is not asked, or their number is not known here."""
+    compared: int = 0
+    """Cells whose accuracy is compared with a 16-bit cell's."""
 
 
 def make(
@@ -128,6 +133,8 @@ def make(
         measures=_settings(config),
         cells=tuple(_cell(config, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)),
         problems=_problems(config, machine),
+        questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
+        compared=len(cells) - 1 if any(cell.weight_bits >= 16 for cell in cells) else 0,
     )
 
 

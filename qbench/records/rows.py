@@ -204,7 +204,7 @@ class PerplexityRow(Row):
     """Mean of -log p(token), in nats."""
     nll_stderr: float | None = None
     kl_mean: float | None = None
-    """Mean of KL(16-bit || this cell)."""
+    """Mean of KL(16-bit || this cell): at least so much, see `tail_mass_mean`."""
     kl_stderr: float | None = None
     kl_p99: float | None = None
     """99th percentile over tokens."""
@@ -218,6 +218,8 @@ class PerplexityRow(Row):
     """Tokens of the 16-bit cell's predictions that KL looks at one by one."""
     partial: bool
     wall_s: float
+    tail_mass_mean: float | None = None
+    """Mean probability that the 16-bit cell gives to all other tokens: KL does not see how it moves among them."""
 
 
 class GenerationRow(Row):

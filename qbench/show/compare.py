@@ -8,21 +8,38 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qbench.analysis.effects import SPEED_MARGIN
+from qbench.analysis.equivalence import MARGIN, Verdict
 from qbench.decide.compare import CellChange, MemoryChange, RunComparison, SpeedChange
 from qbench.decide.gate import Check, GateResult
 from qbench.decide.provenance import Difference
 from qbench.show.phrases import p_words, ratio_words
 from qbench.show.recommend import SINGLE_TRIAL
+from qbench.show.verdicts import DIVERGENCE, settled_by, verdict_words
 from qbench.text import MISSING, human_bytes, one_line, signed
 
+SPEED_WORDS = {
+    Verdict.BETTER: "faster",
+    Verdict.WORSE: "slower",
+    Verdict.NO_WORSE: f"no slower than {SPEED_MARGIN:.0%}".replace("%", " %"),
+    Verdict.INCONCLUSIVE: "inconclusive",
+}
+GATE_WORDS = {"ok": "ok", "worse": "FAIL", "inconclusive": "?"}
 
-def print_comparison(console: Console, compared: RunComparison) -> None:
+
+def print_comparison(console: Console, compared: RunComparison, margin: float = MARGIN) -> None:
     """What else differs, then speed, memory and quality, cell by cell."""
     for line in differing(compared.first, compared.second, compared.differences):
         console.print(escape(line))
-    for table in (_speed_table(compared.cells), _memory_table(compared.cells), _quality_table(compared.cells)):
+    cells = compared.cells
+    accuracies, predictions = _accuracy_table(cells, margin), _prediction_table(cells)
+    for table in (_speed_table(cells), _memory_table(cells), accuracies, predictions):
         if table.row_count:
             console.print(table)
+    if accuracies.row_count:
+        console.print("the intervals of the accuracies hold together with 95 %; detectable: in points")
+    if any(cell.first_kl is not None or cell.second_kl is not None for cell in cells):
+        console.print(DIVERGENCE)
     for which, labels in (("A", compared.only_first), ("B", compared.only_second)):
         if labels:
             console.print(escape(one_line(f"only in {which}: {', '.join(labels)}")))
@@ -38,12 +55,12 @@ def print_gate(console: Console, result: GateResult) -> None:
     for check in result.checks:
         if check.what != "cell" or check.remark:
             row = (
-                "ok" if check.ok else "FAIL",
+                GATE_WORDS[check.status],
                 check.cell,
                 _figure(check),
                 _change(check),
                 _limit(check),
-                check.remark,
+                "; ".join(filter(None, [check.remark, _settling(check)])),
             )
             table.add_row(*map(escape, row))
     console.print(table)
@@ -52,14 +69,30 @@ def print_gate(console: Console, result: GateResult) -> None:
 
 def gate_line(result: GateResult) -> str:
     """All of it in a line: `gate: FAILED, 1 of 17 checks: INT4 speed at batch 1: 0.81× [0.79, 0.83], limit 0.95×`."""
-    failed = [check for check in result.checks if not check.ok]
     baseline = one_line(", ".join(result.baselines))
-    if not failed:
-        return f"gate: passed, {len(result.checks)} checks against {baseline}"
-    words = "; ".join(
-        f"{check.cell} {_figure(check)}: {_change(check) or check.remark}{_limit_words(check)}" for check in failed
-    )
-    return f"gate: FAILED, {len(failed)} of {len(result.checks)} checks against {baseline}: {words}"
+    count = len(result.checks)
+    if result.ok:
+        return f"gate: passed, {count} checks against {baseline}"
+    parts = []
+    for status, heading in (("worse", "FAILED"), ("inconclusive", "inconclusive")):
+        found = [check for check in result.checks if check.status == status]
+        if found:
+            words = "; ".join(map(_words_of, found))
+            parts.append(f"{heading}, {len(found)} of {count} checks against {baseline}: {words}")
+    return f"gate: {'; '.join(parts)}"
+
+
+def _words_of(check: Check) -> str:
+    words = f"{check.cell} {_figure(check)}: {_change(check) or check.remark}{_limit_words(check)}"
+    return ", ".join(filter(None, [words, _settling(check)]))
+
+
+def _settling(check: Check) -> str:
+    """What would settle a check that is inconclusive; empty otherwise."""
+    if check.unit is None:
+        return ""
+    whose = {"trials": "trials of each run", "starts": "starts of the baseline"}.get(check.unit, check.unit)
+    return settled_by(check.needed, whose)
 
 
 def differing(first: str, second: str, found: Sequence[Difference]) -> Iterator[str]:
@@ -103,10 +136,8 @@ def _speed_table(cells: Sequence[CellChange]) -> Table:
 
 def _words(speed: SpeedChange) -> str:
     found = list(speed.remarks)
-    if speed.ratio and speed.ratio.differs:
-        found.insert(0, "faster" if speed.ratio.ratio > 1 else "slower")
-    elif speed.ratio:
-        found.insert(0, "within noise")
+    if speed.ratio:
+        found.insert(0, SPEED_WORDS[speed.ratio.verdict])
     return "; ".join(found)
 
 
@@ -131,10 +162,23 @@ def _bytes(memory: MemoryChange) -> tuple[str, str, str]:
     return human_bytes(first), human_bytes(second), change
 
 
-def _quality_table(cells: Sequence[CellChange]) -> Table:
+def _accuracy_table(cells: Sequence[CellChange], margin: float) -> Table:
+    """Of the cells that have one in either run."""
+    table = Table(title="accuracy", title_justify="left")
+    table.add_column("backend")
+    for heading in ("A", "B", "B − A, points", "verdict", "detectable"):
+        table.add_column(heading, justify="left" if heading == "verdict" else "right")
+    for cell in cells:
+        if cell.first_accuracy is not None or cell.second_accuracy is not None:
+            least = _number(100 * cell.accuracy.detectable if cell.accuracy else None, "{:.2g}")
+            values = (_number(value, "{:.2%}") for value in (cell.first_accuracy, cell.second_accuracy))
+            table.add_row(*map(escape, (_name(cell), *values, _accuracy(cell), _verdict(cell, margin), least)))
+    return table
+
+
+def _prediction_table(cells: Sequence[CellChange]) -> Table:
     """Only figures that some cell has."""
     figures = {
-        "accuracy": ("{:.2%}", [(cell.first_accuracy, cell.second_accuracy) for cell in cells]),
         "perplexity": ("{:.4f}", [(cell.first_perplexity, cell.second_perplexity) for cell in cells]),
         "KL, nats": ("{:.2e}", [(cell.first_kl, cell.second_kl) for cell in cells]),
     }
@@ -143,9 +187,7 @@ def _quality_table(cells: Sequence[CellChange]) -> Table:
         if any(value is not None for pair in pairs for value in pair):
             columns[f"{name} A"] = [_number(first, pattern) for first, _ in pairs]
             columns[f"{name} B"] = [_number(second, pattern) for _, second in pairs]
-            if name == "accuracy":
-                columns["B − A, points"] = [_accuracy(cell) for cell in cells]
-    table = Table(title="quality", title_justify="left")
+    table = Table(title="predictions", title_justify="left")
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "backend" else "right")
     for row in zip(*columns.values(), strict=True) if len(columns) > 1 else ():
@@ -159,6 +201,14 @@ def _accuracy(cell: CellChange) -> str:
         return MISSING
     how = "" if found.flips else ", not paired"
     return f"{_points(found.delta, found.low, found.high)}, {p_words(cell.p_holm)}{how}"
+
+
+def _verdict(cell: CellChange, margin: float) -> str:
+    """In words, without the figures that stand beside it."""
+    found = cell.accuracy
+    if found is None or cell.verdict is None:
+        return MISSING
+    return verdict_words(cell.verdict, found.delta, (found.low, found.high), margin, None)
 
 
 def _points(*fractions: float | None) -> str:

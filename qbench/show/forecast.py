@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qbench.analysis.power import POWER, detectable_difference, together
 from qbench.plan.forecast import MARGIN, RESERVE_BYTES, CellForecast, Fit, Forecast
 from qbench.text import MISSING, human_bytes
+
+FLIPS = 0.05
+"""The share of answers that differ from 16 bit's, right or wrong, unless told otherwise: a guess, of 4 bits."""
 
 SETTINGS_WIDTH = 200
 """Characters of a measure's settings; prompts can be long."""
@@ -17,16 +22,36 @@ SETTINGS_WIDTH = 200
 FIT_STYLES: dict[Fit | None, str] = {"yes": "green", "tight": "yellow", "no": "red"}
 
 
-def show(console: Console, forecast: Forecast) -> None:
-    """What runs, on what; the predicted tables; what will not fit; how to read all that."""
+def show(console: Console, forecast: Forecast, flips: float = FLIPS) -> None:
+    """What runs, on what; the predicted tables; what will not fit; how to read all that.
+
+    `flips` is the share of answers that are taken to differ between two cells.
+    """
     for line in _facts(forecast):
         console.print(escape(line))
     console.print(memory_table(forecast))
     speeds = speed_table(forecast)
     if speeds.rows:
         console.print(speeds)
-    for line in remarks(forecast):
+    for line in (*remarks(forecast), *_power(forecast, flips)):
         console.print(escape(line))
+
+
+def _power(forecast: Forecast, flips: float) -> Iterator[str]:
+    """What the questions will be able to show; nothing where none are asked or nothing is compared."""
+    if not forecast.questions or not forecast.compared:
+        return
+    n = forecast.questions
+    found = [detectable_difference(n, share, together(forecast.compared)) for share in (flips, 3 * flips) if share < 1]
+    cells = f", shared by {forecast.compared} comparisons" if forecast.compared > 1 else ""
+    words = " and ".join(
+        f"{100 * least:.2g} points if {100 * share:g} % of the answers flip"
+        for share, least in zip((flips, 3 * flips), found, strict=False)
+    )
+    yield (
+        f"accuracy: {n:,} questions show a difference from 16 bit of {words} "
+        f"(with a probability of {POWER:g}, two-sided alpha 0.05{cells}; --flips sets the guess)"
+    )
 
 
 def _facts(forecast: Forecast) -> list[str]:

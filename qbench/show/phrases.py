@@ -1,4 +1,4 @@
-"""Figures in words: how a cell compares with the reference, whether that means anything, and what speaks against it."""
+"""Figures in words: how a cell compares with the reference, and what speaks against it; `verdicts` has accuracies."""
 
 from __future__ import annotations
 
@@ -8,37 +8,11 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from qbench.analysis.effects import Accuracy, SpeedRatio
-from qbench.analysis.paired import SIGNIFICANCE, Comparison
 from qbench.analysis.summary import PLAIN_CACHE, CellSummary, Sustained
 from qbench.analysis.validity import FOREIGN, REASONS
 from qbench.machine.bandwidth import Bandwidth
 from qbench.show.formats import doubts, gigabytes_a_second
-from qbench.text import MISSING, signed
-
-
-def difference_words(accuracy: Accuracy | None) -> str:
-    """`−0.6 points [−1.1, −0.1], p = 0.02`, `within noise, p = 0.3` or `below the noise floor`; empty if there is none.
-
-    Points are percent of the questions, the interval is the bootstrap's 95 %, p is McNemar's after Holm's correction.
-    """
-    if accuracy is None or accuracy.difference is None:
-        return ""
-    n = accuracy.difference.flips.n
-    common = f" on {n:,} common questions" if n < accuracy.n else ""
-    return comparison_words(accuracy.difference, interval=True) + common + (", partial" if accuracy.partial else "")
-
-
-def comparison_words(found: Comparison, *, interval: bool) -> str:
-    """A difference in accuracy; without its interval also without the p-value of one that is noise."""
-    if found.below_noise_floor:
-        return "below the noise floor"
-    if found.p_holm >= SIGNIFICANCE:
-        return "within noise" + (f", {p_words(found.p_holm)}" if interval else "")
-    points = [100 * value for value in (found.flips.delta, *found.interval)]
-    # One decimal says enough unless it says 0.0 of something else.
-    decimals = 1 if min(map(abs, points)) >= 0.05 else 2
-    delta, low, high = (signed(value, decimals) for value in points)
-    return f"{delta} points{f' [{low}, {high}]' if interval else ''}, {p_words(found.p_holm)}"
+from qbench.text import MISSING
 
 
 def accuracy_words(accuracy: Accuracy | None) -> str:
@@ -80,8 +54,8 @@ def crossover_words(cell: CellSummary, reference: str) -> str:
         return f"not slower than {reference} at batch {cell.compared[-1].batch_size}, the largest that both ran"
     slower = [speed for speed in cell.compared if speed.batch_size >= cell.slower_from]
     unclear = [str(speed.batch_size) for speed in slower if speed.speedup and not speed.speedup.differs]
-    noise = f" (within noise at batch {_join(unclear)})" if unclear else ""
-    return f"slower than {reference} from batch {cell.slower_from} on{noise}"
+    doubt = f" (inconclusive at batch {_join(unclear)})" if unclear else ""
+    return f"slower than {reference} from batch {cell.slower_from} on{doubt}"
 
 
 def bandwidth_words(found: Bandwidth | None) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from qbench.analysis.effects import speed_ratio
 from qbench.decide.candidates import Candidate, points
 from qbench.decide.constraints import UNLIMITED, Limits, doubt, need_memory
+from qbench.decide.doubts import Doubt
 from qbench.decide.recommend import Change, Pick, Recommendation, difference_of, tie_break
 from qbench.show.phrases import p_words, ratio_words
+from qbench.show.verdicts import settled_by
 from qbench.text import human_bytes
 
 SINGLE_TRIAL = " (a single trial: no interval)"
@@ -26,7 +29,8 @@ def lines(found: Recommendation, cost_per_hour: float | None = None) -> Iterator
         at = f"at batch {found.batch_size}" if named.speeds else "after its first forward"
         yield f"{named.name} {at}: {_figures(named, cost_per_hour)}"
         yield from (f"  {line}" for line in reasons(found, found.pick))
-        yield from (f"  but: {line}" for line in caveats(named, found.limits))
+        yield from (f"  inconclusive: {line}" for line in open_questions(found))
+        yield from (f"  but: {line}" for line in named.caveats)
     if second := found.runner_up:
         yield f"runner-up: {second.name}: {_figures(second, cost_per_hour)}"
         yield from (f"  but: {line}" for line in caveats(second, found.limits))
@@ -52,6 +56,20 @@ def reasons(found: Recommendation, pick: Pick) -> Iterator[str]:
         yield f"no constraint binds: without {found.limits} it would be named, too"
 
 
+def open_questions(found: Recommendation) -> Iterator[str]:
+    """What the figures do not show of the named one, and what would settle it."""
+    for one in found.doubts:
+        yield f"{_doubt(found, one)}; {settled_by(one.needed, one.unit)}"
+
+
+def _doubt(found: Recommendation, one: Doubt) -> str:
+    if one.what == "drop" and found.pick:
+        return doubt(found.pick.named, found.limits)
+    unit = "%" if one.what == "speed" else "points"
+    loss, allowed = (f"{value:g} {unit}" for value in (math.ceil(1000 * one.loss) / 10, 100 * one.allowed))
+    return f"a loss of {loss} of {one.what} against {one.against} cannot be excluded, {allowed} count as none"
+
+
 def caveats(candidate: Candidate, limits: Limits) -> list[str]:
     """What has to be said of a candidate that is named."""
     return [*filter(None, [doubt(candidate, limits)]), *candidate.caveats]
@@ -74,6 +92,7 @@ def to_dict(found: Recommendation, cost_per_hour: float | None = None) -> dict[s
         "tied_with": [one.name for one in found.pick.tied if one is not found.pick.named] if found.pick else [],
         "reasons": list(reasons(found, found.pick)) if found.pick else [],
         "runner_up": _choice(found.runner_up, found.limits, cost_per_hour) if found.runner_up else None,
+        "inconclusive": list(open_questions(found)),
         "changes": [_change(change, found.limits) for change in found.changes] if found.pick else [],
         "relaxations": [] if found.pick else [_change(change, found.limits) for change in found.changes],
         "left_out": [{"name": one.name, "run": str(one.folder), "reason": why} for one, why in found.excluded],
@@ -92,7 +111,7 @@ def _advantage(found: Recommendation, pick: Pick) -> str:
     rival = pick.leader if named is not pick.leader else min(others, key=tie_break)
     if found.objective == "memory":
         return f"as small as {_names(others)}; {_tie_words(named, rival)}"
-    return f"tied within noise with {_names(others)} ({_against(found, rival, named)}); {_tie_words(named, rival)}"
+    return f"not told apart from {_names(others)} ({_against(found, rival, named)}); {_tie_words(named, rival)}"
 
 
 def _against(found: Recommendation, other: Candidate | None, named: Candidate) -> str:

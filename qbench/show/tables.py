@@ -6,15 +6,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
+from qbench.records.rows import PerplexityRow
 from qbench.records.run import Run
-from qbench.show.phrases import accuracy_words, difference_words, ratio_words, remarks, sustained_words, truncations
+from qbench.show.formats import percent
+from qbench.show.phrases import accuracy_words, ratio_words, remarks, sustained_words, truncations
+from qbench.show.verdicts import detectable_words, difference_words, reading
 from qbench.text import MISSING, human_bytes
 
 
-def print_results(console: Console, run: Run) -> None:
-    """The tables of a run, how to read them, and what is wrong with its files."""
-    summary = summarize(run, allow_partial=True)
+def print_results(console: Console, run: Run, margin: float = MARGIN) -> None:
+    """The tables of a run, how to read them, and what is wrong with its files; `margin` as of `summarize`."""
+    summary = summarize(run, allow_partial=True, margin=margin)
     console.print(result_table(summary))
     for cell in summary.cells:
         if cell.sustained:
@@ -25,13 +29,12 @@ def print_results(console: Console, run: Run) -> None:
             console.print(f"[red]failed:[/] {escape(f'{cell.name}: {cell.row.failed}')}")
     for line in (*truncations(summary.cells), *remarks(summary.cells)):
         console.print(escape(line))
-    compared = [table for table in (speed_table(summary), quality_table(summary)) if table.rows]
-    for table in compared:
-        console.print(table)
-    if compared:
-        test = "; p: McNemar's exact test, corrected by Holm over the cells" if run.answers else ""
-        console.print(f"in brackets: 95 % intervals{test}")
-    for line in (_noise_words(run), _hosts_words(run)):
+    speeds, accuracies, predictions = speed_table(summary), accuracy_table(summary), prediction_table(summary)
+    for table in (speeds, accuracies, predictions):
+        if table.rows:
+            console.print(table)
+    brackets = "in brackets: 95 % intervals" if speeds.rows or accuracies.rows else ""
+    for line in (brackets, *reading(summary.cells), _noise_words(run), _hosts_words(run)):
         if line:
             console.print(escape(line))
     for warning in run.warnings:
@@ -72,17 +75,28 @@ def speed_table(summary: RunSummary) -> Table:
     return table
 
 
-def quality_table(summary: RunSummary) -> Table:
-    """Every cell's answers and predictions against the reference's; without rows if there are none."""
-    table = Table(title=escape(f"quality, compared with {_reference(summary)}"), title_justify="left")
+def accuracy_table(summary: RunSummary) -> Table:
+    """The verdict on every cell's answers against the reference's; without rows if there is none."""
+    table = Table(title=escape(f"accuracy, compared with {_reference(summary)}"), title_justify="left")
     table.add_column("backend")
-    table.add_column("accuracy")
-    for heading in ("lost / won", "perplexity", "KL, nats", "same top token"):
+    table.add_column("verdict")
+    for heading in ("lost / won", "detectable"):
         table.add_column(heading, justify="right")
     for cell in summary.cells:
-        words = difference_words(cell.accuracy)
-        if cell.text or words:
-            table.add_row(_backend(cell), words or MISSING, _flips(cell), *_predictions(cell))
+        if words := difference_words(cell.accuracy):
+            table.add_row(_backend(cell), words, _flips(cell), detectable_words(cell.accuracy))
+    return table
+
+
+def prediction_table(summary: RunSummary) -> Table:
+    """Every cell's predictions of a text, and how far they are from the reference's; without rows if there are none."""
+    table = Table(title=escape(f"predictions, compared with {_reference(summary)}"), title_justify="left")
+    table.add_column("backend")
+    for heading in ("perplexity", "KL, nats, at least", "not seen by KL", "same top token"):
+        table.add_column(heading, justify="right")
+    for cell in summary.cells:
+        if cell.text:
+            table.add_row(_backend(cell), *_predictions(cell.text))
     return table
 
 
@@ -96,13 +110,10 @@ def _flips(cell: CellSummary) -> str:
     return f"{found.flips.right_to_wrong} / {found.flips.wrong_to_right}" if found else MISSING
 
 
-def _predictions(cell: CellSummary) -> tuple[str, str, str]:
-    text = cell.text
-    if text is None:
-        return MISSING, MISSING, MISSING
+def _predictions(text: PerplexityRow) -> tuple[str, ...]:
     kl = _number(text.kl_mean, "{:.2e}") + ("" if text.kl_stderr is None else f" ± {text.kl_stderr:.0e}")
     top = _number(text.top1_agreement, "{:.2%}").replace("%", " %")
-    return f"{text.perplexity:.4g}{', partial' if text.partial else ''}", kl, top
+    return f"{text.perplexity:.4g}{', partial' if text.partial else ''}", kl, percent(text.tail_mass_mean), top
 
 
 def _noise_words(run: Run) -> str:

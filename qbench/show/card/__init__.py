@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.summary import summarize
 from qbench.errors import QbenchError
 from qbench.records.rows import GenerationRow
@@ -38,13 +39,15 @@ class Card:
         return f"---\n{front}\n---\n\n{self.body}"
 
 
-def make_card(run: Run, label: str, generations: list[GenerationRow], *, allow_partial: bool = False) -> Card:
-    """The card of a cell.
+def make_card(
+    run: Run, label: str, generations: list[GenerationRow], *, allow_partial: bool = False, margin: float = MARGIN
+) -> Card:
+    """The card of a cell; `margin` is the loss of accuracy, a fraction, that counts as none.
 
     Raises:
         QbenchError: the run has no such cell, or it did not end ok.
     """
-    summary = summarize(run, allow_partial=allow_partial)
+    summary = summarize(run, allow_partial=allow_partial, margin=margin)
     cell = summary.cell(label)
     if cell is None:
         labels = [one.label for one in summary.cells]

@@ -10,8 +10,10 @@ import yaml
 from qbench.analysis.summary import PLAIN_CACHE, CellSummary, RunSummary, Speed
 from qbench.records.rows import GenerationRow
 from qbench.records.run import Run
+from qbench.show.formats import percent
 from qbench.show.markdown import code, fenced, inline, preformatted
-from qbench.show.phrases import cache_words, difference_words, ratio_words, remarks
+from qbench.show.phrases import cache_words, ratio_words, remarks
+from qbench.show.verdicts import DIVERGENCE, detectable_words, difference_words
 from qbench.text import MISSING, human_bytes
 
 SAMPLES = 5
@@ -47,8 +49,9 @@ def _figures(cell: CellSummary, base: CellSummary | None) -> str:
     marks = [f"\n{inline(remark)}" for remark in remarks([one for one in (cell, base) if one])]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     note = (
-        "Brackets are 95 % intervals: Wilson's for an accuracy, a paired bootstrap for its difference to 16 bit with "
-        "McNemar's p-value corrected by Holm, Welch's on logarithms over the trials for a speed-up."
+        "Brackets are 95 % intervals: Wilson's for an accuracy, Tango's for its difference to 16 bit (those of all "
+        "cells of the run hold together) with McNemar's p-value corrected by Holm, Welch's on logarithms over the "
+        f"trials for a speed-up. {DIVERGENCE}."
     )
     return "\n".join(["## Figures\n", table, *marks, "", note])
 
@@ -78,11 +81,14 @@ def _quality(cell: CellSummary, base: CellSummary | None) -> Iterator[tuple[str,
         yield "accuracy", _accuracy(cell), _accuracy(base) if base else MISSING
         if words := difference_words(cell.accuracy):
             yield "accuracy against 16 bit", inline(words), ""
+            yield "smallest difference that would have shown, points", detectable_words(cell.accuracy), ""
     if text := cell.text:
         other = f"{base.text.perplexity:.4f}" if base and base.text else MISSING
         yield f"perplexity of {inline(text.dataset)}", f"{text.perplexity:.4f}", other
         if text.kl_mean is not None:
-            yield "divergence from 16 bit, nats a token", f"{text.kl_mean:.2e}", ""
+            yield "divergence from 16 bit, nats a token, at least", f"{text.kl_mean:.2e}", ""
+        if text.tail_mass_mean is not None:
+            yield "probability that the divergence does not look into", percent(text.tail_mass_mean), ""
 
 
 def _accuracy(cell: CellSummary) -> str:

@@ -6,16 +6,10 @@ from collections.abc import Callable, Iterable
 
 from qbench.analysis.summary import CHANCE_LEVEL, CellSummary, Speed
 from qbench.show import formats
-from qbench.show.phrases import (
-    accuracy_words,
-    bandwidth_words,
-    caption,
-    comparison_words,
-    difference_words,
-    ratio_words,
-)
+from qbench.show.phrases import accuracy_words, bandwidth_words, caption, ratio_words
 from qbench.show.plots.shapes import Bar, BarChart, Pair, Panel
 from qbench.show.plots.style import Looks
+from qbench.show.verdicts import comparison_words, difference_words
 from qbench.show.view.records import RunReport
 from qbench.text import human_bytes
 
@@ -89,7 +83,7 @@ def accuracy(report: RunReport, looks: Looks) -> BarChart | None:
                 [*hover, difference_words(found)], remark=difference, span=(100 * found.low, 100 * found.high),
             )
         )  # fmt: skip
-    words = f"difference from {report.reference}, by McNemar's test, p corrected by Holm"
+    words = f"against {report.reference}: by intervals that hold together with 95 %, and McNemar's test"
     return BarChart(
         title=report.accuracy_title,
         details=tuple(filter(None, [report.settings.get("mmlu", ""), words if compared else ""])),

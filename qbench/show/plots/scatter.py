@@ -9,10 +9,11 @@ from qbench.analysis.formulas import pareto_front
 from qbench.analysis.summary import CellSummary
 from qbench.analysis.validity import FOREIGN
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, caption, difference_words
+from qbench.show.phrases import accuracy_words, caption
 from qbench.show.plots.bars import NO_RESULT, WHISKERS
 from qbench.show.plots.shapes import Pair, Point, ScatterChart, Series
 from qbench.show.plots.style import Looks, shorten
+from qbench.show.verdicts import difference_words
 from qbench.show.view.records import RunReport
 from qbench.text import human_bytes
 
@@ -207,7 +208,7 @@ def _ties(report: RunReport, names: Sequence[str], front: Sequence[int]) -> list
 def _tied(groups: Sequence[Sequence[str]]) -> list[str]:
     among = " between neighbours" if any(len(group) > 2 for group in groups) else ""
     names = "; ".join(", ".join(group) for group in groups)
-    return [f"tied, shaded: {names} (no significant difference{among})"] if groups else []
+    return [f"shaded: {names} (no significant difference{among})"] if groups else []
 
 
 def _not_shown(report: RunReport, shown: Collection[str], parts: Sequence[str] = ()) -> list[str]:

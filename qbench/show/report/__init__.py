@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from qbench.analysis.equivalence import MARGIN
 from qbench.errors import QbenchError
 from qbench.machine.bandwidth import Bandwidth
 from qbench.records.files import write_atomically
@@ -20,11 +21,14 @@ from qbench.show.report import markdown, page
 from qbench.show.view import data
 
 
-def write(runs: Sequence[Run], out: Path, *, allow_partial: bool = False, rate: float | None = None) -> list[Path]:
+def write(
+    runs: Sequence[Run], out: Path, *, allow_partial: bool = False, rate: float | None = None, margin: float = MARGIN
+) -> list[Path]:
     """Write the page to `out` and BENCHMARK.md beside it.
 
     Args:
         rate: read bandwidth of the machine that was measured, bytes a second, where the runs do not tell it.
+        margin: the loss of accuracy, a fraction, that counts as none.
 
     Returns:
         The files written.
@@ -40,7 +44,10 @@ def write(runs: Sequence[Run], out: Path, *, allow_partial: bool = False, rate: 
         raise QbenchError(f"{table} is there already and no report's; give --out in another folder")
     counts = Counter(run.record.name for run in runs)
     speed = None if rate is None else Bandwidth(rate, "given")
-    reports = [data.collect(run, title=_title(run, counts), allow_partial=allow_partial, speed=speed) for run in runs]
+    reports = [
+        data.collect(run, title=_title(run, counts), allow_partial=allow_partial, speed=speed, margin=margin)
+        for run in runs
+    ]
     machines = sorted({report.machine for report in reports})
     if rate is not None and len(machines) > 1:
         raise QbenchError(f"--bandwidth: the runs are of different machines ({', '.join(machines)}); report them apart")

@@ -17,6 +17,10 @@ def render(reports: Sequence[RunReport]) -> str:
     """The text of the file."""
     parts = [MARK, "# Benchmark", "\n".join(_origin(report) for report in reports), "## Results"]
     parts += [_table(tables.summary(reports)), "In brackets: 95 % intervals. A `!` marks a figure not to be trusted."]
+    if verdicts := tables.verdicts(reports):
+        parts.append(_table(verdicts))
+    notes = [f"- {inline(report.title)}: {inline(line)}" for report in reports for line in report.reading]
+    parts += ["\n".join(notes)] if notes else []
     for title, field in (("Failed", "failures"), ("Marked, or damaged", "doubts"), ("Not reported", "notes")):
         lines = [f"- {inline(report.title)}: {inline(line)}" for report in reports for line in getattr(report, field)]
         if lines:

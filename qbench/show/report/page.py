@@ -58,6 +58,7 @@ def render(reports: Sequence[RunReport]) -> str:
         reports=reports,
         backends=list(dict.fromkeys(cell.name for report in reports for cell in report.cells)),
         summary=tables.summary(reports),
+        verdicts=tables.verdicts(reports),
         sections=[_section(kind, reports, found) for kind in CHARTS if any(key == kind.key for key, _ in found)],
         timed=tables.speeds(reports),
         loaded=tables.sustained(reports),

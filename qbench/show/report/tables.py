@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from qbench.analysis.decode_step import DecodeStep
+from qbench.analysis.effects import Accuracy
+from qbench.analysis.paired import Comparison
 from qbench.analysis.summary import CellSummary, Speed
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, bandwidth_words, difference_words, ratio_words
+from qbench.show.phrases import accuracy_words, bandwidth_words, ratio_words
 from qbench.show.report.table import Column, Field, Table, TableRow
+from qbench.show.verdicts import detectable_words, difference_words
 from qbench.show.view.records import RunReport
 from qbench.text import MISSING, human_bytes, signed
 
@@ -19,6 +22,9 @@ Part = tuple[str, int | None, int | None, float | None, float | None]
 def summary(reports: Sequence[RunReport]) -> Table:
     """A row for each cell of every run."""
     sizes = sorted({size for report in reports for size in report.batch_sizes})
+    texts = [cell.text for report in reports for cell in report.cells if cell.text]
+    # Runs of older versions have not kept it.
+    unseen = any(text.tail_mass_mean is not None for text in texts)
     columns = [
         *_whose(reports),
         Column(title="kernel", numeric=False),
@@ -28,7 +34,8 @@ def summary(reports: Sequence[RunReport]) -> Table:
         Column(title="accuracy [95 %]"),
         Column(title="against 16 bit", numeric=False),
         Column(title="perplexity"),
-        Column(title="KL, 10⁻³ nats"),
+        Column(title="KL, 10⁻³ nats, at least"),
+        *([Column(title="not seen by KL")] if unseen else []),
     ]
 
     def row(report: RunReport, cell: CellSummary) -> list[Field]:
@@ -40,12 +47,48 @@ def summary(reports: Sequence[RunReport]) -> Table:
             _figure(cell.peak_memory_bytes, human_bytes(cell.peak_memory_bytes)),
             *(_speed(cell.at(size)) for size in sizes),
             _figure(accuracy.value if accuracy else None, accuracy_words(accuracy)),
-            _text(difference_words(accuracy)),
+            _text(difference_words(accuracy, interval=False)),
             _figure(text.perplexity if text else None, f"{text.perplexity:.4g}" if text else MISSING),
             _figure(text.kl_mean if text else None, divergence_words(cell)),
+            *([_figure(mass := text.tail_mass_mean if text else None, formats.percent(mass))] if unseen else []),
         ]
 
     return _by_cell("summary", "All backends: memory, speed and accuracy", reports, columns, row)
+
+
+def verdicts(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell whose answers are compared; None if there is none."""
+    columns = [
+        *_whose(reports),
+        Column(title="accuracy, against 16 bit", numeric=False),
+        Column(title="answers lost"),
+        Column(title="won"),
+        Column(title="detectable, points"),
+        Column(title="design effect"),
+    ]
+    rows = [
+        TableRow(
+            run=i,
+            backend=cell.name,
+            fields=(*_identity(reports, report, cell), *_verdict_fields(cell.accuracy, cell.accuracy.difference)),
+        )
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        if cell.accuracy and cell.accuracy.difference
+    ]
+    caption = "Accuracy against 16 bit, question by question"
+    return Table(key="verdicts", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def _verdict_fields(accuracy: Accuracy, found: Comparison) -> list[Field]:
+    flips = found.flips
+    return [
+        _text(difference_words(accuracy)),
+        _figure(flips.right_to_wrong, f"{flips.right_to_wrong:,}"),
+        _figure(flips.wrong_to_right, f"{flips.wrong_to_right:,}"),
+        _figure(found.detectable, detectable_words(accuracy)),
+        _figure(flips.design_effect, f"{flips.design_effect:.1f}" if flips.subjects else MISSING),
+    ]
 
 
 def speeds(reports: Sequence[RunReport]) -> Table | None:

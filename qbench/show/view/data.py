@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from qbench.analysis.decode_step import DecodeStep, decode_steps
 from qbench.analysis.effects import section
+from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.paired import tied
 from qbench.analysis.subjects import subjects
 from qbench.analysis.summary import CellSummary, Speed, known, summarize
@@ -20,6 +21,7 @@ from qbench.plan import backtest
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
 from qbench.show.phrases import crossovers, remarks, truncations
+from qbench.show.verdicts import reading
 from qbench.show.view import facts
 from qbench.show.view.facts import Record
 from qbench.show.view.records import RunReport
@@ -31,7 +33,12 @@ Steps = Mapping[tuple[str, int], DecodeStep]
 
 
 def collect(
-    run: Run, *, title: str | None = None, allow_partial: bool = False, speed: Bandwidth | None = None
+    run: Run,
+    *,
+    title: str | None = None,
+    allow_partial: bool = False,
+    speed: Bandwidth | None = None,
+    margin: float = MARGIN,
 ) -> RunReport:
     """Everything that is reported of a run.
 
@@ -40,11 +47,12 @@ def collect(
         allow_partial: also accuracies and divergences over part of the questions or text.
         speed: of the machine that was measured, where the caller knows it; else the fastest that the run's workers
             have measured, or what the data sheet of their GPU says.
+        margin: the loss of accuracy, a fraction, that counts as none.
     """
     record, notes = run.record, list[str]()
     speed = speed or _bandwidth(run, notes)
     predictions, steps = _predictions(run, speed, notes)
-    summary = summarize(run, allow_partial=allow_partial)
+    summary = summarize(run, allow_partial=allow_partial, margin=margin)
     cells = [_with_predictions(cell, predictions, steps) for cell in summary.cells]
     names = {cell.label: cell.name for cell in cells}
     reference = run.reference
@@ -69,6 +77,7 @@ def collect(
         ties=frozenset(frozenset(names[label] for label in pair) for pair in tied(run, answered)),
         settings=facts.settings(run, cells),
         bandwidth=speed,
+        reading=tuple(reading(cells)),
         crossovers=tuple(crossovers(cells, names.get(reference) if reference else None)),
         tried=facts.tried(run),
         failures=tuple(facts.failures(run, names)),

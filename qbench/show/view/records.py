@@ -38,6 +38,8 @@ class RunReport:
     settings: Mapping[str, str]
     """By measure (memory, throughput, mmlu), under which conditions it was taken."""
     bandwidth: Bandwidth | None
+    reading: tuple[str, ...]
+    """How its verdicts and divergences are to be read."""
     crossovers: tuple[str, ...]
     """From which batch size on each cell is slower than the reference, in words."""
     tried: str

@@ -1,0 +1,54 @@
+"""What the figures behind a recommendation do not show: a constraint that may be missed, a tie that may be none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from qbench.analysis.effects import SPEED_MARGIN, accuracy_difference, speed_ratio
+from qbench.analysis.power import trials_needed
+from qbench.decide.candidates import Candidate
+from qbench.decide.constraints import UNLIMITED, Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """One thing that is not shown."""
+
+    what: Literal["drop", "speed", "accuracy"]
+    """The drop may exceed its limit; or the named cell may lose more than the margin against the leader."""
+    against: str
+    """Name of the cell that it is compared with."""
+    loss: float
+    """The largest that cannot be excluded, a fraction."""
+    allowed: float
+    """A fraction."""
+    needed: int | None
+    """About how many units would settle it; None if no number would, or it is not known."""
+    unit: Literal["questions", "trials"]
+
+
+def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, margin: float) -> Iterator[Doubt]:
+    """Of a named candidate and the best by the objective, with which it is tied.
+
+    A tie is shown where the interval excludes a loss of `SPEED_MARGIN` or, of accuracy, of `margin`: many trials or
+    questions make it, and few leave it open.
+    """
+    drop = named.drop
+    if drop and limits.drop_points != UNLIMITED and -100 * drop.low > limits.drop_points:
+        allowed = limits.drop_points / 100
+        yield Doubt("drop", "16 bit", -drop.low, allowed, drop.questions_needed(-allowed), "questions")
+    if named is leader:
+        return
+    if objective == "speed":
+        ratio = speed_ratio(leader.speeds, named.speeds)
+        low, _ = ratio.bounds
+        if ratio.low is None or low < 1 - SPEED_MARGIN:
+            needed = trials_needed(leader.speeds, named.speeds, 1 - SPEED_MARGIN)
+            yield Doubt("speed", leader.name, 1 - low, SPEED_MARGIN, needed, "trials")
+    if objective == "accuracy" and leader.accuracy and named.accuracy:
+        found = accuracy_difference(leader.accuracy, named.accuracy)
+        if found is None or found.low <= -margin:
+            needed = found.questions_needed(-margin) if found else None
+            yield Doubt("accuracy", leader.name, -found.low if found else 1.0, margin, needed, "questions")
