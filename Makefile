@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they measured, so they stay in one process.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
 STAMP := $(VENV)/installed
+LLAMA_CPP := $(VENV)/llama-cpp
 # Also inside build environments, where a plain -c does not reach: gptqmodel builds from source.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,12 +24,18 @@ OUT ?= results/bench
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## a virtual environment with everything in it
+setup: $(STAMP) $(if $(filter all,$(EXTRAS)),$(LLAMA_CPP))  ## a virtual environment; EXTRAS=all: with llama.cpp, too
 
 $(STAMP): pyproject.toml constraints.txt $(wildcard qbench/int4/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qbench needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -e '.[all,dev]'
+	touch $@
+
+# Without its parts for images, which are most of the compiling.
+$(LLAMA_CPP): $(STAMP)
+	@echo "compiling llama.cpp, once, for some minutes"
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" $(BIN)/pip install -q -e '.[gguf]'
 	touch $@
 
 smoke: setup  ## five backends on the demo model: a table and plots (under 8 minutes on 2 cores)
@@ -41,7 +48,7 @@ lint: setup  ## ruff, mypy and the borders between folders
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## lint, types, and every test but the long loops (10 minutes on 2 cores)
+test: lint $(LLAMA_CPP)  ## lint, types, and every test but the long loops (10 minutes on 2 cores)
 	$(PYTEST) -m 'not long'
 
 test-all: test  ## `make test`, and then the loops of minutes

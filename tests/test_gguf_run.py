@@ -108,7 +108,7 @@ def test_export_hands_out_the_file_of_the_run(run: Run, folder: Path, environmen
         (["--cell", "Q8_0", "--out", str(out)], "is not empty"),
         (["--cell", "fp16", "--out", str(folder / "no")], "fp16 is fp16; only gguf cells are exported to gguf"),
         (["--out", str(folder / "no")], "several are gguf; name one with --cell: Q8_0, Q4_K_M"),
-        (["--to", "mlx", "--out", str(folder / "no")], "--to mlx: no such format (there are: gguf)"),
+        (["--to", "awq", "--out", str(folder / "no")], "--to awq: no such format (there are: gguf, mlx)"),
     ):
         refused = cli.invoke(app, ["export", config, *options], env=environment)
         assert refused.exit_code == 2

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from qbench import demo
 from qbench.backends import mlx
+from qbench.backends.mlx.export import export
 from qbench.config import RunConfig
 from qbench.engine.base import Query
 from qbench.engine.mlx import MlxEngine
@@ -196,6 +197,19 @@ def test_groups_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     folder = families.save("Llama", tmp_path / "m")
     with pytest.raises(QbenchError, match="has 64 inputs, which groups of 128 do not divide"):
         mlx.load(options(folder, tmp_path), mlx.CONFIG(group_size=128), None)
+
+
+def test_an_exported_folder_is_what_a_run_measures_and_mlx_lm_loads(pair: Pair, tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm import load
+
+    config = mlx.CONFIG(label="mlx", group_size=32).with_checkpoint(pair.folder)
+    out = export(options(demo.MODEL_DIR, tmp_path), config, "someone/demo", tmp_path / "out")
+    model, tokenizer = load(str(out))
+    tokens = tokenizer.encode("A bird", add_special_tokens=False)
+    assert tokens == pair.engine.encode("A bird", special=False)
+    np.testing.assert_array_equal(np.array(model(mx.array([tokens]))), np.array(pair.engine._model(mx.array([tokens]))))
+    assert "base_model: someone/demo" in (out / "README.md").read_text()
 
 
 def test_a_cell_takes_every_measure(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ def export(
             autocompletion=complete_label,
         ),
     ] = None,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="gguf: for llama.cpp, Ollama and LM Studio.")] = "gguf",
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="gguf: for llama.cpp, Ollama and LM Studio; mlx: for mlx-lm.")
+    ] = "gguf",
     overrides: Set = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:

@@ -19,7 +19,7 @@ from qbench.run.cells import Reporter
 from qbench.run.events import ProgressEvent
 from qbench.run.quantize import quiet_libraries
 
-FORMATS = {"gguf": "qbench.backends.gguf.export"}
+FORMATS = {"gguf": "qbench.backends.gguf.export", "mlx": "qbench.backends.mlx.export"}
 """Modules with `export(options, config, name, out)` by format, which is the kind of the cells that have it."""
 
 
@@ -28,6 +28,7 @@ class Exported:
     """What was written."""
 
     file: Path
+    """A file, or a folder of them."""
     label: str
     """The cell it belongs to."""
     bytes: int
@@ -51,8 +52,9 @@ def export(
     def progress(what: str, done: int, total: int) -> None:
         reporter.progress(ProgressEvent(what=what, done=done, total=total))
 
-    file = _write(config, cell.resolved(), model, out, progress)
-    return Exported(file, cell.label, file.stat().st_size)
+    written = _write(config, cell.resolved(), model, out, progress)
+    files = [written] if written.is_file() else [file for file in written.iterdir() if file.is_file()]
+    return Exported(written, cell.label, sum(file.stat().st_size for file in files))
 
 
 def find_cell(config: RunConfig, label: str | None, to: str) -> Backend:

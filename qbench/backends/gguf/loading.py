@@ -52,7 +52,7 @@ def load_engine(options: LoadOptions, config: GGUF) -> LlamaCppEngine:
 def _about(file: File, model: Model, content: dict[str, Any], tokenizer: Any, quantize_s: float | None) -> About:
     linears = file.linears
     quantized = [tensor for tensor in linears if tensor.bits < 16]
-    positions = context_length(content)
+    positions = _positions(content)
     return About(
         kernel=f"llama.cpp {build()} {'+'.join(features())}",
         dtype="float32",
@@ -69,3 +69,10 @@ def _about(file: File, model: Model, content: dict[str, Any], tokenizer: Any, qu
         bos_token_id=tokenizer.bos_token_id if tokenizer else None,
         eos_token_id=tokenizer.eos_token_id if tokenizer else None,
     )
+
+
+def _positions(content: dict[str, Any]) -> int | None:
+    """The context, or the window of attention if that is shorter: files leave windows out, as llama.cpp does."""
+    windowed = content.get("use_sliding_window", True)
+    limits = (context_length(content), content.get("sliding_window") if windowed else None)
+    return min((limit for limit in limits if limit), default=None)
