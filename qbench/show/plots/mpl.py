@@ -123,7 +123,7 @@ def _panel(axes: Axes, panel: Panel, beside: str, width_in: float, wide: bool) -
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(panel.bars) - 0.5, -0.5)
     axes.set_xlim(0, max(_needed(panel, notes, width_in - NAME_IN), 1.1 * panel.line[0] if panel.line else 0) or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.set_xticks(_ticks(axes.get_xlim()[1], max(bar.end for bar in panel.bars)))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.grid(True, axis="x")
     axes.spines["bottom"].set_visible(False)
@@ -131,6 +131,13 @@ def _panel(axes: Axes, panel: Panel, beside: str, width_in: float, wide: bool) -
         value, name = panel.line
         axes.axvline(value, color=ALARM, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.text(value, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
+
+
+def _ticks(end: float, longest: float) -> list[float]:
+    """Up to the first behind the longest bar: the rest of the axis is room for texts, and percent end at 100."""
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, end)
+    last = next((tick for tick in ticks if tick >= longest), ticks[-1])
+    return [float(tick) for tick in ticks if tick <= last]
 
 
 def _tick(value: float, _: int) -> str:
