@@ -183,6 +183,7 @@ def test_validate_names_the_cells(here: Path) -> None:
     assert "cells fp16, int4" in result.output
 
 
+@pytest.mark.long
 def test_backends_says_of_every_kind_whether_it_works_here() -> None:
     result = cli.invoke(app, ["backends"])
     assert result.exit_code == 0

@@ -48,7 +48,7 @@ class Mlx(Backend):
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "mlx", "mlx-lm")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "mlx.core", "mlx_lm")
     quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
-    color: ClassVar[str | None] = "#56b4e9"
+    color: ClassVar[str | None] = "#01665e"
     hub_library: ClassVar[str] = "mlx"
     engine: ClassVar[Literal["torch", "llama_cpp", "mlx"]] = "mlx"
     kind: Literal["mlx"] = "mlx"

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from qbench.compat.torch import plain_tensors
-from qbench.errors import QbenchError
+from qbench.errors import QbenchError, describe_fault
 from qbench.model.load import LoadOptions
 
 CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -84,7 +84,9 @@ class LoadedModel:
         try:
             with torch.inference_mode():
                 self.model(torch.zeros(1, 2, dtype=torch.int64, device=self.device))
-        except (TypeError, AttributeError, AssertionError) as error:
+        except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
+            if describe_fault(error)[0] == "oom":
+                raise
             raise QbenchError(
                 f"{type(self.model).__name__} does not run with {self.kernel}: its code reads the weights of its "
                 f"linears itself, or the kernel does not take their shapes ({type(error).__name__}: {error}); use "
