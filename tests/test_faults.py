@@ -21,7 +21,8 @@ from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
 from qbench.run.local import LocalExecutor
 from tests.support.running import execute, workers
-from tests.support.runs import QUICK, config, interpreter, run
+from tests.support.runs import QUICK, config, interpreter
+from tests.support.runs import run_in_workers as run
 from tests.support.watchers import Watcher
 
 LONGEST_S = 8.0

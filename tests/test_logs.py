@@ -9,7 +9,8 @@ import pytest
 from qbench.records.redact import Redactor
 from qbench.run import logs
 from qbench.run.logs import BoundedLog, PipeReader
-from tests.support.runs import config, interpreter, run
+from tests.support.runs import config, interpreter
+from tests.support.runs import run_in_workers as run
 
 NOTHING = Redactor(set(), set())
 SECRET = "the-secret-of-the-house"

@@ -143,7 +143,7 @@ def test_a_limited_run_leaves_a_noise_floor_and_never_enters_the_summary(tmp_pat
     assert list(data.accuracy["partial"]) == [True, True]
     summary = pd.read_csv(folder / "summary.csv")
     accuracy = [column for column in summary.columns if column.startswith("mmlu")]
-    assert len(accuracy) == 14
+    assert len(accuracy) == 18
     assert summary[accuracy].isna().all(axis=None)
     assert summary["mmlu_delta"].isna().all()
 

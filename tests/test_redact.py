@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbench.records.redact import LINE_BYTES, MARGIN_BYTES, Redactor
-from tests.support.runs import config, interpreter, run
+from tests.support.runs import config, interpreter
+from tests.support.runs import run_in_workers as run
 
 TOKEN = "hf_" + "aB3" * 10
 

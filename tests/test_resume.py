@@ -22,7 +22,8 @@ from qbench.records.run import read_run
 from qbench.run.events import EventLog, UnitEvent, read_units
 from qbench.run.fingerprint import CELL
 from qbench.run.folder import locked
-from tests.support.runs import QUICK, config, in_order, interpreter, run
+from tests.support.runs import QUICK, config, in_order, interpreter
+from tests.support.runs import run_in_workers as run
 
 INT4 = [{"kind": "int4"}]
 

@@ -2,9 +2,14 @@
 
 import random
 import stat
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from qbench.config import RunConfig
+from qbench.run.events import EventReader, ProgressEvent
+from qbench.run.executor import Ending
+from qbench.run.job import Job
 from qbench.run.local import LocalExecutor
 from tests.support.running import execute
 from tests.support.watchers import Watcher
@@ -29,14 +34,47 @@ def config(model: Path, backends: list[dict[str, object]], **changes: object) ->
     return RunConfig.model_validate(base | changes)
 
 
+class HereExecutor(LocalExecutor):
+    """Cells in this process, which has imported what they need: for what a worker does, and not how it ends."""
+
+    def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
+        import torch
+
+        from qbench.run.worker import Cell
+
+        if job.backend.python:
+            return super().run(job, out, log, progress)
+        events, threads = EventReader(out / "events.jsonl"), torch.get_num_threads()
+        list(events.new())
+        try:
+            with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+                Cell(job, out).run()
+        finally:
+            torch.set_num_threads(threads)
+        for event in events.new():
+            if isinstance(event, ProgressEvent):
+                progress(event)
+        return None
+
+
 def run(
-    settings: RunConfig, results: Path, *, fresh: bool = False, only: tuple[str, ...] = ()
+    settings: RunConfig,
+    results: Path,
+    *,
+    fresh: bool = False,
+    only: tuple[str, ...] = (),
+    executor: type[LocalExecutor] = HereExecutor,
 ) -> tuple[Path, bool, Watcher]:
     watcher = Watcher()
     folder, ok = execute(
-        settings, results, watcher, command="qbench run x", fresh=fresh, only=only, executor=LocalExecutor()
+        settings, results, watcher, command="qbench run x", fresh=fresh, only=only, executor=executor()
     )
     return folder, ok, watcher
+
+
+def run_in_workers(settings: RunConfig, results: Path, **how: bool) -> tuple[Path, bool, Watcher]:
+    """`run` with a process for each cell, as `qbench run` does it."""
+    return run(settings, results, executor=LocalExecutor, **how)
 
 
 def in_order(cells: int) -> int:
