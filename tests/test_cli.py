@@ -16,14 +16,15 @@ from typer.testing import CliRunner
 from qbench.cli.app import app
 from qbench.config import backend_kinds
 from qbench.show import terminal
-from tests.support.runs import YAML, in_order, interpreter
+from tests.support.runs import YAML, HereExecutor, in_order, interpreter
 
 cli = CliRunner()
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Path:
-    """A working folder with tiny.yaml in it."""
+    """A working folder with tiny.yaml in it; what is invoked from it runs its cells in this process."""
+    monkeypatch.setattr("qbench.run.local.LocalExecutor", HereExecutor)
     (tmp_path / "tiny.yaml").write_text(YAML.format(model=tiny_llama))
     monkeypatch.chdir(tmp_path)
     return tmp_path
