@@ -33,7 +33,7 @@ def kinds(config: RunConfig) -> list[str]:
 
 def test_the_demo_model_is_measured_in_full(tmp_path: Path, laptop: Environment) -> None:
     config = written(tmp_path / "x.yaml", "demo", laptop)
-    assert kinds(config) == ["fp16", "int4", "nf4", "awq", "gptq", "gguf"]
+    assert kinds(config) == ["fp16", "int4", "nf4", "awq", "gptq"]
     assert config.measure.mmlu is not None
     assert config.measure.perplexity is not None
     assert (config.measure.mmlu.partial, config.measure.perplexity.partial) == (False, False)
@@ -58,18 +58,18 @@ def test_backends_and_batches_are_those_that_fit(tmp_path: Path, laptop: Environ
     assert small.measure.throughput.batch_sizes == (1, 8)
     assert small.measure.perplexity is not None
     assert not small.measure.perplexity.divergence
-    assert kinds(written(tmp_path / "cpu.yaml", model, laptop)) == ["int4", "gguf"]
+    assert kinds(written(tmp_path / "cpu.yaml", model, laptop)) == ["int4"]
     assert "left out: fp16, nf4, awq, gptq" in (tmp_path / "cpu.yaml").read_text()
 
 
 def test_what_fits_nowhere_is_refused_with_what_it_takes(laptop: Environment) -> None:
-    with pytest.raises(QbenchError, match=r"no backend fits 2.0 GiB; the smallest takes 4.6 GiB"):
+    with pytest.raises(QbenchError, match=r"no backend fits 2.0 GiB; the smallest takes 5.4 GiB"):
         starter.choose("llama-3-8b", laptop, memory_bytes=2 * GIB)
 
 
 def test_a_model_of_which_nothing_is_here_gets_all_backends(tmp_path: Path, laptop: Environment) -> None:
     config = written(tmp_path / "x.yaml", "some/model", laptop)
-    assert len(config.backends) == 6
+    assert len(config.backends) == 5
     assert config.model.id == "some/model"
     assert "not known before the model's config.json is here" in (tmp_path / "x.yaml").read_text()
 
