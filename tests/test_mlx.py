@@ -14,12 +14,15 @@ from transformers import AutoModelForCausalLM
 from qbench import demo
 from qbench.backends import mlx
 from qbench.backends.mlx.export import export
-from qbench.config import RunConfig
+from qbench.config import ModelConfig, RunConfig
+from qbench.config.target import Target
 from qbench.engine.base import Query
 from qbench.engine.mlx import MlxEngine
 from qbench.errors import NotFiniteError, QbenchError
 from qbench.int4.quantizer import quantize
+from qbench.model.architecture import of_model
 from qbench.model.load import LoadOptions
+from qbench.plan.engines import predict
 from tests.support import families
 from tests.support.runs import run
 from tests.support.tiny_llama import options as options_in
@@ -137,6 +140,13 @@ def test_scores_are_those_of_the_logits(pair: Pair) -> None:
     np.testing.assert_allclose(watched.outlines, scores.outlines, atol=1e-5)
 
 
+def predicted_weights() -> int:
+    """By `qbench plan`, of the demo model in float32."""
+    model = of_model(ModelConfig(demo=True))
+    assert model is not None
+    return predict(model, mlx.CONFIG(group_size=32), Target("cpu", 4)).weights().total
+
+
 def test_what_an_engine_says_of_itself_is_counted_by_hand(pair: Pair) -> None:
     about, config = pair.engine.about, json.loads((demo.MODEL_DIR / "config.json").read_text())
     assert about.quantized_layers == 7 * config["num_hidden_layers"]
@@ -146,6 +156,7 @@ def test_what_an_engine_says_of_itself_is_counted_by_hand(pair: Pair) -> None:
     linears = layers * (2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * width)
     norms = (2 * layers + 1) * hidden
     assert about.weight_bytes == linears * 6 // 8 + 4 * (config["vocab_size"] * hidden + norms)
+    assert about.weight_bytes == pytest.approx(predicted_weights(), rel=1e-3)
     prompts = np.zeros((1, 64), np.int64)
     peak = pair.engine.peak_memory(lambda: pair.engine.session(1, 65).generate(prompts, 1))
     assert peak[0] > about.weight_bytes

@@ -24,7 +24,7 @@ from qbench.show import formats, report
 from qbench.show.plots import plotly
 from qbench.show.plots.charts import charts
 from qbench.show.plots.shapes import BarChart, ScatterChart
-from qbench.show.report import markdown, page, tables
+from qbench.show.report import markdown, page, speed_tables, tables
 from qbench.show.view import data
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
@@ -188,7 +188,11 @@ def test_the_batch_from_which_on_a_cell_is_slower_is_said(smoke: Run) -> None:
         assert "GPTQ: slower than FP16 from batch 8 on" in place
         assert "INT4: not slower than FP16 at batch 32, the largest that both ran" in place
     nothing = data.collect(made_up_run([cell("fp16", peak_memory_bytes=1)]))
-    assert (nothing.crossovers, tables.steps([nothing]), tables.step_bandwidths([nothing])) == ((), None, [""])
+    assert (nothing.crossovers, speed_tables.steps([nothing]), speed_tables.step_bandwidths([nothing])) == (
+        (),
+        None,
+        [""],
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def test_sustained_load_is_drawn_and_stands_in_a_table() -> None:
         ["int4-group-32", "76.0", "75.5", "99 %"],
     ]
     assert "foreign load" in rows[0]["trust"]
-    assert tables.sustained([data.collect(made_up_run(five_cells()))]) is None
+    assert speed_tables.sustained([data.collect(made_up_run(five_cells()))]) is None
 
 
 def test_a_quantized_cache_is_named_where_speeds_are(smoke: Run) -> None:

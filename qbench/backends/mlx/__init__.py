@@ -100,9 +100,6 @@ class Mlx(Backend):
         values = 2 * out_features * groups(in_features, self.group_size)
         return out_features * in_features * self.bits // 8 + target.value_bytes * values
 
-    def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
-        return weight_bytes
-
 
 CONFIG = Mlx
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qbench.show.markdown import inline
-from qbench.show.report import tables
+from qbench.show.report import speed_tables, tables
 from qbench.show.report.table import Table
 from qbench.show.view.records import RunReport
 
@@ -26,9 +26,9 @@ def render(reports: Sequence[RunReport]) -> str:
         if lines:
             parts += [f"## {title}", "\n".join(lines)]
     for heading, table, lines in (
-        ("Speed and latency", tables.speeds(reports), _crossovers(reports)),
-        ("Where a decode step's time goes", tables.steps(reports), _bandwidths(reports)),
-        ("Sustained load", tables.sustained(reports), []),
+        ("Speed and latency", speed_tables.speeds(reports), _crossovers(reports)),
+        ("Where a decode step's time goes", speed_tables.steps(reports), _bandwidths(reports)),
+        ("Sustained load", speed_tables.sustained(reports), []),
         ("Predicted and measured", tables.predictions(reports), []),
         ("Loading", tables.loading(reports), []),
     ):
@@ -56,7 +56,7 @@ def _crossovers(reports: Sequence[RunReport]) -> list[str]:
 
 
 def _bandwidths(reports: Sequence[RunReport]) -> list[str]:
-    words = zip(reports, tables.step_bandwidths(reports), strict=True)
+    words = zip(reports, speed_tables.step_bandwidths(reports), strict=True)
     return [f"- {inline(report.title)}: bandwidth {inline(text)}" for report, text in words if text]
 
 

@@ -1,0 +1,133 @@
+"""Tables of a report about speed: trials, decode steps, sustained load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qbench.analysis.decode_step import DecodeStep
+from qbench.analysis.summary import CellSummary, Speed
+from qbench.show import formats
+from qbench.show.phrases import bandwidth_words, ratio_words
+from qbench.show.report.fields import figure_field, identity, speed_field, trust_field, whose
+from qbench.show.report.table import Column, Field, Table, TableRow
+from qbench.show.view.records import RunReport
+from qbench.text import MISSING, human_bytes
+
+
+def speeds(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell and batch size; None if nothing was timed."""
+    columns = [
+        *whose(reports),
+        Column(title="batch"),
+        Column(title="tokens/s"),
+        Column(title="slowest to fastest trial"),
+        Column(title="against 16 bit [95 %]"),
+        Column(title="first token"),
+        Column(title="between tokens, p50"),
+        Column(title="p95"),
+        Column(title="peak memory"),
+        Column(title="read a second"),
+        Column(title="of the ceiling"),
+        Column(title="trust", numeric=False),
+    ]
+    rows = [
+        TableRow(
+            run=i, backend=cell.name, fields=(*identity(reports, report, cell), *_speed_fields(report, cell, speed))
+        )
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        for speed in cell.speeds
+        if speed.status is not None
+    ]
+    caption = "Decode speed and latency: medians over trials; p50 and p95 of the time between a trial's tokens"
+    return Table(key="speeds", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Field]:
+    ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
+    read = speed.step.read_bytes_per_s if speed.step else None
+    share = read / ceiling if read and ceiling else None
+    slowest = min(speed.trials, default=None)
+    trials = f"{formats.tokens(slowest)} to {formats.tokens(max(speed.trials))}" if speed.trials else MISSING
+    return [
+        figure_field(speed.batch_size, str(speed.batch_size)),
+        speed_field(speed),
+        figure_field(slowest, trials),
+        figure_field(None, ratio_words(speed.speedup) or MISSING),
+        *(
+            figure_field(value, formats.milliseconds(value))
+            for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)
+        ),
+        figure_field(speed.peak_memory_bytes, human_bytes(speed.peak_memory_bytes)),
+        figure_field(read, formats.gigabytes_a_second(read)),
+        figure_field(share, formats.percent(share, 0)),
+        trust_field(speed),
+    ]
+
+
+def steps(reports: Sequence[RunReport]) -> Table | None:
+    """What a decode step reads, a row for each cell and batch size; None if that is not known of any."""
+    columns = [
+        *whose(reports),
+        Column(title="batch"),
+        Column(title="weights read"),
+        Column(title="cache read"),
+        Column(title="step, at least"),
+        Column(title="step, measured"),
+        Column(title="measured ÷ least"),
+        Column(title="tokens/s, at most"),
+        Column(title="tokens/s, measured"),
+    ]
+    rows = [
+        TableRow(run=i, backend=cell.name, fields=(*identity(reports, report, cell), *_step_fields(speed, speed.step)))
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        for speed in cell.speeds
+        if speed.step is not None
+    ]
+    caption = (
+        "A decode step: what it reads, mean over a generation, and the least time for that, beside the measured time"
+    )
+    return Table(key="steps", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def step_bandwidths(reports: Sequence[RunReport]) -> list[str]:
+    """The bandwidth that each run's steps are held against, in words; empty for a run without a row in `steps`."""
+    return [
+        bandwidth_words(report.bandwidth) if any(speed.step for cell in report.cells for speed in cell.speeds) else ""
+        for report in reports
+    ]
+
+
+def _step_fields(speed: Speed, step: DecodeStep) -> list[Field]:
+    times, most = step.times_limit, step.limit_tokens_per_s
+    return [
+        figure_field(step.batch_size, str(step.batch_size)),
+        figure_field(step.weight_bytes, human_bytes(step.weight_bytes)),
+        figure_field(step.cache_bytes, human_bytes(step.cache_bytes)),
+        figure_field(step.limit_s, formats.milliseconds(step.limit_s)),
+        figure_field(step.seconds, formats.milliseconds(step.seconds)),
+        figure_field(times, formats.number(times, "{:,.2f}×")),
+        figure_field(most, formats.tokens(most)),
+        speed_field(speed),
+    ]
+
+
+def sustained(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell under load; None if there was none."""
+    titles = ("tokens/s at first", "at the end", "what is left")
+    columns = [*whose(reports), *(Column(title=title) for title in titles), Column(title="trust", numeric=False)]
+    rows = []
+    for i, report in enumerate(reports):
+        for cell in report.cells:
+            if found := cell.sustained:
+                left = found.steady / found.peak
+                fields = (
+                    *identity(reports, report, cell),
+                    *(figure_field(speed, formats.tokens(speed)) for speed in (found.peak, found.steady)),
+                    figure_field(left, formats.percent(left, 0)),
+                    Field(text=formats.doubts(found.reasons) or found.validity or "not recorded", alarm=found.doubtful),
+                )
+                rows.append(TableRow(run=i, backend=cell.name, fields=fields))
+    caption = "Under sustained load: the best window of the first third, the median of the last third"
+    return Table(key="sustained", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
