@@ -93,6 +93,10 @@ def test_a_failed_cell_is_status_one_and_a_line_with_the_reason(here: Path) -> N
         (["validate", "nothing.yaml"], "no such file"),
         (["run", "tiny.yaml", "--set", "backends.int4.checkpoint=/nowhere"], "checkpoint: no folder /nowhere"),
         (["run", "tiny.yaml", "--dry-run", "--set", "backends.int4.checkpoint=/nowhere"], "no folder /nowhere"),
+        (
+            ["run", "tiny.yaml", "--dry-run", "--set", "backends=[{kind: gptq, checkpoint: ./nowhere}]"],
+            "backends.gptq.checkpoint: ./nowhere is not a folder; give one, or a hub id (owner/name)",
+        ),
         (["quantize", "tiny.yaml", "--out", "."], "--out .: is taken by something that is no checkpoint"),
         (["quantize", "tiny.yaml", "--out", ".", "--force"], "is no checkpoint; choose another folder"),
         (["quantize", "tiny.yaml", "--out", "x", "--cell", "int8"], "--cell int8: no such cell; did you mean int4?"),
@@ -128,6 +132,13 @@ def test_dry_run_says_the_plan_and_touches_nothing(here: Path) -> None:
     assert result.exit_code == 0
     assert "cell int4: int4 (bits 4, group_size 128, " in result.output
     assert not (here / "results").exists()
+
+
+def test_dry_run_says_which_cells_cannot_work_here(here: Path) -> None:
+    cells = "backends=[{kind: fp16}, {kind: compressed-tensors, checkpoint: someone/model}]"
+    result = cli.invoke(app, ["run", "tiny.yaml", "--dry-run", "--set", cells])
+    assert result.exit_code == 0
+    assert "note: compressed-tensors will be unavailable: " in result.output
 
 
 def test_a_run_is_deleted_only_after_asking(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

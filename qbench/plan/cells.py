@@ -168,6 +168,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     if config.measure.perplexity and config.measure.perplexity.text:
         texts.check(config.measure.perplexity.text, "measure.perplexity.text")
     for backend in config.backends:
+        check_checkpoint(backend)
         if backend.python and not backend.python.expanduser().is_file():
             raise QbenchError(f"backends.{backend.label}.python: no interpreter {backend.python}")
         if reason := backend.refusal(target_of(config, environment)):
@@ -177,9 +178,23 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(f"model.shape: unknown shape {config.model.shape!r}{hint} (valid: {', '.join(shapes())})")
 
 
+def check_checkpoint(backend: Backend) -> None:
+    """Refuse a `checkpoint:` that is written as a path and is no folder; names on the hub are owner/name.
+
+    Raises:
+        QbenchError: it is.
+    """
+    name = getattr(backend, "checkpoint", None)
+    path = isinstance(name, str) and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+    if path and not Path(str(name)).expanduser().is_dir():
+        raise QbenchError(
+            f"backends.{backend.label}.checkpoint: {name} is not a folder; give one, or a hub id (owner/name)"
+        )
+
+
 def unavailable(config: RunConfig, cells: Sequence[Backend], machine: Environment) -> list[str]:
     """A line for each cell that cannot work on the device of this machine, which the others do not wait for."""
-    device = names.device_type(names.device(config.device, cuda=bool(machine.gpus)))
+    device = target_of(config, machine).device
     reasons = {cell.label: cell.unavailable_on(device) for cell in cells}
     return [f"{label} will be unavailable: {reason}" for label, reason in reasons.items() if reason]
 
@@ -196,7 +211,7 @@ def check_models(config: RunConfig) -> None:
 
 
 def describe(plan: Plan) -> list[str]:
-    """A plan in lines: the model, the cells with what they differ in, the measures with their settings."""
+    """A plan in lines: the model, the cells with what they differ in, the measures with their settings, and notes."""
     config = plan.config
     lines = [f"{config.name}: {config.model.name}, device {config.device}, dtype {config.dtype}"]
     for backend in plan.cells:
@@ -207,7 +222,7 @@ def describe(plan: Plan) -> list[str]:
         if settings is not None:
             values = settings.model_dump(mode="json", exclude_none=True)
             lines.append(f"  measure {name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
-    return lines
+    return lines + [f"  note: {note}" for note in plan.notes]
 
 
 def describe_all(plans: Sequence[Plan]) -> list[str]:
