@@ -85,7 +85,7 @@ def quantize(
         ValueError: the weight is not a matrix, holds NaN or infinity, or its range does not fit the scales' dtype; an
             option that does not exist.
     """
-    _check(weight, bits, group_size, search, name)
+    check(weight, bits, group_size, search, name)
     scale_dtype = scale_dtype or (weight.dtype if weight.itemsize == 2 else torch.bfloat16)
     rounding = fit.Rounding(bits, symmetric, scale_dtype)
     out_features, in_features = weight.shape
@@ -126,7 +126,12 @@ def group_columns(columns: int, group_size: int) -> int:
     return columns if group_size in (PER_ROW, PER_TENSOR) else min(group_size, columns)
 
 
-def _check(weight: Tensor, bits: int, group_size: int, search: str, name: str) -> None:
+def check(weight: Tensor, bits: int, group_size: int, search: str, name: str) -> None:
+    """Refuse a weight or an option that cannot be quantized.
+
+    Raises:
+        ValueError: see `quantize`.
+    """
     if weight.ndim != 2 or not weight.numel():
         raise ValueError(f"{name}: expected [out_features, in_features], got shape {tuple(weight.shape)}")
     if bits not in PER_BYTE:

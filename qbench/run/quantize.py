@@ -94,7 +94,8 @@ def _write(config: RunConfig, cell: Int4, model: Path, out: Path, progress: Call
         import torch
 
         from qbench.backends.int4 import checkpoint
-        from qbench.backends.int4.stream import quantizer
+        from qbench.backends.int4.loading import timed_quantizer
+        from qbench.model import calibration
         from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
 
     if config.threads:
@@ -107,7 +108,9 @@ def _write(config: RunConfig, cell: Int4, model: Path, out: Path, progress: Call
         work=out,
         trust_remote_code=config.model.trust_remote_code,
     )
-    return checkpoint.write(options, cell, quantizer(cell), out.resolve(), progress)
+    text = calibration.prepare(config.calibration, config.model, config.seed) if cell.calibrates else None
+    quantize_one = timed_quantizer(options, cell, text, progress)
+    return checkpoint.write(options, cell, quantize_one, out.resolve(), progress)
 
 
 @contextmanager

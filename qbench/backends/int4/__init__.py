@@ -35,9 +35,9 @@ def quantize(
         QbenchError: see `qbench.backends.int4.checkpoint.write`.
     """
     from qbench.backends.int4 import checkpoint
-    from qbench.backends.int4.loading import Stopwatch
+    from qbench.backends.int4.loading import timed_quantizer
 
-    quantize_one = Stopwatch(config)
+    quantize_one = timed_quantizer(options, config, calibration, progress)
     checkpoint.write(options, config, quantize_one, out, progress)
     return quantize_one.seconds
 
@@ -50,4 +50,4 @@ def load(options: LoadOptions, config: Int4, calibration: Calibration | None) ->
     """
     from qbench.backends.int4.loading import load_quantized
 
-    return load_quantized(options, config)
+    return load_quantized(options, config, calibration)

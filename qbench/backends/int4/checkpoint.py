@@ -78,6 +78,7 @@ def write(
             group_size=config.group_size,
             symmetric=config.symmetric,
             search=config.search,
+            calibrated=config.calibrated,
             source_fingerprint=fingerprint(options.folder),
             qbench_version=__version__,
             shards=shards.close(),

@@ -29,6 +29,7 @@ class Manifest(BaseModel):
     group_size: GroupSize | Literal[0]
     symmetric: bool
     search: Literal["mse", "none"]
+    calibrated: bool = False
     source_fingerprint: str
     """`qbench.model.find.fingerprint` of the 16-bit model's folder."""
     qbench_version: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qbench.backends.int4.manifest import read_manifest
 from qbench.config import Backend, GroupSize
@@ -21,7 +21,7 @@ class Int4(Backend):
     title: ClassVar[str] = "qbench's own 4- or 8-bit integers in groups"
     proposed: ClassVar[bool] = True
     color: ClassVar[str | None] = "#0072b2"
-    quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
+    quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search", "calibrated")
     kind: Literal["int4"] = "int4"
     bits: Literal[4, 8] = 4
     group_size: GroupSize | Literal[0] = Field(
@@ -31,6 +31,9 @@ class Int4(Backend):
     search: Literal["mse", "none"] = Field(
         default="mse", description="mse: scales of the least squared error; none: plain round-to-nearest"
     )
+    calibrated: bool = Field(
+        default=False, description="true: codes and scales that keep the linears' outputs on the calibration text"
+    )
     kernel: Literal["auto", "cuda", "triton", "cpu", "aten", "reference"] = Field(
         default="auto", description="what multiplies; the fastest that serves here unless given"
     )
@@ -39,9 +42,19 @@ class Int4(Backend):
         default=None, description="folder that `qbench quantize` wrote; nothing is quantized while loading"
     )
 
+    @model_validator(mode="after")
+    def _calibrated_groups_are_of_rows(self) -> Self:
+        if self.calibrated and self.group_size == 0:
+            raise ValueError("calibrated: needs groups of a row or less; set group_size, -1 for a whole row")
+        return self
+
     @property
     def weight_bits(self) -> int:
         return self.bits
+
+    @property
+    def calibrates(self) -> bool:
+        return self.calibrated and self.checkpoint is None
 
     @property
     def joins_projections(self) -> bool:
@@ -95,8 +108,10 @@ class Int4(Backend):
                 return 0
 
     def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
-        """Two 16-bit tensors are there beside what has been made."""
-        return weight_bytes + (2 * 2 * largest_linear if self.checkpoint is None else 0)
+        """Two 16-bit tensors are there beside what has been made; or, before that, the whole model is in 16 bits."""
+        if self.checkpoint is not None:
+            return weight_bytes
+        return max(weight_bytes + 2 * 2 * largest_linear, 2 * parameters + weight_bytes if self.calibrated else 0)
 
 
 def _cpu_product_bytes(out_features: int, in_features: int, tokens: int, target: Target) -> int:

@@ -124,12 +124,12 @@ def quantize(
     from qbench.backends.int4.folder import ShardWriter, appearing, copy_small_files
     from qbench.backends.int4.loading import Stopwatch
     from qbench.backends.int4.options import Int4
-    from qbench.backends.int4.stream import Assembly, source_tensors
+    from qbench.backends.int4.stream import Assembly, quantizer, source_tensors
     from qbench.model.find import read_config
 
     config.check_model(read_config(options.folder))
     ours = Int4(bits=config.bits, group_size=config.group_size, symmetric=config.symmetric, search=config.search)
-    options, quantize_one = replace(options, device=torch.device("cpu")), Stopwatch(ours)
+    options, quantize_one = replace(options, device=torch.device("cpu")), Stopwatch(quantizer(ours))
     assembly = Assembly(options)
     tensors = source_tensors(assembly, options)
     with appearing(out) as folder:
