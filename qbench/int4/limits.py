@@ -10,6 +10,9 @@ DEQUANTIZE_FROM, DEQUANTIZE_FROM_AMX = 64, 1536
 """Rows of activations from which dequantizing a block and torch's product are faster than the C kernel's product."""
 BLOCK_BYTES, BLOCK_BYTES_AMX = 1 << 21, 1 << 24
 """Of such a block."""
+FLOAT_ROWS = 1024
+"""Rows of activations that are float32 at once, where their own dtype is not multiplied in: each time, the weight is
+dequantized anew, which 1,024 rows do not notice."""
 
 TRITON_MAX_ROWS = 64
 """Rows of activations up to which Triton multiplies by codes; more of them meet a weight that was dequantized whole."""

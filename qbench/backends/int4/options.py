@@ -119,15 +119,14 @@ def _cpu_product_bytes(out_features: int, in_features: int, tokens: int, target:
     bfloat16 = target.value_bytes == 2 and "avx512_vnni" in target.cpu_features
     amx = bfloat16 and "amx_int8" in target.cpu_features
     values = target.value_bytes if bfloat16 else 4
-    output = out_features * tokens * values
-    held = output
-    if tokens >= (limits.DEQUANTIZE_FROM_AMX if amx else limits.DEQUANTIZE_FROM):
-        block = limits.BLOCK_BYTES_AMX if amx else limits.BLOCK_BYTES
-        tile = limits.TILE_ROWS
-        rows = max(1, block // (in_features * values * tile)) * tile
-        held += min(out_features, rows) * tokens * values + block
-    if values == target.value_bytes:
-        return held - output
-    # Activations are made float32 and, once the blocks are gone, the output 16 bit again.
-    final = out_features * tokens * target.value_bytes
-    return in_features * tokens * values + max(held, output + final) - final
+    same = values == target.value_bytes
+    if tokens < (limits.DEQUANTIZE_FROM_AMX if amx else limits.DEQUANTIZE_FROM):
+        # Elsewhere activations and the output are float32 first.
+        return 0 if same else (in_features + out_features) * tokens * values
+    rows = tokens if same else min(tokens, limits.FLOAT_ROWS)
+    tile = limits.TILE_ROWS
+    whole = -(-out_features // tile) * tile
+    block_bytes = limits.BLOCK_BYTES_AMX if amx else limits.BLOCK_BYTES
+    block = min(whole, max(1, block_bytes // (in_features * values * tile)) * tile)
+    inputs = 0 if same else in_features * rows * values
+    return inputs + block * in_features * values + min(out_features, block) * rows * values

@@ -18,6 +18,7 @@ from qbench.int4.limits import (
     BLOCK_BYTES_AMX,
     DEQUANTIZE_FROM,
     DEQUANTIZE_FROM_AMX,
+    FLOAT_ROWS,
     TILE_ROWS,
 )
 from qbench.int4.native import Weight
@@ -92,12 +93,21 @@ def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     if not len(x):
         return x.new_empty(0, spec.out_features)
     best = native.level()
-    if x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and best < native.BF16_FROM):
-        return _matmul(x.float(), tensors, spec).to(x.dtype)
+    bfloat16 = x.dtype == torch.bfloat16 and best >= native.BF16_FROM
     weight = _weight(tensors, spec)
-    amx = x.dtype == torch.bfloat16 and native.LEVELS[best] == "amx"
+    amx = bfloat16 and native.LEVELS[best] == "amx"
     if len(x) >= (DEQUANTIZE_FROM_AMX if amx else DEQUANTIZE_FROM):
-        return _dequantize_and_multiply(x, weight, spec, BLOCK_BYTES_AMX if amx else BLOCK_BYTES)
+        out = x.new_empty(len(x), spec.out_features)
+        rows = len(x) if bfloat16 else FLOAT_ROWS
+        for first in range(0, len(x), rows):
+            part = x[first : first + rows]
+            part = part if bfloat16 else part.float()
+            _dequantize_and_multiply(
+                part, weight, spec, out[first : first + rows], BLOCK_BYTES_AMX if amx else BLOCK_BYTES
+            )
+        return out
+    if x.dtype != torch.float32 and not bfloat16:
+        return _matmul(x.float(), tensors, spec).to(x.dtype)
     out = x.new_empty(len(x), spec.out_features)
     failed = native.loaded().qint4_matmul(
         weight,
@@ -114,12 +124,12 @@ def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     return out
 
 
-def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, block_bytes: int) -> Tensor:
-    """The product by blocks of rows of the weight."""
+def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, out: Tensor, block_bytes: int) -> None:
+    """The product by blocks of rows of the weight, into `out` [M, out_features], in the dtype of x."""
     best = native.level()
     rows = max(1, block_bytes // (weight.kp * x.itemsize * TILE_ROWS)) * TILE_ROWS
+    rows = min(rows, -(-spec.out_features // TILE_ROWS) * TILE_ROWS)
     block = x.new_empty(rows, weight.kp)
-    out = x.new_empty(len(x), spec.out_features)
     for first in range(0, spec.out_features, rows):
         last = min(first + rows, spec.out_features)
         tiles = first // TILE_ROWS, -(-last // TILE_ROWS)
@@ -127,7 +137,6 @@ def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, block_
             weight, best, *tiles, x.dtype == torch.bfloat16, block.data_ptr(), torch.get_num_threads()
         )
         out[:, first:last] = F.linear(x, block[: last - first, : spec.in_features])
-    return out
 
 
 def _weight(tensors: Tensors, spec: WeightSpec) -> Weight:
