@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def install_example(folder: Path, name: str = "int8_rows") -> Path:
 
 @contextmanager
 def installed(folder: Path) -> Iterator[None]:
-    """Where this process searches a folder for distributions, too."""
+    """Where this process searches a folder for distributions, too; what it imported from there is forgotten."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         plugins.cache_clear()
@@ -45,3 +46,6 @@ def installed(folder: Path) -> Iterator[None]:
             yield
         finally:
             plugins.cache_clear()
+            for name, module in list(sys.modules.items()):
+                if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+                    del sys.modules[name]
