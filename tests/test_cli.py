@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import psutil
@@ -16,18 +18,18 @@ from typer.testing import CliRunner
 from qbench.cli.app import app
 from qbench.config import backend_kinds
 from qbench.show import terminal
-from tests.support.runs import YAML, HereExecutor, in_order, interpreter
+from tests.support.cli import qbench
+from tests.support.runs import YAML, cells_here, in_order, interpreter
 
 cli = CliRunner()
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Path) -> Path:
+def here(tmp_path: Path, tiny_llama: Path) -> Iterator[Path]:
     """A working folder with tiny.yaml in it; what is invoked from it runs its cells in this process."""
-    monkeypatch.setattr("qbench.run.local.LocalExecutor", HereExecutor)
     (tmp_path / "tiny.yaml").write_text(YAML.format(model=tiny_llama))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with cells_here(), chdir(tmp_path):
+        yield tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
     """A finished run and what was printed."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.yaml").write_text(YAML.format(model=tiny_llama))
-    done = subprocess.run(
-        [sys.executable, "-m", "qbench", "run", "tiny.yaml"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    with cells_here():
+        done = qbench("run", "tiny.yaml", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
@@ -222,31 +223,36 @@ def test_commands_that_need_no_model_import_no_torch(here: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_keeps_finished_rows_and_ends_its_worker(here: Path, sent: int, status: int) -> None:
+def test_an_interrupted_run_keeps_finished_rows_and_ends_its_worker(here: Path) -> None:
+    """The second time it goes on with what was interrupted, without measuring the first cell again."""
     sleeper = interpreter(here, "sleep 600")
     arguments = ["run", "tiny.yaml", "--set", "backends=[{kind: int4}, {kind: fp16, python: " + sleeper + "}]"]
     arguments += ["--set", f"seed={in_order(2)}"]
+    for sent, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        returned, error, children = interrupted(arguments, sent)
+        assert returned == status
+        assert ("finished rows are kept" in error) == (sent == signal.SIGINT)
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert (here / "results/tiny/throughput.csv").read_text().count(",int4,int4,") == 4
+
+
+def interrupted(arguments: list[str], sent: int) -> tuple[int, str, list[psutil.Process]]:
+    """Exit status, standard error and all processes of a program that gets a signal once its worker sleeps."""
     process = subprocess.Popen(
         [sys.executable, "-m", "qbench", *arguments],
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         # A shell that runs the tests in the background has them, and what they start, ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    log = here / "results/tiny/logs/fp16.log"
     deadline = time.monotonic() + 300
-    while not log.exists():
+    children: list[psutil.Process] = []
+    while not any(child.name() == "sleep" for child in children):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(1.0)
-    children = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, sent)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert ("finished rows are kept" in error) == (sent == signal.SIGINT)
-    assert children
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert (here / "results/tiny/throughput.csv").read_text().count(",int4,int4,") == 4
+    return process.returncode, error, children

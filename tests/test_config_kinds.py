@@ -31,8 +31,10 @@ from qbench.run.job import config_of
 from qbench.show.plots.style import cell_styles
 from tests.support import tiny_llama as tiny
 from tests.support.architectures import LLAMA, architecture
-from tests.support.plugin import EXAMPLES, install, install_example
+from tests.support.cli import qbench
+from tests.support.plugin import EXAMPLES, install, install_example, installed
 from tests.support.predictions import CPU, DIMENSIONS, measured_peak
+from tests.support.runs import cells_here
 from tests.support.tiny_variants import options
 
 MODULE = "qbench_int8_rows"
@@ -45,16 +47,10 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that Python searches for distributions and modules, here and in processes that are started."""
     folder = tmp_path / "site"
     folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
     paths = [str(folder), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    before = set(sys.modules)
-    plugins.cache_clear()
-    yield folder
-    plugins.cache_clear()
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
-            del sys.modules[name]
+    with installed(folder):
+        yield folder
 
 
 @pytest.fixture
@@ -89,11 +85,12 @@ def test_the_example_runs_as_an_installed_distribution(example: Path, tiny_llama
     assert run.throughput["label"].value_counts().to_dict() == {"fp16": 2, "int8-rows": 2}
     assert run.record.config["backends"][1]["clip"] == 0.95
 
-    again = python("-m", "qbench", "run", "tiny.yaml", cwd=tmp_path)
+    again = qbench("run", "tiny.yaml", cwd=tmp_path)
     assert "int8-rows: already measured" in again.stdout + again.stderr
     with (example / f"{MODULE}.py").open("a") as file:
         file.write("# edited\n")
-    edited = python("-m", "qbench", "run", "tiny.yaml", cwd=tmp_path)
+    with cells_here():
+        edited = qbench("run", "tiny.yaml", cwd=tmp_path)
     said = edited.stdout + edited.stderr
     assert edited.returncode == 0, said
     assert "changed since the last run: backends.int8-rows.plugin.code" in said

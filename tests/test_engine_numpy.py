@@ -1,9 +1,5 @@
 """An engine without torch, as another distribution brings it, takes the measures with torch's figures."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +8,10 @@ import yaml
 from qbench import demo
 from qbench.engine.base import Capability, Query
 from qbench.records.run import Run, read_run
+from tests.support.cli import qbench
 from tests.support.numpy_engine import NumpyEngine
-from tests.support.plugin import install_example
+from tests.support.plugin import install_example, installed
+from tests.support.runs import cells_here
 
 SETTINGS = {
     "name": "r",
@@ -35,13 +33,9 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("numpy")
-    install_example(folder / "site", "numpy_engine")
     (folder / "r.yaml").write_text(yaml.safe_dump(SETTINGS))
-    paths = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "qbench", "run", "r.yaml"],
-        cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with cells_here(), installed(install_example(folder / "site", "numpy_engine")):
+        done = qbench("run", "r.yaml", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return read_run(folder / "results" / "r")
 

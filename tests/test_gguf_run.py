@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from qbench.cli.app import app
 from qbench.records.run import Run, read_run
+from tests.support.cli import qbench
+from tests.support.runs import cells_here
 
 CELLS = ("Q8_0", "Q4_K_M")
 SETTINGS = {
@@ -44,19 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(folder: Path) -> dict[str, str]:
+def run(folder: Path) -> Iterator[Run]:
     """One thread: those that spin for each other take minutes where something else runs."""
-    return os.environ | {"QBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path, environment: dict[str, str]) -> Run:
-    done = subprocess.run(
-        [sys.executable, "-m", "qbench", "run", "r.yaml"],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return read_run(folder / "results" / "r")
+    with cells_here() as patch:
+        patch.setenv("QBENCH_CACHE", str(folder / "cache"))
+        done = qbench("run", "r.yaml", cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield read_run(folder / "results" / "r")
 
 
 def test_cells_say_what_they_are(run: Run) -> None:
@@ -91,11 +85,10 @@ def test_speed_is_measured_like_any_other(run: Run) -> None:
     assert (trials["ttft_s"] > 0).all()
 
 
-def test_export_hands_out_the_file_of_the_run(run: Run, folder: Path, environment: dict[str, str]) -> None:
-    config, out = str(folder / "r.yaml"), folder / "exported"
-    cli = CliRunner()
-    done = cli.invoke(app, ["export", config, "--cell", "Q8_0", "--out", str(out)], env=environment)
-    assert done.exit_code == 0, done.output
+def test_export_hands_out_the_file_of_the_run(run: Run, folder: Path) -> None:
+    out = folder / "exported"
+    done = qbench("export", "r.yaml", "--cell", "Q8_0", "--out", str(out), cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "README.md", "qbench-demo-Q8_0.gguf"]
     made = {path.read_bytes() for path in (folder / "cache" / "checkpoints").glob("*/model.gguf")}
     assert len(made) == len(CELLS)
@@ -110,8 +103,8 @@ def test_export_hands_out_the_file_of_the_run(run: Run, folder: Path, environmen
         (["--out", str(folder / "no")], "several are gguf; name one with --cell: Q8_0, Q4_K_M"),
         (["--to", "awq", "--out", str(folder / "no")], "--to awq: no such format (there are: gguf, mlx)"),
     ):
-        refused = cli.invoke(app, ["export", config, *options], env=environment)
-        assert refused.exit_code == 2
+        refused = qbench("export", "r.yaml", *options, cwd=folder)
+        assert refused.returncode == 2
         assert problem in " ".join(refused.stderr.split())
 
 

@@ -16,10 +16,11 @@ from qbench.int4.kernels import WeightSpec, choose, tuning
 CHECKS = Path(__file__).parent / "interpreted" / "triton_kernels.py"
 
 
-def test_the_interpreted_kernels_against_float64() -> None:
+@pytest.mark.parametrize("marked", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_the_interpreted_kernels_against_float64(marked: str) -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(CHECKS)],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -38,7 +39,10 @@ def compiled(kernel: Any, dtype: str, capability: int, **constants: int) -> byte
     return triton.compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(80, "fp16"), (89, "bf16"), (90, "fp16"), (90, "bf16")])
+OTHER_GPUS = [pytest.param(*of, marks=pytest.mark.long) for of in ((80, "fp16"), (89, "bf16"), (90, "fp16"))]
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(90, "bf16"), *OTHER_GPUS])
 def test_they_compile_for_gpus(capability: int, dtype: str) -> None:
     """The interpreter takes what the compiler refuses."""
     pytest.importorskip("triton")

@@ -25,7 +25,7 @@ from qbench.run import checkpoints, fingerprint
 from qbench.run.events import EventLog
 from qbench.run.folder import RunFolder
 from tests.support.made_up_run import environment, made_up_run
-from tests.support.plugin import install, install_example
+from tests.support.plugin import install, install_example, installed
 from tests.support.runs import run, run_config
 from tests.support.tiny_llama import save_tiny_llama
 
@@ -334,9 +334,7 @@ def test_nodes_of_a_cluster_agree_on_all_sources(source: Path, file: str, differ
 
 
 @pytest.mark.parametrize("layout", ["package", "modules"])
-def test_all_code_of_a_plug_in_decides_its_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
-) -> None:
+def test_all_code_of_a_plug_in_decides_its_figures(tmp_path: Path, layout: str) -> None:
     module = "own_rows.kind" if layout == "package" else "own_kind"
     helper = "own_rows/inner/codes.py" if layout == "package" else "own_codes.py"
     install(tmp_path, "own-rows", {"own": module}, {})
@@ -344,28 +342,19 @@ def test_all_code_of_a_plug_in_decides_its_figures(
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("A = 1\n")
     (tmp_path / "own_rows-1.0.dist-info" / "RECORD").write_text(f"own_kind.py,,\n{helper},,\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    kinds.plugins.cache_clear()
-    try:
+    with installed(tmp_path):
         before = kinds.plugin_facts("own")
         assert kinds.plugin_facts("own") == before
         with another_byte(tmp_path / helper):
             assert kinds.plugin_facts("own") != before
-    finally:
-        kinds.plugins.cache_clear()
 
 
-def test_a_plug_ins_own_module_decides_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_example(tmp_path, "numpy_engine")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    kinds.plugins.cache_clear()
-    try:
+def test_a_plug_ins_own_module_decides_its_figures(tmp_path: Path) -> None:
+    with installed(install_example(tmp_path, "numpy_engine")):
         before = kinds.plugin_facts("numpy")
         (file,) = tmp_path.glob("*.py")
         with another_byte(file):
             assert kinds.plugin_facts("numpy") != before
-    finally:
-        kinds.plugins.cache_clear()
 
 
 class Reads:
@@ -426,7 +415,7 @@ def test_a_checkpoint_is_read_once_for_its_hash_however_often_it_is_checked(
 def test_a_corrected_answer_is_measured_again_and_said(tmp_path: Path) -> None:
     data = Path(shutil.copytree(demo.MMLU_DIR, tmp_path / "mmlu"))
     mmlu = {"data": str(data), "num_fewshot": 0, "limit": 4, "subjects": ["invented_birds"]}
-    settings = run_config(measure={"memory": {"seq_len": 8}, "mmlu": mmlu})
+    settings = run_config(measure={"memory": {"seq_len": 8}, "mmlu": mmlu}, dtype="float32")
     folder, ok, _ = run(settings, tmp_path / "results")
     assert ok
     first = read_run(folder)

@@ -66,7 +66,7 @@ def context(folder: Path, rows: list[Row], steps: list[str], measures: MeasureCo
 def test_the_second_evaluation_has_another_batch_size_and_leaves_answers_and_one_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = TorchEngine(fp16.load(options(demo.MODEL_DIR, tmp_path), FP16(), None))
+    loaded = TorchEngine(fp16.load(options(demo.MODEL_DIR, tmp_path, torch.float32), FP16(), None))
     measures = MeasureConfig.model_validate({"mmlu": MMLU | {"subjects": SUBJECTS, "batch_size": 4}, "noise_floor": {}})
     assert measures.mmlu is not None
     sizes: list[int] = []
@@ -96,7 +96,7 @@ def test_the_second_evaluation_has_another_batch_size_and_leaves_answers_and_one
 
 
 def test_without_first_answers_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    loaded = TorchEngine(fp16.load(options(demo.MODEL_DIR, tmp_path), FP16(), None))
+    loaded = TorchEngine(fp16.load(options(demo.MODEL_DIR, tmp_path, torch.float32), FP16(), None))
     measures = MeasureConfig.model_validate({"mmlu": MMLU})
     with pytest.raises(QbenchError, match=r"measure\.noise_floor: no answers of measure\.mmlu"):
         noise_floor.measure(loaded, NoiseFloorConfig(), context(tmp_path / "answers", [], [], measures))
@@ -133,7 +133,8 @@ def test_true_in_a_file_asks_for_the_defaults(tmp_path: Path) -> None:
 
 def test_a_limited_run_leaves_a_noise_floor_and_never_enters_the_summary(tmp_path: Path) -> None:
     measure = {"memory": {"seq_len": 8}, "mmlu": MMLU, "noise_floor": {"batch_size": 1}}
-    settings = run_config(backends=[{"kind": "fp16"}, {"kind": "int4"}], measure=measure, threads=1)
+    backends = [{"kind": "fp16"}, {"kind": "int4"}]
+    settings = run_config(backends=backends, measure=measure, threads=1, dtype="float32")
     folder, ok, _ = run(settings, tmp_path)
     assert ok
     data = read_run(folder)
@@ -155,7 +156,7 @@ def test_nan_is_an_error_row_that_says_so(tmp_path: Path) -> None:
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], torch.nan)
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     measure = {"memory": {"seq_len": 8}, "mmlu": {"data": "demo", "subjects": SUBJECTS[:1], "limit": 1}}
-    settings = run_config(model={"path": str(model)}, measure=measure, threads=1)
+    settings = run_config(model={"path": str(model)}, measure=measure, threads=1, dtype="float32")
     folder, ok, _ = run(settings, tmp_path)
     assert not ok
     row = pd.read_csv(folder / "summary.csv").iloc[0]

@@ -1,16 +1,15 @@
 """A measure that fails, or that an engine cannot take, leaves the others of its cell alone."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 
 from qbench import demo
 from qbench.records.run import Run, read_run
-from tests.support.plugin import install_example
+from tests.support.cli import qbench
+from tests.support.plugin import install_example, installed
+from tests.support.runs import cells_here
 
 QUICK = {"batch_sizes": [1], "seq_len": 12, "new_tokens": 4, "warmup": 0, "trials": 1}
 
@@ -24,11 +23,8 @@ def qbench_run(folder: Path, backends: list[str], **measure: object) -> tuple[in
         "measure": {"memory": {"seq_len": 16}, **measure},
     }
     (folder / "r.yaml").write_text(yaml.safe_dump(settings))
-    paths = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "qbench", "run", "r.yaml"],
-        cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with cells_here():
+        done = qbench("run", "r.yaml", cwd=folder)
     return done.returncode, read_run(folder / "results" / "r"), done.stdout + done.stderr
 
 
@@ -63,11 +59,11 @@ def test_a_measure_that_fails_leaves_the_others_and_is_taken_again(tmp_path: Pat
 
 
 def test_what_an_engine_cannot_measure_is_said_and_is_no_failure(tmp_path: Path) -> None:
-    install_example(tmp_path / "site", "numpy_engine")
     generations = {"prompts": ["Who"], "new_tokens": 2}
-    status, run, said = qbench_run(
-        tmp_path, ["numpy"], throughput=QUICK | {"kv_cache": "int8"}, generations=generations
-    )
+    with installed(install_example(tmp_path / "site", "numpy_engine")):
+        status, run, said = qbench_run(
+            tmp_path, ["numpy"], throughput=QUICK | {"kv_cache": "int8"}, generations=generations
+        )
     assert status == 0, said
     (cell,) = run.cells.to_dict("records")
     assert cell["status"] == "ok"

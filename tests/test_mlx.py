@@ -228,6 +228,7 @@ def test_a_cell_takes_every_measure(tmp_path: Path) -> None:
         {
             "name": "r",
             "model": {"demo": True},
+            "dtype": "float32",
             "backends": [{"kind": "mlx", "group_size": 32}],
             "measure": {
                 "memory": {"seq_len": 8},

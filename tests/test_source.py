@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
-from qbench.model import content, find
+from qbench.model import content, find, random_weights
 from tests.support.tiny_llama import save_tiny_llama
 
 
@@ -173,12 +174,17 @@ def test_random_weights_are_an_ordinary_checkpoint_made_once(tiny_llama: Path, c
     assert (folder / "model-00001.safetensors").stat().st_mtime_ns == written
 
 
-def test_random_weights_follow_their_seed(tiny_llama: Path) -> None:
-    one, other = (
-        load_file(resolve(path=tiny_llama, weights="random", seed=seed) / "model-00001.safetensors") for seed in (1, 2)
-    )
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert not torch.equal(one[name], other[name])
+def test_random_weights_follow_their_seed(tiny_llama: Path, tmp_path: Path) -> None:
+    def drawn(folder: Path) -> torch.Tensor:
+        return load_file(folder / "model-00001.safetensors")["model.layers.0.mlp.up_proj.weight"]
+
+    found = drawn(resolve(path=tiny_llama, weights="random", seed=1))
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        shutil.copy(tiny_llama / "config.json", folder)
+        random_weights.write(folder, torch.bfloat16, seed)
+        assert torch.equal(drawn(folder), found) == (seed == 1)
 
 
 def test_random_weights_of_a_gpu_are_kept_apart_from_those_of_a_cpu(

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+
+from qbench.config.kinds import plugins
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -27,3 +34,18 @@ def install_example(folder: Path, name: str = "int8_rows") -> Path:
     kinds = project["entry-points"]["qbench.backends"]
     modules = {module: (example / f"{module}.py").read_text() for module in kinds.values()}
     return install(folder, project["name"], kinds, modules, project["version"])
+
+
+@contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """Where this process searches a folder for distributions, too; what it imported from there is forgotten."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        plugins.cache_clear()
+        try:
+            yield
+        finally:
+            plugins.cache_clear()
+            for name, module in list(sys.modules.items()):
+                if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+                    del sys.modules[name]

@@ -2,9 +2,11 @@
 
 import random
 import stat
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pytest
 
 from qbench.config import RunConfig
 from qbench.run.events import EventReader, ProgressEvent
@@ -55,6 +57,14 @@ class HereExecutor(LocalExecutor):
             if isinstance(event, ProgressEvent):
                 progress(event)
         return None
+
+
+@contextmanager
+def cells_here() -> Iterator[pytest.MonkeyPatch]:
+    """Where `qbench run`, called in this process, takes its cells in it, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qbench.run.local.LocalExecutor", HereExecutor)
+        yield patch
 
 
 def run(
