@@ -163,16 +163,16 @@ class NoiseFloorConfig(Measure):
 
 
 class TasksConfig(Measure):
-    """Accuracy by any task of lm-evaluation-harness that compares log-likelihoods."""
+    """Accuracy by any task of lm-evaluation-harness that compares log-likelihoods, or what a model generates."""
 
     libraries: ClassVar[tuple[str, ...]] = ("lm_eval", "datasets")
     countable: ClassVar[tuple[str, ...]] = ("names",)
-    names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, hellaswag")
+    names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, gsm8k, demo_qa")
     num_fewshot: int | None = Field(
         default=None, ge=0, description="examples before a question; the task's own if null"
     )
     limit: int | None = Field(default=None, ge=1, description="questions a task; marks rows partial")
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="sequences scored, or generated, side by side")
     engine: Reading = Field(default="prefix", description="prefix reads what prompts share once, stock each time")
     data: dict[str, Path] = Field(
         default={},

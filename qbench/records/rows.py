@@ -166,6 +166,9 @@ class AccuracyRow(Row):
     """Questions whose prompt lost its beginning, with it some of the examples, to the model's context."""
     asked_sha256: str | None = None
     """Of the prompts with their examples, choices and right answers, in order, as lm-evaluation-harness made them."""
+    metric: str | None = None
+    """What the accuracy is, in lm-evaluation-harness's words: a metric and its filter, `exact_match,strict-match`. None
+    in runs of versions that knew only `acc,none`."""
 
 
 class NoiseRow(Row):

@@ -29,7 +29,7 @@ QUANTIZING = ("backends", "compat", "config/resolve.py", "demo/calibration.txt",
 
 MEASURING = (
     *("analysis/formulas.py", "machine", "measure", "records/answers.py", "run/worker.py"),
-    *("demo/heldout.txt", "demo/mmlu"),
+    *("demo/heldout.txt", "demo/mmlu", "demo/tasks"),
     *QUANTIZING,
 )
 """What makes figures: whoever changes a line of it measures again."""

@@ -24,8 +24,11 @@ from qbench.engine.base import (
     Loglikelihoods,
     Query,
     Scores,
+    Stop,
+    Tokens,
 )
 from qbench.engine.text import context_of, decode, encode
+from qbench.engine.torch.complete import complete
 from qbench.engine.torch.decode import Decoder, generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
@@ -80,9 +83,9 @@ class TorchEngine:
         rows: int = self.loaded.model.get_input_embeddings().weight.shape[0]
         return rows
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of token ids."""
-        return decode(self.loaded.tokenizer, ids)
+        return decode(self.loaded.tokenizer, ids, special=special)
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
         """`eager`, `graph` or `compiled`.
@@ -117,6 +120,10 @@ class TorchEngine:
         mode = self.decode_mode(decode, kv_cache)
         decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, kv_cache)
         return TorchSession(decoder, self.loaded.device)
+
+    def complete(self, prompts: Sequence[Tokens], new_tokens: int, stop: Stop) -> list[Tokens]:
+        """See `qbench.engine.torch.complete`."""
+        return complete(self.loaded, prompts, new_tokens, stop)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
