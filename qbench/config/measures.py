@@ -7,14 +7,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from qbench.config.backends import Backend
+from qbench.config.backends import Backend, KVCache
 from qbench.config.base import Strict
 
 Reading = Literal["prefix", "stock"]
 """prefix reads what prompts share once; stock reads every prompt whole, as lm-evaluation-harness does."""
-
-KVCache = Literal["16bit", "int8", "int4"]
-"""What keys and values are kept in: the compute dtype, or groups of integers by HQQ."""
 
 
 class Measure(Strict):
@@ -257,6 +254,13 @@ class MeasureConfig(Strict):
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""
         chosen: dict[str, Measure] = {name: settings for name, settings in self if settings is not None}
-        if backend.weight_bits < 16:
+        if not backend.is_16_bit:
             chosen.pop("noise_floor", None)
-        return chosen
+        return {name: _over(settings, backend.kv_cache) for name, settings in chosen.items()}
+
+
+def _over(settings: Measure, kv_cache: KVCache) -> Measure:
+    """The settings, for a cell whose own keys and values are in `kv_cache`, whatever the measure says of others."""
+    if kv_cache == "16bit" or not isinstance(settings, TimedGeneration):
+        return settings
+    return settings.model_copy(update={"kv_cache": kv_cache})

@@ -64,6 +64,9 @@ class CellRow(Row):
     read_bytes_per_s: float | None = None
     """How fast the device moved bytes of its memory just before loading: reading on a CPU, see
     `qbench.machine.bandwidth.of_host`; copying on a GPU, see `qbench.engine.torch.bandwidth.copy_bytes_per_s`."""
+    kv_cache: str | None = None
+    """What all of its keys and values are kept in: 16bit, int8 or int4. Where it is 16bit, `throughput.csv` may say
+    that speed was measured over another. None in runs of versions that knew no such cells."""
     unsupported: str | None = None
     """Measures that the cell's engine cannot take, with the reasons."""
     failed: str | None = None
