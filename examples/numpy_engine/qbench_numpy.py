@@ -19,7 +19,7 @@ from safetensors import deserialize
 from tokenizers import Tokenizer
 
 from qbench.config import Backend
-from qbench.engine import prefix_groups
+from qbench.engine import one_by_one, prefix_groups
 from qbench.engine.base import (
     About,
     Answer,
@@ -33,6 +33,8 @@ from qbench.engine.base import (
     Loglikelihoods,
     Query,
     Scores,
+    Stop,
+    Tokens,
 )
 from qbench.errors import QbenchError
 
@@ -178,8 +180,8 @@ class NumpyEngine:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special is not False).ids
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
         return text
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
@@ -191,6 +193,9 @@ class NumpyEngine:
         self, batch_size: int, seq_len: int, *, decode: Decode = "auto", kv_cache: KVCache = "16bit"
     ) -> NumpySession:
         return NumpySession(self._model, batch_size, seq_len)
+
+    def complete(self, prompts: Sequence[Tokens], new_tokens: int, stop: Stop) -> list[Tokens]:
+        return one_by_one.complete(self, prompts, new_tokens, stop)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None

@@ -6,7 +6,7 @@ difference: those flips, in either direction, are all that is counted here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import NormalDist
@@ -107,10 +107,20 @@ def detectable(flips: Flips, confidence: float) -> float:
 
 
 def compare(run: Run, pairs: Iterable[tuple[str, str]], margin: float = MARGIN) -> dict[tuple[str, str], Comparison]:
-    """Compare pairs of cells on the questions that both answered; a pair without any is left out."""
-    flips = {pair: found for pair in pairs if (found := _flips(run, *pair))}
+    """Compare pairs of cells on the questions of MMLU that both answered; a pair without any is left out."""
+    return compare_answers(run.answers, pairs, margin, noise_floor(run))
+
+
+def compare_answers(
+    answers: Mapping[str, pd.Series[bool]],
+    pairs: Iterable[tuple[str, str]],
+    margin: float = MARGIN,
+    floor: Flips | None = None,
+) -> dict[tuple[str, str], Comparison]:
+    """`compare` for any questions: `answers` by label, indexed as in `Run.answers`; `floor` is what numerics move."""
+    flips = {pair: found for pair in pairs if (found := _flips(answers, *pair))}
     p_values = [paired_p_value(found) for found in flips.values()]
-    floor, confidence = noise_floor(run), together(len(flips))
+    confidence = together(len(flips))
     return {
         pair: Comparison(found, p_value, p_holm, None if floor is None else is_below(found, floor), confidence, margin)
         for (pair, found), p_value, p_holm in zip(flips.items(), p_values, holm(p_values), strict=True)
@@ -146,10 +156,10 @@ def answer_flips(first: pd.Series[bool], second: pd.Series[bool]) -> Flips | Non
     return replace(flips, design_effect=effect, subjects=len(names))
 
 
-def _flips(run: Run, first: str, second: str) -> Flips | None:
-    if first not in run.answers or second not in run.answers:
+def _flips(answers: Mapping[str, pd.Series[bool]], first: str, second: str) -> Flips | None:
+    if first not in answers or second not in answers:
         return None
-    return answer_flips(run.answers[first], run.answers[second])
+    return answer_flips(answers[first], answers[second])
 
 
 def is_below(flips: Flips, floor: Flips) -> bool:

@@ -23,7 +23,7 @@ CHANCE_LEVEL = 0.25
 """Accuracy of guessing among four choices."""
 
 PLAIN_CACHE = "16bit"
-"""The cache that accuracy is always measured over, and every speed of runs that knew no other."""
+"""The cache of a cell that has no other, and of every speed of runs that knew no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +124,11 @@ class CellSummary:
     """What its generations kept keys and values in: `measure.throughput.kv_cache`."""
     predicted_bytes: int | None = None
     """Of the first forward; None unless a report has added it."""
+
+    @property
+    def scored_over(self) -> str:
+        """What its accuracy and perplexity kept keys and values in: the cell's own `kv_cache`."""
+        return self.row.kv_cache or PLAIN_CACHE
 
     @property
     def label(self) -> str:

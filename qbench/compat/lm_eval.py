@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,25 @@ def tagged(manager: TaskManager, name: str) -> list[str]:
     """The tasks of a tag, sorted; of anything else, none."""
     entry = manager.task_index.get(name)
     return sorted(entry.tags) if entry and entry.cfg is None else []
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One of a task's figures: a metric, of answers that have gone through a filter."""
+
+    name: str
+    filter: str
+    """`none` is lm-evaluation-harness's own, which takes the first response as it is."""
+
+    def __str__(self) -> str:
+        """As lm-evaluation-harness's results name it."""
+        return f"{self.name},{self.filter}"
+
+
+def metrics(task: Task) -> list[Metric]:
+    """Those of a task, in the order of its file, each of the first filter there."""
+    first = task._filters[0].name
+    return [Metric(name, first) for name in task.aggregation()]
 
 
 def questions(task: Task) -> int:

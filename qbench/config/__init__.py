@@ -4,12 +4,11 @@ What a kind of backend adds stands in the kind's own module (`kinds`); what `aut
 imports torch: a configuration is read, checked and printed on a machine without any backend.
 """
 
-from qbench.config.backends import Backend, GroupSize
+from qbench.config.backends import Backend, GroupSize, KVCache
 from qbench.config.base import Name, Resources
 from qbench.config.kinds import backend_class, backend_kinds, kind_names
 from qbench.config.measures import (
     GenerationsConfig,
-    KVCache,
     MeasureConfig,
     MemoryConfig,
     MMLUConfig,

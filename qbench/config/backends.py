@@ -19,6 +19,10 @@ GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 """Consecutive weights of a row that are quantized together; -1: the whole row."""
 
 
+KVCache = Literal["16bit", "int8", "int4"]
+"""What keys and values are kept in: the compute dtype, or groups of integers by HQQ."""
+
+
 class Backend(Strict):
     """Options that every backend has, and hooks with which a kind says what is known of it before it runs."""
 
@@ -47,6 +51,10 @@ class Backend(Strict):
     label: Name = ""
     """Name of the cell in rows, tables and plots; the kind unless given."""
     python: Path | None = Field(default=None, description="another interpreter, for libraries that cannot share one")
+    kv_cache: KVCache = Field(
+        default="16bit",
+        description="int8, int4: the cell generates and scores over transformers' quantized cache (HQQ)",
+    )
     resources: Resources | None = Field(default=None, description="what this cell asks of a cluster beyond its run")
 
     @model_validator(mode="before")
@@ -56,10 +64,26 @@ class Backend(Strict):
             return {**data, "label": data["kind"]}
         return data
 
+    @model_validator(mode="after")
+    def _the_cache_is_that_of_transformers(self) -> Self:
+        if self.kv_cache != "16bit" and self.engine != "torch":
+            raise ValueError(f"kv_cache: {self.kv_cache} is of models that transformers runs; {self.kind} takes 16bit")
+        return self
+
     @property
     def weight_bits(self) -> int:
         """Bits of a stored weight code."""
         return 4
+
+    @property
+    def is_16_bit(self) -> bool:
+        """Whether neither its weights nor its keys and values are quantized: others are compared with such a cell."""
+        return self.weight_bits >= 16 and self.kv_cache == "16bit"
+
+    @property
+    def used_libraries(self) -> tuple[str, ...]:
+        """`libraries`, and those that an option brings in."""
+        return self.libraries if self.kv_cache == "16bit" else (*self.libraries, "hqq")
 
     @property
     def calibrates(self) -> bool:

@@ -7,14 +7,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from qbench.config.backends import Backend
+from qbench.config.backends import Backend, KVCache
 from qbench.config.base import Strict
 
 Reading = Literal["prefix", "stock"]
 """prefix reads what prompts share once; stock reads every prompt whole, as lm-evaluation-harness does."""
-
-KVCache = Literal["16bit", "int8", "int4"]
-"""What keys and values are kept in: the compute dtype, or groups of integers by HQQ."""
 
 
 class Measure(Strict):
@@ -163,16 +160,16 @@ class NoiseFloorConfig(Measure):
 
 
 class TasksConfig(Measure):
-    """Accuracy by any task of lm-evaluation-harness that compares log-likelihoods."""
+    """Accuracy by any task of lm-evaluation-harness that compares log-likelihoods, or what a model generates."""
 
     libraries: ClassVar[tuple[str, ...]] = ("lm_eval", "datasets")
     countable: ClassVar[tuple[str, ...]] = ("names",)
-    names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, hellaswag")
+    names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, gsm8k, demo_qa")
     num_fewshot: int | None = Field(
         default=None, ge=0, description="examples before a question; the task's own if null"
     )
     limit: int | None = Field(default=None, ge=1, description="questions a task; marks rows partial")
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="sequences scored, or generated, side by side")
     engine: Reading = Field(default="prefix", description="prefix reads what prompts share once, stock each time")
     data: dict[str, Path] = Field(
         default={},
@@ -257,6 +254,13 @@ class MeasureConfig(Strict):
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""
         chosen: dict[str, Measure] = {name: settings for name, settings in self if settings is not None}
-        if backend.weight_bits < 16:
+        if not backend.is_16_bit:
             chosen.pop("noise_floor", None)
-        return chosen
+        return {name: _over(settings, backend.kv_cache) for name, settings in chosen.items()}
+
+
+def _over(settings: Measure, kv_cache: KVCache) -> Measure:
+    """The settings, for a cell whose own keys and values are in `kv_cache`, whatever the measure says of others."""
+    if kv_cache == "16bit" or not isinstance(settings, TimedGeneration):
+        return settings
+    return settings.model_copy(update={"kv_cache": kv_cache})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qbench.config.measures import KVCache
+from qbench.config.backends import KVCache
 from qbench.config.target import DeviceType
 from qbench.errors import QbenchError
 

@@ -105,6 +105,18 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _a_quantized_cache_grows(self) -> Self:
+        cells = [backend.label for backend in self.backends if backend.kv_cache != "16bit"]
+        for name in ("throughput", "sustained"):
+            timed = getattr(self.measure, name)
+            if cells and timed and timed.decode in ("graph", "compiled"):
+                raise ValueError(
+                    f"measure.{name}.decode: {timed.decode} needs a cache of one length, and that of {cells[0]} grows "
+                    "(kv_cache); use auto or eager"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _quality_needs_trained_weights(self) -> Self:
         if self.model.weights == "random" and self.measure.mmlu:
             raise ValueError("measure.mmlu: a model with random weights has no accuracy; remove it or use real weights")
@@ -131,7 +143,7 @@ class RunConfig(Strict):
             raise ValueError("measure.noise_floor: repeats measure.mmlu, which is not there; add mmlu or remove it")
         if noise.batch_size == mmlu.batch_size:
             raise ValueError(f"measure.noise_floor.batch_size: must differ from that of mmlu ({mmlu.batch_size})")
-        if all(backend.weight_bits < 16 for backend in self.backends):
+        if not any(backend.is_16_bit for backend in self.backends):
             raise ValueError("measure.noise_floor: needs a cell of 16 bits; add `kind: fp16` or remove it")
         if any(backend.label.endswith(NOISE_SUFFIX) for backend in self.backends):
             raise ValueError(f"measure.noise_floor: its answers are named *{NOISE_SUFFIX}; no label may end so")
@@ -151,4 +163,4 @@ class RunConfig(Strict):
         """The 16-bit cell that divergence is measured against: the first of them; None where it is not measured."""
         if not (self.measure.perplexity and self.measure.perplexity.divergence):
             return None
-        return next((backend for backend in self.backends if backend.weight_bits >= 16), None)
+        return next((backend for backend in self.backends if backend.is_16_bit), None)

@@ -12,7 +12,7 @@ from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_diffe
 from qbench.analysis.formulas import Flips
 from qbench.analysis.paired import noise_floor
 from qbench.analysis.power import together
-from qbench.analysis.summary import PLAIN_CACHE, CellSummary, RunSummary, Speed
+from qbench.analysis.summary import CellSummary, RunSummary, Speed
 from qbench.analysis.validity import REASONS
 from qbench.records.run import Run
 from qbench.text import one_line, signed
@@ -133,8 +133,10 @@ def _caveats(cell: CellSummary, speed: Speed, drop: AccuracyDifference | None) -
         found.append(one_line(f"failed: {cell.row.failed}"))
     if cell.accuracy and cell.accuracy.partial:
         found.append(f"its accuracy is partial: {cell.accuracy.n:,} questions")
-    if cell.accuracy and cell.kv_cache != PLAIN_CACHE:
-        found.append(f"its accuracy was measured with keys and values in 16 bit, its speed with {cell.kv_cache}")
+    if cell.accuracy and cell.kv_cache != cell.scored_over:
+        found.append(
+            f"its accuracy was measured with keys and values in {cell.scored_over}, its speed with {cell.kv_cache}"
+        )
     if drop and not drop.flips:
         found.append("its answers are not there, so that its accuracy is compared as of independent questions")
     return found

@@ -14,6 +14,9 @@ MODEL_DIR = ROOT / "model"
 MMLU_DIR = ROOT / "mmlu"
 """Questions in MMLU's published layout: test/<subject>_test.csv and dev/<subject>_dev.csv, no header."""
 
+TASKS_DIR = ROOT / "tasks"
+"""Task files for lm-evaluation-harness: the same questions, answered in words."""
+
 CALIBRATION_TEXT = ROOT / "calibration.txt"
 """Text of the training distribution, one document a paragraph."""
 

@@ -30,7 +30,7 @@ class Capability(StrEnum):
     TEXT = "text"
     """It has a tokenizer: `encode` and `decode`."""
     GENERATE = "generate"
-    """`session`."""
+    """`session` and `complete`."""
     KV_CACHE = "kv_cache"
     """Sessions whose keys and values are quantized."""
     LOGLIKELIHOODS = "loglikelihoods"
@@ -82,6 +82,10 @@ class Generation:
     """Seconds that the session took to compile its step, before any generation; None where it compiled nothing."""
 
 
+Stop = Callable[[Sequence[int]], bool]
+"""Whether a continuation ends with the last of these tokens, which are all that it has so far."""
+
+
 class Session(Protocol):
     """Memory for sequences of a fixed number and length: a cache, a graph, or a server's slots."""
 
@@ -128,12 +132,12 @@ class Loglikelihoods:
 
 
 class Journal(Protocol):
-    """Keeps answered batches, so that an evaluation goes on where its process ended."""
+    """Keeps answered batches, so that an evaluation goes on where its process ended: answers, or tokens generated."""
 
-    def get(self, batch: str) -> list[Answer] | None:
-        """The answers of a batch, by a name that stands for its tokens."""
+    def get(self, batch: str) -> list[Any] | None:
+        """The answers of a batch, as they were put, by a name that stands for its tokens."""
 
-    def put(self, batch: str, answers: Sequence[Answer]) -> None:
+    def put(self, batch: str, answers: Sequence[tuple[Any, ...]]) -> None:
         """Keep the answers of a batch."""
 
 
@@ -169,8 +173,8 @@ class Engine(Protocol):
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids. `special`: with or without the tokenizer's special tokens; its own default if None."""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special ones included."""
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """The text of token ids; `special`: with special tokens."""
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
         """The decode mode of a session that is asked for in these words, as rows name it: eager, graph, compiled, ….
@@ -186,6 +190,16 @@ class Engine(Protocol):
 
         Raises:
             QbenchError: the model's cache cannot be quantized as asked, or its step not be compiled.
+        """
+
+    def complete(self, prompts: Sequence[Tokens], new_tokens: int, stop: Stop) -> list[Tokens]:
+        """Greedily continue prompts of any lengths side by side, each as if it were alone, but for the order of sums.
+
+        A continuation has at most `new_tokens` tokens. Its last one is the model's own end of text, or the one after
+        which `stop` says so.
+
+        Raises:
+            NotFiniteError: logits were NaN or infinite.
         """
 
     def loglikelihoods(

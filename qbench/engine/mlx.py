@@ -18,7 +18,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from qbench.engine import prefix_groups
+from qbench.engine import one_by_one, prefix_groups
 from qbench.engine.base import (
     About,
     Answer,
@@ -31,6 +31,8 @@ from qbench.engine.base import (
     Loglikelihoods,
     Query,
     Scores,
+    Stop,
+    Tokens,
 )
 from qbench.engine.text import context_of, decode, encode
 from qbench.errors import NotFiniteError, QbenchError
@@ -105,9 +107,9 @@ class MlxEngine:
         """Token ids."""
         return encode(self._tokenizer, text, self._config["vocab_size"], special=special)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of token ids."""
-        return decode(self._tokenizer, ids)
+        return decode(self._tokenizer, ids, special=special)
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
         """`eager`, whose forwards MLX puts in the queue before the one before them is done.
@@ -125,6 +127,10 @@ class MlxEngine:
         """mlx-lm's cache, which grows with what is read."""
         self.decode_mode(decode, kv_cache)
         return MlxSession(self._model)
+
+    def complete(self, prompts: Sequence[Tokens], new_tokens: int, stop: Stop) -> list[Tokens]:
+        """One prompt after the other."""
+        return one_by_one.complete(self, prompts, new_tokens, stop)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None

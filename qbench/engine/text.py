@@ -28,9 +28,9 @@ def encode(tokenizer: Any, text: str, embeddings: int, *, special: bool | None =
     return ids
 
 
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of token ids, special ones included."""
-    text: str = tokenizer.decode(list(ids))
+def decode(tokenizer: Any, ids: Sequence[int], *, special: bool = True) -> str:
+    """The text of token ids; `special`: with special tokens."""
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=not special)
     return text
 
 

@@ -20,6 +20,7 @@ from qbench.measure.base import Context
 from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
 from qbench.measure.lm_eval.journal import Journal
 from qbench.measure.lm_eval.mmlu_data import LETTERS, PREFIX, load_tasks, subject_of, task_manager
+from qbench.records.answers import write_answers
 from qbench.records.rows import AccuracyRow
 
 NEEDS = frozenset({Capability.LOGLIKELIHOODS})
@@ -82,7 +83,4 @@ def _write_answers(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None
                     "gold": sample["target"],
                 }
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    pd.DataFrame(rows).to_parquet(partial, index=False)
-    partial.replace(path)
+    write_answers(path, pd.DataFrame(rows))

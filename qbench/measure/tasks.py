@@ -1,9 +1,15 @@
-"""Accuracy by any task of lm-evaluation-harness that compares log-likelihoods: ARC, HellaSwag, PIQA, TruthfulQA, …"""
+"""Accuracy by any task of lm-evaluation-harness: ARC, HellaSwag, PIQA by log-likelihoods, GSM8K, IFEval by generation.
+
+What a model generates is compared as text, by the task's own filters and metrics; none of it is executed.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
 from lm_eval.api.task import Task
-from lm_eval.tasks import TaskManager
 
 from qbench.config import TasksConfig
 from qbench.engine.base import Capability, Engine
@@ -11,7 +17,8 @@ from qbench.errors import QbenchError
 from qbench.measure.base import Context
 from qbench.measure.lm_eval.harness import Evaluation, evaluate, quiet_harness
 from qbench.measure.lm_eval.journal import Journal
-from qbench.measure.lm_eval.tasks_data import load_tasks
+from qbench.measure.lm_eval.tasks_data import generates, load_tasks, scored_by, task_manager
+from qbench.records.answers import QUESTION, task_file, write_answers
 from qbench.records.rows import AccuracyRow
 
 NEEDS = frozenset({Capability.LOGLIKELIHOODS})
@@ -21,19 +28,23 @@ NEEDS = frozenset({Capability.LOGLIKELIHOODS})
 def measure(engine: Engine, config: TasksConfig, context: Context) -> None:
     """Emit a row for every task, one for each of its tasks if it is a tag or group; a name when all before it are done.
 
+    The answers to a name's questions are in `context.answers` then, see `qbench.records.answers.task_file`.
+
     Raises:
-        QbenchError: the model has no tokenizer, its logits are NaN, or a task cannot be measured (see `load_tasks`).
+        QbenchError: the model has no tokenizer, its logits are NaN, a task cannot be measured (see `load_tasks`), or
+            the engine cannot generate and a task asks for it.
     """
     if Capability.TEXT not in engine.can:
         raise QbenchError("measure.tasks: the model has no tokenizer; choose one that has, or remove tasks")
     context.progress("tasks, reading their index", 0, 1)
     with quiet_harness():
-        # All that lm-evaluation-harness ships, 13,000 files: this takes some seconds.
-        manager = TaskManager()
+        manager = task_manager(config.names)
         chosen = load_tasks(manager, config)
         for name, tasks in chosen.items():
             if not context.wants(name):
                 continue
+            if Capability.GENERATE not in engine.can and any(map(generates, tasks)):
+                raise QbenchError(f"measure.tasks.names: {name} takes an engine that generates; leave it out")
             journal = Journal(context.journal and context.journal.with_suffix(f".{name}.jsonl"))
             found = evaluate(
                 engine,
@@ -48,6 +59,7 @@ def measure(engine: Engine, config: TasksConfig, context: Context) -> None:
                 journal=journal,
             )
             wall_s = journal.elapsed_s
+            _write_answers(context.answers / task_file(context.identity["label"], name), tasks, found)
             context.emit(*(_row(name, task, found, config, context, wall_s) for task in tasks), unit=name)
 
 
@@ -60,5 +72,22 @@ def _row(name: str, task: Task, found: Evaluation, config: TasksConfig, context:
         num_fewshot=task.config.num_fewshot,
         partial=config.limit is not None,
         wall_s=wall_s,
-        **found.columns(own),
+        **found.columns(own, scored_by(task)),
     )
+
+
+def _write_answers(path: Path, tasks: list[Task], found: Evaluation) -> None:
+    """A row a question, in the order of its task: what it scores, and the text that a model generated."""
+    rows = [_answer(task, sample) for task in tasks for sample in found.samples(task.task_name, scored_by(task))]
+    write_answers(path, pd.DataFrame(rows).sort_values(QUESTION, kind="stable"))
+
+
+def _answer(task: Task, sample: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "subject": str(task.task_name),
+        "question_id": int(sample["doc_id"]),
+        "score": float(sample[scored_by(task).name]),
+        "target": str(sample["target"]),
+        "text": str(sample["resps"][0][0]) if generates(task) else None,
+        "answer": str(sample["filtered_resps"][0]) if generates(task) else None,
+    }

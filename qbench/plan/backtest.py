@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from qbench.config import RunConfig
+from qbench.config import RunConfig, TimedGeneration
 from qbench.config.target import Target
 from qbench.machine.bandwidth import Bandwidth
 from qbench.model.architecture import of_model
@@ -75,7 +75,9 @@ def _forward(config: RunConfig, predicted: Prediction, measured_bytes: int) -> d
         "label": predicted.backend.label,
         "measure": "memory",
         "batch_size": memory.batch_size,
-        "predicted_bytes": predicted.generation_bytes(memory.batch_size, memory.seq_len, memory.seq_len),
+        "predicted_bytes": predicted.generation_bytes(
+            memory.batch_size, memory.seq_len, memory.seq_len, predicted.backend.kv_cache
+        ),
         "measured_bytes": measured_bytes,
     }
 
@@ -83,8 +85,8 @@ def _forward(config: RunConfig, predicted: Prediction, measured_bytes: int) -> d
 def _generations(
     config: RunConfig, predicted: Prediction, throughput: pd.DataFrame, speed: Bandwidth | None
 ) -> Iterator[dict[str, Any]]:
-    timed, label = config.measure.throughput, predicted.backend.label
-    if timed is None:
+    timed, label = config.measure.of(predicted.backend).get("throughput"), predicted.backend.label
+    if not isinstance(timed, TimedGeneration):
         return
     trials = throughput[(throughput["label"] == label) & (throughput["status"] == "ok")]
     for size in sorted(set(trials["batch_size"])):

@@ -163,6 +163,9 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     for name, one in timed.items():
         if one and one.kv_cache != "16bit" and "hqq" not in environment.versions and here:
             raise QbenchError(f"measure.{name}.kv_cache: {one.kv_cache} needs hqq; {kv_cache.INSTALL}")
+    for cell in config.backends:
+        if cell.kv_cache != "16bit" and "hqq" not in environment.versions and cell.python is None:
+            raise QbenchError(f"backends.{cell.label}.kv_cache: {cell.kv_cache} needs hqq; {kv_cache.INSTALL}")
     if config.calibration.text:
         texts.check(config.calibration.text, "calibration.text")
     if config.measure.perplexity and config.measure.perplexity.text:

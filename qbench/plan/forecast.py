@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from qbench.config import RunConfig, TimedGeneration, resolve
+from qbench.config import RunConfig, SustainedConfig, ThroughputConfig, TimedGeneration, resolve
 from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth
@@ -134,7 +134,7 @@ def make(
         cells=tuple(_cell(config, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)),
         problems=_problems(config, machine),
         questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
-        compared=len(cells) - 1 if any(cell.weight_bits >= 16 for cell in cells) else 0,
+        compared=len(cells) - 1 if any(cell.is_16_bit for cell in cells) else 0,
     )
 
 
@@ -187,7 +187,8 @@ def _settings(config: RunConfig) -> dict[str, str]:
 
 def _cell(config: RunConfig, predicted: Prediction, memory: int | None, speed: Bandwidth | None) -> CellForecast:
     measured, weights = config.measure.memory, predicted.weights()
-    peak = predicted.generation_bytes(measured.batch_size, measured.seq_len, measured.seq_len)
+    kv_cache = predicted.backend.kv_cache
+    peak = predicted.generation_bytes(measured.batch_size, measured.seq_len, measured.seq_len, kv_cache)
     load = predicted.load_bytes() if predicted.target.device == "cpu" else None
     perplexity = None
     if config.measure.perplexity:
@@ -213,12 +214,13 @@ def _cell(config: RunConfig, predicted: Prediction, memory: int | None, speed: B
 def _batches(
     config: RunConfig, predicted: Prediction, memory: int | None, speed: Bandwidth | None
 ) -> Iterator[BatchForecast]:
-    throughput, sustained = config.measure.throughput, config.measure.sustained
+    own = config.measure.of(predicted.backend)
+    throughput, sustained = own.get("throughput"), own.get("sustained")
     timed: list[tuple[str, TimedGeneration, int, int]] = []
-    if throughput:
+    if isinstance(throughput, ThroughputConfig):
         repeats = throughput.warmup + throughput.trials
         timed += [("throughput", throughput, size, repeats) for size in throughput.batch_sizes]
-    if sustained:  # a clock ends it
+    if isinstance(sustained, SustainedConfig):  # a clock ends it
         timed.append(("sustained", sustained, sustained.batch_size, 0))
     for name, settings, size, repeats in timed:
         peak = predicted.generation_bytes(size, settings.prompt_tokens, settings.seq_len, settings.kv_cache)

@@ -131,8 +131,10 @@ class Prediction:
         quantizing = prompt * (3 * model.hidden_size + model.query_size + 2 * model.key_value_size) * values
         moments = [
             cache.held(prompt) + max(prefill // batch_size, quantizing + cache.quantizing(prompt, device)),
-            cache.held(seq_len - 1, steps % RESIDUAL) + cache.step(seq_len - 1, device, again=False),
         ]
+        if steps > 0:
+            last = cache.held(seq_len - 1, steps % RESIDUAL)
+            moments.append(last + cache.step(seq_len - 1, device, again=False))
         if steps >= RESIDUAL:
             full = prompt + steps // RESIDUAL * RESIDUAL
             moments.append(cache.held(full, RESIDUAL) + cache.step(full, device, again=True))

@@ -1,4 +1,7 @@
-"""Which questions the cells of a run answered right, read back from `answers/<label>.parquet`."""
+"""Which questions the cells of a run answered right, read back from the files in `answers/`.
+
+MMLU's are in `<label>.parquet`, those of a task in `<label>.tasks.<task>.parquet`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,26 @@ from pathlib import Path
 import pandas as pd
 
 QUESTION = ["subject", "question_id"]
+
+TASKS = ".tasks."
+"""Between a label and a task in the name of a file."""
+
+
+def task_file(label: str, task: str) -> str:
+    """Name of the file with a cell's answers to a task: subject, question_id, score, target, text and answer.
+
+    `score` is the question's own, `target` what is right; of a task that generates, `text` is what the model wrote and
+    `answer` what the task's filter made of it.
+    """
+    return f"{label}{TASKS}{task}.parquet"
+
+
+def write_answers(path: Path, answers: pd.DataFrame) -> None:
+    """Write a file of answers, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    answers.to_parquet(partial, index=False)
+    partial.replace(path)
 
 
 def mmlu_rows(accuracy: pd.DataFrame, label: str) -> pd.DataFrame:
@@ -38,6 +61,27 @@ def read_answers(folder: Path, accuracy: pd.DataFrame) -> tuple[dict[str, pd.Ser
     return answers, warnings + _unequal(folder, answers)
 
 
+def read_task_answers(folder: Path, accuracy: pd.DataFrame) -> tuple[dict[str, dict[str, pd.Series[bool]]], list[str]]:
+    """By task and label, whether the cell is right, indexed as in `read_answers`; and warnings of files left out.
+
+    Only of tasks whose questions are right or wrong; older runs have kept no such files.
+    """
+    found: dict[str, dict[str, pd.Series[bool]]] = {}
+    warnings: list[str] = []
+    known = accuracy[(accuracy["task"] != "mmlu") & accuracy["metric"].notna()]
+    for (task, label), rows in known.groupby(["task", "label"], sort=False):
+        if rows["correct"].isna().any():
+            continue
+        path = folder / "answers" / Path(task_file(str(label).rpartition("/")[2], str(task))).name
+        try:
+            frame = pd.read_parquet(path, columns=[*QUESTION, "score"]).set_index(QUESTION)
+            found.setdefault(str(task), {})[str(label)] = _checked(frame["score"] == 1, rows)
+        except (OSError, ValueError, KeyError) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"is left out ({error})"
+            warnings.append(f"{path}: {reason}; {label} is not compared question by question")
+    return found, warnings
+
+
 def _file(folder: Path, label: str) -> Path:
     """Where a cell's answers are: in `folder`, also if its tables come from somebody who says otherwise."""
     return folder / "answers" / f"{label.rpartition('/')[2]}.parquet"
@@ -45,7 +89,12 @@ def _file(folder: Path, label: str) -> Path:
 
 def _read(path: Path, counted: pd.DataFrame) -> pd.Series[bool]:
     frame = pd.read_parquet(path, columns=[*QUESTION, "predicted", "gold"]).set_index(QUESTION)
-    right = frame["predicted"] == frame["gold"]
+    return _checked(frame["predicted"] == frame["gold"], counted)
+
+
+def _checked(right: pd.Series[bool], counted: pd.DataFrame) -> pd.Series[bool]:
+    """The answers, if they are those that the rows of `accuracy.csv` count."""
+    counted = counted.drop_duplicates("subject", keep="last")
     there, expected = (int(right.sum()), len(right)), (int(counted["correct"].sum()), int(counted["n"].sum()))
     if there != expected or right.index.has_duplicates:
         raise ValueError(

@@ -64,6 +64,9 @@ class CellRow(Row):
     read_bytes_per_s: float | None = None
     """How fast the device moved bytes of its memory just before loading: reading on a CPU, see
     `qbench.machine.bandwidth.of_host`; copying on a GPU, see `qbench.engine.torch.bandwidth.copy_bytes_per_s`."""
+    kv_cache: str | None = None
+    """What all of its keys and values are kept in: 16bit, int8 or int4. Where it is 16bit, `throughput.csv` may say
+    that speed was measured over another. None in runs of versions that knew no such cells."""
     unsupported: str | None = None
     """Measures that the cell's engine cannot take, with the reasons."""
     failed: str | None = None
@@ -166,6 +169,9 @@ class AccuracyRow(Row):
     """Questions whose prompt lost its beginning, with it some of the examples, to the model's context."""
     asked_sha256: str | None = None
     """Of the prompts with their examples, choices and right answers, in order, as lm-evaluation-harness made them."""
+    metric: str | None = None
+    """What the accuracy is, in lm-evaluation-harness's words: a metric and its filter, `exact_match,strict-match`. None
+    in runs of versions that knew only `acc,none`."""
 
 
 class NoiseRow(Row):

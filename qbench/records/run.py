@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment, hardware_label
 from qbench.records import csvtext
-from qbench.records.answers import read_answers
+from qbench.records.answers import read_answers, read_task_answers
 from qbench.records.files import write_atomically
 from qbench.records.redact import Redactor
 from qbench.records.rows import TABLES, NoiseRow, Row, SustainedRow
@@ -68,11 +68,14 @@ class Run:
     sustained: pd.DataFrame = field(default_factory=lambda: to_frame(SustainedRow, []))
     answers: dict[str, pd.Series[bool]] = field(default_factory=dict)
     """By label, whether the cell is right, indexed by (subject, question_id); see `qbench.records.answers`."""
+    task_answers: dict[str, dict[str, pd.Series[bool]]] = field(default_factory=dict)
+    """By task, the same for the questions of measure.tasks."""
 
     @property
     def reference(self) -> str | None:
         """Label of the cell that others are compared with: the first that is not quantized; None if there is none."""
-        labels = self.cells.loc[self.cells["bits"] >= 16, "label"]
+        plain = self.cells["kv_cache"].fillna("16bit") == "16bit"
+        labels = self.cells.loc[(self.cells["bits"] >= 16) & plain, "label"]
         return str(labels.iloc[0]) if len(labels) else None
 
 
@@ -100,8 +103,11 @@ def read_run(folder: Path) -> Run:
         else:
             frames[stem] = to_frame(row_type, [])
     answers, found = read_answers(folder, frames["accuracy"])
-    warnings += found
-    return Run(folder=folder, record=record, **frames, warnings=tuple(warnings), answers=answers)
+    task_answers, lacking = read_task_answers(folder, frames["accuracy"])
+    warnings += [*found, *lacking]
+    return Run(
+        folder=folder, record=record, **frames, warnings=tuple(warnings), answers=answers, task_answers=task_answers
+    )
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ QUANTIZING = ("backends", "compat", "config/resolve.py", "demo/calibration.txt",
 
 MEASURING = (
     *("analysis/formulas.py", "machine", "measure", "records/answers.py", "run/worker.py"),
-    *("demo/heldout.txt", "demo/mmlu"),
+    *("demo/heldout.txt", "demo/mmlu", "demo/tasks"),
     *QUANTIZING,
 )
 """What makes figures: whoever changes a line of it measures again."""
@@ -69,7 +69,7 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
         settings = config.calibration.model_dump(mode="json", exclude={"text"})
         facts |= {f"calibration.{name}": value for name, value in settings.items()}
         facts["calibration.text"] = texts.identify(config.calibration.text or texts.default_text(config.model))
-    return facts | _versions(backend, ("python", *backend.libraries), machine)
+    return facts | _versions(backend, ("python", *backend.used_libraries), machine)
 
 
 def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str, *, device: str, dtype: str) -> Facts:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from qbench.config import NOISE_SUFFIX, Backend, RunConfig
 from qbench.errors import QbenchError
+from qbench.records.answers import task_file
 from qbench.records.files import remove, write_atomically
 from qbench.records.redact import Redactor
 from qbench.records.rows import LINES, TABLES, AccuracyRow, CellRow, Row
@@ -150,6 +151,9 @@ class RunFolder:
     def _files(self, label: str, unit: str) -> list[Path]:
         """What a unit leaves besides its rows."""
         reference = self._config.reference
+        measure, _, part = unit.partition("/")
+        if measure == "tasks":
+            return [self.answers / task_file(label, part)]
         return {
             "mmlu": [self.answers / f"{label}.parquet"],
             "noise_floor": [self.answers / f"{label}{NOISE_SUFFIX}.parquet"],

@@ -82,6 +82,7 @@ def cell_row(config: RunConfig, backend: Backend, **fields: object) -> CellRow:
             **identity(config, backend),
             "bits": backend.weight_bits,
             "group_size": getattr(backend, "group_size", None),
+            "kv_cache": backend.kv_cache,
             **fields,
         }
     )

@@ -27,7 +27,7 @@ from qbench.engine.base import Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.errors import NotFiniteError, UnavailableError, describe_fault
+from qbench.errors import NotFiniteError, QbenchError, UnavailableError, describe_fault
 from qbench.machine import bandwidth
 from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
@@ -105,7 +105,9 @@ class Cell:
         started = time.perf_counter()
         loaded = backend.load(options, settings, calibrated)
         elapsed = time.perf_counter() - started
-        engine = TorchEngine(loaded) if isinstance(loaded, LoadedModel) else loaded
+        engine = TorchEngine(loaded, job.backend.kv_cache) if isinstance(loaded, LoadedModel) else loaded
+        if job.backend.kv_cache != "16bit" and not isinstance(loaded, LoadedModel):
+            raise QbenchError(f"backends.{job.backend.label}.kv_cache: only models of transformers take it; remove it")
         about = engine.about
         self._go_on_with(about.kernel)
         columns = {name: getattr(about, name) for name in ABOUT_COLUMNS}

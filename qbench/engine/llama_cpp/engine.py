@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qbench.engine import prefix_groups, text
+from qbench.engine import base, one_by_one, prefix_groups, text
 from qbench.engine.base import (
     About,
     Capability,
@@ -22,6 +22,7 @@ from qbench.engine.base import (
     Loglikelihoods,
     Query,
     Scores,
+    Stop,
     TokenCount,
 )
 from qbench.engine.llama_cpp.context import BATCH, CELLS, LOGITS, MAX_SEQUENCES, UBATCH, Batch, Context, Model, Tokens
@@ -55,9 +56,9 @@ class LlamaCppEngine:
         """Token ids, by the tokenizer beside the model and not by that in the GGUF file."""
         return text.encode(self._tokenizer, text_, self.about.vocab_size, special=special)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of token ids."""
-        return text.decode(self._tokenizer, ids)
+        return text.decode(self._tokenizer, ids, special=special)
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
         """Always `eager`: every step is one `llama_decode`.
@@ -85,6 +86,10 @@ class LlamaCppEngine:
         cells = -(-seq_len // CELLS) * CELLS
         make = partial(self._context, tokens=batch_size * cells, sequences=batch_size, outputs=batch_size)
         return LlamaCppSession(partial(make, unified=False))
+
+    def complete(self, prompts: Sequence[base.Tokens], new_tokens: int, stop: Stop) -> list[base.Tokens]:
+        """One prompt after the other."""
+        return one_by_one.complete(self, prompts, new_tokens, stop)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None

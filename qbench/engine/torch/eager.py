@@ -29,7 +29,12 @@ class EagerDecoder:
         self._plain = all(isinstance(layer, PreallocatedLayer) for layer in self._cache.layers)
         self._positions = not self._plain and takes_positions(model)
         self._length = 0
+        self._hidden: Tensor | None = None
         self.best: Tensor
+
+    def hide(self, padding: Tensor) -> None:
+        """Of the prompts that follow, hide what `padding`, bool [batch_size, prompt_tokens], marks on their left."""
+        self._hidden = padding
 
     def prefill(self, prompt: Tensor) -> Tensor:
         self._length = 0
@@ -45,11 +50,16 @@ class EagerDecoder:
 
     def _forward(self, token: Tensor) -> Tensor:
         options = {}
-        if self._positions:
+        start, end = self._length, self._length + token.shape[1]
+        self._length = end
+        if self._hidden is not None:
+            seen = torch.ones(len(token), end, dtype=torch.int64, device=token.device)
+            seen[:, : self._hidden.shape[1]].masked_fill_(self._hidden, 0)
+            positions = (seen.cumsum(1) - 1).clamp(min=0)
+            options = {"attention_mask": seen, "position_ids": positions[:, start:]}
+        elif self._positions:
             # Layers without keys do not count tokens, and some models ask the first layer of their cache.
-            end = self._length + token.shape[1]
-            options["position_ids"] = torch.arange(self._length, end, device=token.device)[None]
-            self._length = end
+            options["position_ids"] = torch.arange(start, end, device=token.device)[None]
         self.best, following = next_token(self._model, token, past_key_values=self._cache, **options)
         return following
 

@@ -24,8 +24,11 @@ from qbench.engine.base import (
     Loglikelihoods,
     Query,
     Scores,
+    Stop,
+    Tokens,
 )
 from qbench.engine.text import context_of, decode, encode
+from qbench.engine.torch.complete import complete
 from qbench.engine.torch.decode import Decoder, generate, make_decoder
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities, outline
@@ -37,10 +40,14 @@ from qbench.model.find import CONTEXT_NAMES
 
 
 class TorchEngine:
-    """Runs what a torch backend has loaded."""
+    """Runs what a torch backend has loaded; with a `kv_cache` of integers, over transformers' quantized cache."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedModel, kv_cache: KVCache = "16bit") -> None:
+        self.loaded, self._kv_cache = loaded, kv_cache
+
+    def _cache(self, asked: KVCache) -> KVCache:
+        """The engine's own where it has one: nothing of a cell is measured over another."""
+        return asked if self._kv_cache == "16bit" else self._kv_cache
 
     @cached_property
     def about(self) -> About:
@@ -80,9 +87,9 @@ class TorchEngine:
         rows: int = self.loaded.model.get_input_embeddings().weight.shape[0]
         return rows
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of token ids."""
-        return decode(self.loaded.tokenizer, ids)
+        return decode(self.loaded.tokenizer, ids, special=special)
 
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> DecodeMode:
         """`eager`, `graph` or `compiled`.
@@ -99,7 +106,7 @@ class TorchEngine:
         if asked == "compiled" and (missing := compiler_missing(device)):
             raise QbenchError(f"decode: compiled needs {missing}, or use auto")
         several = len(self.loaded.devices) > 1
-        return decode_mode(asked, device, device_map_auto=several, kv_cache=kv_cache)
+        return decode_mode(asked, device, device_map_auto=several, kv_cache=self._cache(kv_cache))
 
     @property
     def _no_fixed_step(self) -> str | None:
@@ -115,21 +122,25 @@ class TorchEngine:
     ) -> TorchSession:
         """A decoder with its cache, which is allocated at the first prefill; a compiled one is compiled here."""
         mode = self.decode_mode(decode, kv_cache)
-        decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, kv_cache)
+        decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, self._cache(kv_cache))
         return TorchSession(decoder, self.loaded.device)
+
+    def complete(self, prompts: Sequence[Tokens], new_tokens: int, stop: Stop) -> list[Tokens]:
+        """See `qbench.engine.torch.complete`."""
+        return complete(self.loaded, prompts, new_tokens, stop, self._kv_cache)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
     ) -> Loglikelihoods:
-        """See `qbench.engine.torch.prefix`; models that cannot share read every prompt whole."""
+        """See `qbench.engine.torch.prefix`; models that cannot share, and quantized caches, read every prompt whole."""
         asked = list(queries)
-        share = share and can_share(self.loaded.model)
+        share = share and can_share(self.loaded.model) and self._kv_cache == "16bit"
         groups = prefix_groups.plan(asked, batch_size=batch_size, share=share)
         if share and not (
             prefix_groups.begun(groups, batch_size, journal) or sharing_agrees(self.loaded, groups, batch_size)
         ):
             share, groups = False, prefix_groups.plan(asked, batch_size=batch_size, share=False)
-        reader = PrefixReader(self.loaded, batch_size, journal)
+        reader = PrefixReader(self.loaded, batch_size, journal, self._kv_cache)
         return Loglikelihoods(prefix_groups.count(groups, batch_size), reader.read(groups), shared=share)
 
     @torch.inference_mode()
@@ -139,7 +150,7 @@ class TorchEngine:
         targets = window[1:].to(self.loaded.device)
         watched = None if words is None else torch.from_numpy(words).to(self.loaded.device)
         found: dict[str, list[torch.Tensor]] = {}
-        for rows, logprobs in log_probabilities(self.loaded, window):
+        for rows, logprobs in log_probabilities(self.loaded, window, self._kv_cache):
             seen = {"truth": logprobs.gather(1, targets[rows, None])[:, 0]}
             chosen = None if watched is None else watched[rows]
             if top_k:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from qbench.engine.base import KVCache
+from qbench.engine.torch import as_decoded
 from qbench.engine.torch.loaded import LoadedModel
 
 CHUNK_VALUES = 1 << 25
@@ -14,16 +16,26 @@ CHUNK_VALUES = 1 << 25
 
 
 @torch.inference_mode()
-def log_probabilities(loaded: LoadedModel, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def log_probabilities(
+    loaded: LoadedModel, tokens: Tensor, kv_cache: KVCache = "16bit"
+) -> Iterator[tuple[slice, Tensor]]:
     """What one forward of `tokens` [window] says of the next token, in pieces: (rows, float32 [rows, vocabulary]).
+
+    Over a quantized cache they are read as if decoded, see `qbench.engine.torch.as_decoded`.
 
     Row i is what follows tokens[: i + 1]; there are window - 1 rows, none for what follows the last token.
     """
-    logits = loaded.model(tokens[None].to(loaded.device), use_cache=False).logits[0, :-1]
-    rows = max(1, CHUNK_VALUES // logits.shape[1])
-    for start in range(0, len(logits), rows):
-        piece = slice(start, min(start + rows, len(logits)))
-        yield piece, torch.log_softmax(logits[piece], -1, dtype=torch.float32)
+    window = tokens[None].to(loaded.device)
+    if kv_cache == "16bit":
+        whole = iter((loaded.model(window, use_cache=False).logits[:, :-1],))
+    else:
+        whole = as_decoded.read(loaded.model, kv_cache, window[:, :-1])
+    known = 0
+    for logits in whole:
+        rows = max(1, CHUNK_VALUES // logits.shape[-1])
+        for piece in logits[0].split(rows):
+            yield slice(known, known + len(piece)), torch.log_softmax(piece, -1, dtype=torch.float32)
+            known += len(piece)
 
 
 def outline(logprobs: Tensor, words: Tensor) -> Tensor:

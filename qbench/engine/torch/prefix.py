@@ -19,8 +19,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from qbench.compat.transformers import Cache, DynamicLayer, attention
 from qbench.engine import prefix_groups
-from qbench.engine.base import Answer, Journal, Query, Tokens
+from qbench.engine.base import Answer, Journal, KVCache, Query, Tokens
 from qbench.engine.prefix_groups import Group, Row
+from qbench.engine.torch import as_decoded
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.step import takes_positions
 
@@ -28,10 +29,13 @@ from qbench.engine.torch.step import takes_positions
 class PrefixReader:
     """Answers queries group by group. A batch stands for `batch_size` sequences at most."""
 
-    def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal | None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, batch_size: int, journal: Journal | None, kv_cache: KVCache = "16bit"
+    ) -> None:
         self._model, self._device, self._dtype = loaded.model, loaded.device, loaded.dtype
         self._batch_size = batch_size
         self._journal = journal
+        self._kv_cache = kv_cache
         self._explicit_positions = takes_positions(loaded.model)
 
     def read(self, groups: Sequence[Group]) -> Iterator[dict[Query, Answer]]:
@@ -88,17 +92,20 @@ class PrefixReader:
             options["attention_mask"] = layout.mask(prefix, self._dtype)
         # Positions that predict something in any row of the batch.
         kept = sorted({position for _, position in layout.predicting})
-        output = self._model(
-            layout.tokens,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=torch.tensor(kept, device=self._device),
-            **options,
-        )
+        if self._kv_cache == "16bit":
+            logits = self._model(
+                layout.tokens,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=torch.tensor(kept, device=self._device),
+                **options,
+            ).logits
+        else:  # prompts share nothing then
+            logits = torch.cat(list(as_decoded.read(self._model, self._kv_cache, layout.tokens, kept)), dim=1)
         columns = {position: column for column, position in enumerate(kept)}
         index = torch.tensor([(row, columns[position]) for row, position in layout.predicting], device=self._device)
         # float32 only for what is looked at.
-        logprobs = output.logits[index[:, 0], index[:, 1]].float().log_softmax(-1)
+        logprobs = logits[index[:, 0], index[:, 1]].float().log_softmax(-1)
         return layout.read_off(logprobs)
 
 

@@ -7,11 +7,14 @@ Tokens, truncation from the left and the empty context are those of the harness'
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
 from qbench.engine import prefix_groups
 from qbench.engine.base import Answer, Engine, Journal, Query, TokenCount, Tokens
@@ -26,8 +29,50 @@ TokenRequest = tuple[tuple[str, str], list[int], list[int]]
 """lm-evaluation-harness's tokenized request: (context, continuation) as texts, and the tokens of each."""
 
 
+DEFAULT_NEW_TOKENS = 256
+"""What the harness lets a model generate where a task does not say."""
+
+GREEDY = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"})
+"""Options of a task's generation that greedy decoding obeys, or that mean nothing to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where a continuation ends at the latest."""
+
+    new_tokens: int
+    stops: tuple[str, ...]
+
+    def ended(self, text: str) -> bool:
+        """Whether a stop string is there."""
+        return any(stop in text for stop in self.stops)
+
+    def cut(self, text: str) -> str:
+        """What stands before every stop string."""
+        for stop in self.stops:
+            text = text.partition(stop)[0]
+        return text
+
+
+def limits_of(options: Mapping[str, Any], eos: str = "") -> Limits:
+    """Of a task's `generation_kwargs`, as `lm_eval.models.huggingface.HFLM` understands them.
+
+    Raises:
+        QbenchError: they do not ask for greedy decoding.
+    """
+    found = normalize_gen_kwargs(dict(options), DEFAULT_NEW_TOKENS)
+    if found.get("do_sample"):
+        raise QbenchError(
+            "it samples (do_sample), so that another start gives other answers; only greedy generation is measured"
+        )
+    if strange := sorted(found.keys() - GREEDY):
+        raise QbenchError(f"it generates with {', '.join(strange)}; only greedy generation to stop strings is measured")
+    stops = handle_stop_sequences(found["until"], eos=eos)
+    return Limits(found["max_gen_toks"], tuple(stop for stop in stops if stop))
+
+
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
-    """Equal log-likelihoods for any engine; the order of requests changes nothing.
+    """Equal log-likelihoods and continuations for any engine; the order of requests changes nothing.
 
     A batch stands for `batch_size` sequences at most. `share`: what prompts have in common may be read once.
     """
@@ -130,6 +175,53 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         """Not asked for: tasks of other kinds are refused before they are loaded."""
         raise NotImplementedError
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Not asked for: tasks of other kinds are refused before they are loaded."""
-        raise NotImplementedError
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """Greedy continuations, each cut at the first stop string: longest prompts first, `batch_size` side by side.
+
+        What is generated a batch at a time has the same limit and stop strings.
+        """
+        prompts: dict[tuple[Limits, Tokens], list[int]] = {}
+        for i, (context, options) in enumerate(request.args for request in requests):
+            limits = limits_of(options, self.engine.decode([self.eot_token_id]))
+            prompt = self._prompt(context, limits.new_tokens)
+            prompts.setdefault((limits, prompt), []).append(i)
+        answers: dict[int, str] = {}
+        for limits in dict.fromkeys(limits for limits, _ in prompts):
+            waiting = sorted((p for own, p in prompts if own == limits), key=lambda p: (-len(p), p))
+            for start in range(0, len(waiting), self.batch_size):
+                batch = waiting[start : start + self.batch_size]
+                for prompt, text in zip(batch, self._complete(batch, limits), strict=True):
+                    for i in prompts[limits, prompt]:
+                        answers[i] = text
+                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
+        return [answers[i] for i in range(len(requests))]
+
+    def _prompt(self, context: str, new_tokens: int) -> Tokens:
+        """The tokens of a prompt, its beginning cut off where `new_tokens` more would exceed the model's context.
+
+        Raises:
+            QbenchError: so many tokens leave no room for a prompt.
+        """
+        room = self.max_length - new_tokens
+        if room <= 0:
+            raise QbenchError(
+                f"a question takes up to {new_tokens} new tokens, and the model's context of {self.max_length} leaves "
+                "no room for a prompt before them. Leave this task out"
+            )
+        tokens = self.tok_encode(context)
+        if len(tokens) > room:
+            self.truncated.add(context)
+        self.forward_tokens += TokenCount(min(len(tokens), room))
+        self.stock_tokens += TokenCount(min(len(tokens), room))
+        return tuple(tokens[-room:])
+
+    def _complete(self, prompts: list[Tokens], limits: Limits) -> list[str]:
+        name = hashlib.sha256(repr((prompts, limits)).encode()).hexdigest()
+        found = self._journal.get(name) if self._journal else None
+        if found is None:
+            found = self.engine.complete(
+                prompts, limits.new_tokens, lambda tokens: limits.ended(self.engine.decode(tokens))
+            )
+            if self._journal:
+                self._journal.put(name, found)
+        return [limits.cut(self.engine.decode(tokens, special=False)) for tokens in found]

@@ -18,7 +18,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from qbench.compat.lm_eval import questions
+from qbench.compat.lm_eval import Metric, questions
 from qbench.engine.base import Engine, TokenCount
 from qbench.errors import NotFiniteError
 from qbench.measure.lm_eval.adapter import EngineLM
@@ -27,6 +27,9 @@ from qbench.measure.lm_eval.journal import Journal
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.5
+
+ACC = Metric("acc", "none")
+"""That of tasks that compare log-likelihoods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +46,22 @@ class Evaluation:
     truncated: frozenset[str]
     """Prompts that lost their beginning."""
 
-    def scores(self, task: str) -> list[float]:
-        """lm-evaluation-harness's `acc` of every question: 1 or 0, in some tasks something between."""
-        return [float(sample["acc"]) for sample in self.results["samples"][task] if sample["filter"] == "none"]
+    def samples(self, task: str, scored: Metric = ACC) -> list[dict[str, Any]]:
+        """Every question of a task as lm-evaluation-harness keeps it, with the answer that the metric looks at."""
+        return [sample for sample in self.results["samples"][task] if sample["filter"] == scored.filter]
 
-    def columns(self, task: str) -> dict[str, Any]:
+    def columns(self, task: str, scored: Metric = ACC) -> dict[str, Any]:
         """What an `AccuracyRow` says of a task's answers and tokens.
 
-        stderr = s ÷ √n, with s the scores' sample deviation (`lm_eval.api.metrics.mean_stderr`); None for one question.
+        A question's score is 1 or 0, in some tasks something between. stderr = s ÷ √n, with s the scores' sample
+        deviation (`lm_eval.api.metrics.mean_stderr`); None for one question.
         """
-        scores = self.scores(task)
+        scores = [float(sample[scored.name]) for sample in self.samples(task, scored)]
         return {
             "n": len(scores),
             "correct": int(sum(scores)) if all(score in (0, 1) for score in scores) else None,
-            "accuracy": self.results["results"][task]["acc,none"],
+            "accuracy": self.results["results"][task][str(scored)],
+            "metric": str(scored),
             "stderr": statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None,
             "forward_tokens": self.forward_tokens.read,
             "stock_tokens": self.stock_tokens.read,
@@ -64,14 +69,15 @@ class Evaluation:
             "shared_prefixes": self.shared,
             "truncated": sum(
                 any(arguments[0] in self.truncated for arguments in sample["arguments"])
-                for sample in self.results["samples"][task]
+                for sample in self.samples(task, scored)
             ),
         }
 
     def _asked(self, task: str) -> str:
         """A hash of a task's prompts, continuations and targets: what was asked, wherever its rows came from."""
         digest = hashlib.sha256()
-        for sample in sorted(self.results["samples"][task], key=lambda sample: int(sample["doc_id"])):
+        samples = {int(sample["doc_id"]): sample for sample in self.results["samples"][task]}
+        for _, sample in sorted(samples.items()):
             digest.update(json.dumps([sample["arguments"], sample["target"]], default=str).encode())
         return digest.hexdigest()
 
@@ -101,7 +107,7 @@ def evaluate(
 
     Raises:
         NotFiniteError: a log-probability is NaN or infinite.
-        QbenchError: a continuation cannot be scored.
+        QbenchError: a continuation cannot be scored, or generation leaves no room for a prompt.
     """
     lm = EngineLM(engine, batch_size, share=share, journal=journal)
     lm.set_cache_hook(Watch(what, tasks, limit, progress))
@@ -142,13 +148,13 @@ class Watch(CacheHook):  # type: ignore[misc]  # lm_eval has no types
         self._reported_at = time.monotonic()
         progress(what, 0, self._questions)
 
-    def add_partial(self, attr: str, req: Iterable[Any], res: tuple[float, bool]) -> None:
+    def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
         """One request is answered.
 
         Raises:
             NotFiniteError: its log-probability is NaN or infinite.
         """
-        if not math.isfinite(res[0]):
+        if attr == "loglikelihood" and not math.isfinite(res[0]):
             raise NotFiniteError(f"{self._what}, first in {self._task_of(req)}")
         # Requests are made after the watch begins; questions may differ in their number of choices.
         self._requests = self._requests or sum(i.repeats for task in self._tasks for i in task.instances)

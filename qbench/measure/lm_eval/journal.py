@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from qbench.engine.base import Answer
 from qbench.records.files import end_last_line
 
 
@@ -20,7 +20,7 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self._started = time.perf_counter()
-        self._known: dict[str, list[Answer]] = {}
+        self._known: dict[str, list[tuple[Any, ...]]] = {}
         self._before_s = 0.0
         self._file = None
         if path:
@@ -33,7 +33,7 @@ class Journal:
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             with suppress(ValueError, KeyError):  # a line that its writer was cut off in
                 kept = json.loads(line)
-                self._known[kept["batch"]] = [(logprob, greedy) for logprob, greedy in kept["answers"]]
+                self._known[kept["batch"]] = [tuple(answer) for answer in kept["answers"]]
                 self._before_s = kept["elapsed_s"]
 
     @property
@@ -41,11 +41,11 @@ class Journal:
         """Wall time since this was made, and that of the workers before until their last batch."""
         return self._before_s + time.perf_counter() - self._started
 
-    def get(self, batch: str) -> list[Answer] | None:
+    def get(self, batch: str) -> list[Any] | None:
         """The answers of a batch, if they are known."""
         return self._known.get(batch)
 
-    def put(self, batch: str, answers: Sequence[Answer]) -> None:
+    def put(self, batch: str, answers: Sequence[tuple[Any, ...]]) -> None:
         """Keep the answers of a batch; one that was kept survives the end of this process."""
         if self._file:
             line = {"batch": batch, "answers": answers, "elapsed_s": self.elapsed_s}

@@ -6,20 +6,26 @@ its task file. Rows need the columns of the data set that the task file names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from qbench.compat.lm_eval import draws_from_questions, examples, is_task, tagged, task_file
+from qbench import demo
+from qbench.compat.lm_eval import Metric, draws_from_questions, examples, is_task, metrics, tagged, task_file
 from qbench.config import TasksConfig
 from qbench.errors import QbenchError
+from qbench.measure.lm_eval.adapter import limits_of
 from qbench.text import suggestion
 
-OUTPUT_TYPES = ("loglikelihood", "multiple_choice")
-"""Of a task that is scored by log-likelihoods of its answers alone."""
+GENERATES = "generate_until"
+OUTPUT_TYPES = ("loglikelihood", "multiple_choice", GENERATES)
+"""Of a task that is scored by log-likelihoods of its answers, or by what a model generates."""
+
+SHARES = ("acc", "exact_match", "em", "f1")
+"""Metrics between 0 and 1, the larger the better; those that end in `_acc` are, too."""
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """What reads a file, as `datasets.load_dataset` names it."""
@@ -28,12 +34,21 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 """Keys of a task file that name a split of its data set."""
 
 
+def task_manager(names: Sequence[str]) -> TaskManager:
+    """Knows the demo model's tasks and, if another is among `names`, all that lm-evaluation-harness ships.
+
+    Those are 13,000 files, whose index takes some seconds.
+    """
+    own = {path.stem for path in demo.TASKS_DIR.glob("*.yaml")}
+    return TaskManager(include_defaults=not own.issuperset(names), include_path=str(demo.TASKS_DIR))
+
+
 def load_tasks(manager: TaskManager, config: TasksConfig) -> dict[str, list[Task]]:
     """The tasks of every name in `config`, sorted by their own: one, or those of a tag or group.
 
     Raises:
-        QbenchError: a name is unknown, a task is not scored by log-likelihoods or has no accuracy, its questions
-            cannot be read, or there are fewer examples than asked for.
+        QbenchError: a name is unknown, a task is scored in another way, has no accuracy, samples or executes what it
+            generates, its questions cannot be read, or there are fewer examples than asked for.
     """
     for name in config.names:
         if name not in manager.all_tasks:
@@ -43,6 +58,7 @@ def load_tasks(manager: TaskManager, config: TasksConfig) -> dict[str, list[Task
             raise QbenchError(f"measure.tasks.data: {name} is a group of tasks; name those that have data")
         for own, file in _task_files(manager, name):
             _check_output_type(own, file.get("output_type"))
+            _check_code(own, file)
             _check_metrics(own, file)
     return {name: _load(manager, name, config) for name in config.names}
 
@@ -63,6 +79,15 @@ def _task_files(manager: TaskManager, member: Any) -> Iterator[tuple[str, dict[s
         yield member, file
     else:
         yield from _task_files(manager, file.get("task"))
+
+
+def _check_code(name: str, file: Mapping[str, Any]) -> None:
+    """Refuse a task that would execute what the model has written."""
+    if file.get("unsafe_code"):
+        raise QbenchError(
+            f"measure.tasks.names: {name} runs the programs that a model writes, and nothing that a model wrote is "
+            "executed here. Leave it out"
+        )
 
 
 def _check_metrics(name: str, file: dict[str, Any]) -> None:
@@ -102,15 +127,42 @@ def _load(manager: TaskManager, name: str, config: TasksConfig) -> list[Task]:
 def _check_output_type(name: str, output_type: str | None) -> None:
     if output_type is not None and output_type not in OUTPUT_TYPES:
         raise QbenchError(
-            f"measure.tasks.names: {name} is a task of type {output_type}; only {' and '.join(OUTPUT_TYPES)} can be "
+            f"measure.tasks.names: {name} is a task of type {output_type}; only {', '.join(OUTPUT_TYPES)} can be "
             "measured. Leave it out"
         )
 
 
+def scored_by(task: Task) -> Metric:
+    """The metric that is reported as a task's accuracy: `acc`, or the first of its file that is a share.
+
+    Raises:
+        QbenchError: it has none.
+    """
+    found = metrics(task)
+    shares = [metric for metric in found if metric.name in SHARES or metric.name.endswith("_acc")]
+    chosen = next((metric for metric in shares if metric.name == "acc"), shares[0] if shares else None)
+    if chosen is None:
+        names = ", ".join(metric.name for metric in found)
+        raise QbenchError(
+            f"measure.tasks.names: {task.task_name} has no accuracy or exact match (its metrics: {names}); leave it out"
+        )
+    return chosen
+
+
+def generates(task: Task) -> bool:
+    """Whether a task is scored by what a model generates."""
+    return bool(task.OUTPUT_TYPE == GENERATES)
+
+
 def _check(task: Task, config: TasksConfig) -> None:
     name = str(task.task_name)
-    if "acc" not in task.aggregation():
-        raise QbenchError(f"measure.tasks.names: {name} has no metric acc; leave it out")
+    scored_by(task)
+    _check_code(name, {"unsafe_code": task.config.unsafe_code})
+    if generates(task):
+        try:
+            limits_of(task.config.generation_kwargs or {})
+        except QbenchError as error:
+            raise QbenchError(f"measure.tasks.names: {name}: {error}. Leave it out") from error
     shots = task.config.num_fewshot if config.num_fewshot is None else config.num_fewshot
     # A task file that sets 0 is obeyed, whatever is asked for; a question is never an example of its own.
     drawn = (shots or 0) + draws_from_questions(task)

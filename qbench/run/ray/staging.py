@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbench.config import NOISE_SUFFIX
+from qbench.records.answers import TASKS
 from qbench.run.events import EventReader, ProgressEvent
 from qbench.run.job import Job
 from qbench.run.ray.actor import contents, unpack
@@ -43,7 +44,9 @@ class Mirror:
     def answers(self) -> dict[str, bytes]:
         """The cell's own answer files that are here already."""
         own = {f"{self.job.label}.parquet", f"{self.job.label}{NOISE_SUFFIX}.parquet"}
-        return {name: content for name, content in contents(self.job.answers).items() if name in own}
+        tasks = f"{self.job.label}{TASKS}"
+        there = contents(self.job.answers)
+        return {name: content for name, content in there.items() if name in own or name.startswith(tasks)}
 
     def restore(self) -> None:
         """Drop what an attempt that died has written."""

@@ -159,7 +159,7 @@ def _limits(run: Run, cell: CellSummary) -> str:
             speed.trials and speed.validity is None for speed in cell.speeds
         ),
         "Accuracy and perplexity were measured with keys and values in 16 bit, unlike speed.": (
-            cell.kv_cache != PLAIN_CACHE
+            cell.kv_cache != cell.scored_over == PLAIN_CACHE
         ),
         "Figures of one machine at one time: another one, other versions or lengths give other speeds.": True,
         "Multiple-choice accuracy and perplexity say little of long answers, safety or other languages.": True,

@@ -26,6 +26,7 @@ def render(reports: Sequence[RunReport]) -> str:
         if lines:
             parts += [f"## {title}", "\n".join(lines)]
     for heading, table, lines in (
+        ("Tasks", tables.tasks(reports), []),
         ("Speed and latency", speed_tables.speeds(reports), _crossovers(reports)),
         ("Where a decode step's time goes", speed_tables.steps(reports), _bandwidths(reports)),
         ("Sustained load", speed_tables.sustained(reports), []),

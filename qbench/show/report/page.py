@@ -59,6 +59,7 @@ def render(reports: Sequence[RunReport]) -> str:
         backends=list(dict.fromkeys(cell.name for report in reports for cell in report.cells)),
         summary=tables.summary(reports),
         verdicts=tables.verdicts(reports),
+        tasks=tables.tasks(reports),
         sections=[_section(kind, reports, found) for kind in CHARTS if any(key == kind.key for key, _ in found)],
         timed=speed_tables.speeds(reports),
         loaded=speed_tables.sustained(reports),

@@ -83,6 +83,39 @@ def verdicts(reports: Sequence[RunReport]) -> Table | None:
     return Table(key="verdicts", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
 
 
+def tasks(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell in each task of lm-evaluation-harness; None if there is none."""
+    columns = [
+        *whose(reports),
+        Column(title="task", numeric=False),
+        Column(title="metric", numeric=False),
+        Column(title="questions"),
+        Column(title="accuracy [95 %]"),
+        Column(title="against 16 bit", numeric=False),
+        Column(title="detectable, points"),
+    ]
+    rows = [
+        TableRow(
+            run=i,
+            backend=name,
+            fields=(
+                Field(text=name),
+                *([Field(text=report.title)] if len(reports) > 1 else []),
+                text_field(found.task),
+                text_field(found.metric),
+                figure_field(found.accuracy.n, f"{found.accuracy.n:,}"),
+                figure_field(found.accuracy.value, accuracy_words(found.accuracy)),
+                text_field(difference_words(found.accuracy)),
+                text_field(detectable_words(found.accuracy)),
+            ),
+        )
+        for i, report in enumerate(reports)
+        for name, found in report.tasks
+    ]
+    caption = "Tasks, question by question"
+    return Table(key="tasks", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
 def _verdict_fields(accuracy: Accuracy, found: Comparison) -> list[Field]:
     flips = found.flips
     return [

@@ -14,6 +14,7 @@ from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.paired import tied
 from qbench.analysis.subjects import subjects
 from qbench.analysis.summary import CellSummary, Speed, known, summarize
+from qbench.analysis.tasks import task_results
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth
 from qbench.machine.bandwidth import Bandwidth
@@ -58,7 +59,9 @@ def collect(
     reference = run.reference
     answered = [cell.label for cell in cells if cell.accuracy]
     found = subjects(run, reference, answered, names) if reference else ()
-    notes += facts.unreported(run, cells, allow_partial)
+    results = task_results(run, allow_partial=allow_partial, margin=margin)
+    tasks = tuple((names[result.label], result) for result in results if result.label in names)
+    notes += facts.unreported(run, cells, allow_partial, {result.task for result in results})
     dtypes = sorted({str(dtype) for dtype in run.cells["dtype"].dropna()}) or [str(record.config.get("dtype", ""))]
     return RunReport(
         title=title or record.name,
@@ -73,6 +76,7 @@ def collect(
         batch_sizes=summary.batch_sizes,
         cells=tuple(cells),
         subjects=found,
+        tasks=tasks,
         reference=names.get(reference) if reference else None,
         ties=frozenset(frozenset(names[label] for label in pair) for pair in tied(run, answered)),
         settings=facts.settings(run, cells),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 import pandas as pd
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 """A row of a table, None where it has no value."""
 
 
-def unreported(run: Run, cells: Sequence[CellSummary], allow_partial: bool) -> list[str]:
+def unreported(run: Run, cells: Sequence[CellSummary], allow_partial: bool, tasks_shown: Set[str]) -> list[str]:
     """Backends that were not run, limited evaluations, trials at which nobody looked, several machines."""
     notes = []
     if missing := _missing(run):
@@ -34,7 +34,7 @@ def unreported(run: Run, cells: Sequence[CellSummary], allow_partial: bool) -> l
     hosts = run.cells["host"].dropna().unique()
     if len(hosts) > 1:
         notes.append(f"measured on several machines: {', '.join(sorted(map(str, hosts)))}; memory and speed may differ")
-    tasks = sorted(set(run.accuracy["task"]) - {"mmlu"})
+    tasks = sorted(set(run.accuracy["task"]) - {"mmlu"} - tasks_shown)
     if tasks:
         notes.append(f"measured and not shown here, see accuracy.csv: {', '.join(tasks)}")
     if not limited and all(cell.accuracy is None for cell in cells):

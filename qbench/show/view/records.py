@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qbench.analysis.subjects import Subject
 from qbench.analysis.summary import CellSummary
+from qbench.analysis.tasks import TaskResult
 from qbench.machine.bandwidth import Bandwidth
 
 
@@ -31,6 +32,8 @@ class RunReport:
     batch_sizes: tuple[int, ...]
     cells: tuple[CellSummary, ...]
     subjects: tuple[Subject, ...]
+    tasks: tuple[tuple[str, TaskResult], ...]
+    """By the cell's name."""
     reference: str | None
     """Name of the 16-bit cell that others are compared with."""
     ties: frozenset[frozenset[str]]
