@@ -36,6 +36,12 @@ class Capability(StrEnum):
     LOGLIKELIHOODS = "loglikelihoods"
     SCORE = "score"
     PEAK_MEMORY = "peak_memory"
+    REQUESTS = "requests"
+    """It answers requests over HTTP, which come and go by themselves: `endpoint`."""
+
+
+IN_PROCESS = frozenset(Capability) - {Capability.REQUESTS}
+"""What an engine can do at most that computes in the process that asks it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from qbench.engine import prefix_groups, text
 from qbench.engine.base import (
+    IN_PROCESS,
     About,
     Capability,
     Decode,
@@ -49,7 +50,7 @@ class LlamaCppEngine:
         """No quantized cache; text only with a tokenizer, peak memory only where the C library counts allocations."""
         lacking = {Capability.KV_CACHE}
         lacking |= set() if self._tokenizer else {Capability.TEXT}
-        return frozenset(Capability) - lacking - (set() if COUNTS else {Capability.PEAK_MEMORY})
+        return IN_PROCESS - lacking - (set() if COUNTS else {Capability.PEAK_MEMORY})
 
     def encode(self, text_: str, *, special: bool | None = None) -> list[int]:
         """Token ids, by the tokenizer beside the model and not by that in the GGUF file."""
