@@ -16,7 +16,7 @@ from qbench.backends.gguf.options import FILE, GGUF
 from qbench.config import Backend
 from qbench.config.backends import Engine
 from qbench.config.target import Target
-from qbench.errors import QbenchError
+from qbench.errors import QbenchError, UnavailableError
 from qbench.model import ggml
 from qbench.model.ggml import Quant
 
@@ -141,11 +141,18 @@ def quantize(
     """Write the GGUF file that the command gets; return the seconds spent quantizing.
 
     Raises:
+        UnavailableError: what writes such files is not installed.
         QbenchError: see `qbench.backends.gguf.convert.convert`.
     """
     from qbench.backends import gguf
 
-    return gguf.quantize(options, config.as_gguf(), calibration, out, progress)
+    try:
+        return gguf.quantize(options, config.as_gguf(), calibration, out, progress)
+    except ImportError as error:
+        raise UnavailableError(
+            f"backends.{config.label}.gguf: the file cannot be written ({error}); `{GGUF.install}` installs what it "
+            "needs, or give one as `file:`"
+        ) from error
 
 
 def load(options: LoadOptions, config: Server, calibration: Calibration | None) -> ServerEngine:
