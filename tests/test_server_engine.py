@@ -123,6 +123,7 @@ def test_a_prompt_in_words_has_as_many_tokens() -> None:
         ids = np.random.default_rng(tokens).integers(4096, size=tokens).tolist()
         first, second = prompts(ids), prompts(ids)
         assert isinstance(first, str)
+        assert first != second
         assert prompts.count(first) == prompts.count(str(second)) == tokens - 1
     ids = tokenizer("The capital of")["input_ids"]
     assert Prompts(tokenizer, 4096, as_ids=False)(ids) == "The capital of"

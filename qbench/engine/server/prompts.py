@@ -40,7 +40,9 @@ class Prompts:
             QbenchError: no text of that many tokens is found.
         """
         asked = tuple(map(int, ids))
-        fresh = ((asked[0] + self._sent[asked]) % self._vocab_size, *asked[1:])
+        first = 0 if self.as_ids else min(self._added, len(asked) - 1)  # of those that are ours to write
+        other = (asked[first] + self._sent[asked]) % self._vocab_size
+        fresh = (*asked[:first], other, *asked[first + 1 :])
         self._sent[asked] += 1
         return list(fresh) if self.as_ids else self._text(fresh)
 
