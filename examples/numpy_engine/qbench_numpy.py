@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from qbench.config import Backend
 from qbench.engine import one_by_one, prefix_groups
 from qbench.engine.base import (
+    IN_PROCESS,
     About,
     Answer,
     Capability,
@@ -154,7 +155,7 @@ class NumpySession:
 class NumpyEngine:
     """See `qbench.engine.base.Engine`."""
 
-    can = frozenset(Capability) - {Capability.KV_CACHE}
+    can = IN_PROCESS - {Capability.KV_CACHE}
 
     def __init__(self, folder: Path) -> None:
         self._model = Llama(folder)

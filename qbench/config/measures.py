@@ -254,7 +254,7 @@ class MeasureConfig(Strict):
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""
         chosen: dict[str, Measure] = {name: settings for name, settings in self if settings is not None}
-        if not backend.is_16_bit:
+        if not backend.is_reference:
             chosen.pop("noise_floor", None)
         return {name: _over(settings, backend.kv_cache) for name, settings in chosen.items()}
 

@@ -20,6 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from qbench.engine import one_by_one, prefix_groups
 from qbench.engine.base import (
+    IN_PROCESS,
     About,
     Answer,
     Capability,
@@ -101,7 +102,7 @@ class MlxEngine:
     def can(self) -> frozenset[Capability]:
         """Everything but quantized caches; text only with a tokenizer."""
         lacking = {Capability.KV_CACHE} | (set() if self._tokenizer else {Capability.TEXT})
-        return frozenset(Capability) - lacking
+        return IN_PROCESS - lacking
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids."""

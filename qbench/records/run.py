@@ -75,7 +75,7 @@ class Run:
     def reference(self) -> str | None:
         """Label of the cell that others are compared with: the first that is not quantized; None if there is none."""
         plain = self.cells["kv_cache"].fillna("16bit") == "16bit"
-        labels = self.cells.loc[(self.cells["bits"] >= 16) & plain, "label"]
+        labels = self.cells.loc[(self.cells["bits"] >= 16).fillna(False) & plain, "label"]
         return str(labels.iloc[0]) if len(labels) else None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from qbench.engine import base, one_by_one, prefix_groups, text
 from qbench.engine.base import (
+    IN_PROCESS,
     About,
     Capability,
     Decode,
@@ -50,7 +51,7 @@ class LlamaCppEngine:
         """No quantized cache; text only with a tokenizer, peak memory only where the C library counts allocations."""
         lacking = {Capability.KV_CACHE}
         lacking |= set() if self._tokenizer else {Capability.TEXT}
-        return frozenset(Capability) - lacking - (set() if COUNTS else {Capability.PEAK_MEMORY})
+        return IN_PROCESS - lacking - (set() if COUNTS else {Capability.PEAK_MEMORY})
 
     def encode(self, text_: str, *, special: bool | None = None) -> list[int]:
         """Token ids, by the tokenizer beside the model and not by that in the GGUF file."""
@@ -125,7 +126,7 @@ class LlamaCppEngine:
 
     def peak_memory(self, call: Callable[[], object]) -> list[int]:
         """See `qbench.engine.llama_cpp.memory`."""
-        return [self.about.weight_bytes + self._watch.growth(call)]
+        return [self._model.weight_bytes + self._watch.growth(call)]
 
     @property
     def _at_once(self) -> int:

@@ -14,6 +14,7 @@ from qbench.compat.transformers import takes_static_cache
 from qbench.config.resolve import DecodeMode, decode_mode
 from qbench.engine import prefix_groups
 from qbench.engine.base import (
+    IN_PROCESS,
     About,
     Capability,
     Decode,
@@ -76,7 +77,7 @@ class TorchEngine:
     @property
     def can(self) -> frozenset[Capability]:
         """Everything; text only with a tokenizer, which random weights of a bare shape lack."""
-        return frozenset(Capability) - (frozenset() if self.loaded.tokenizer else {Capability.TEXT})
+        return IN_PROCESS - (frozenset() if self.loaded.tokenizer else {Capability.TEXT})
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids."""
