@@ -134,6 +134,7 @@ def test_shipped_kinds_look_for_no_others(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(metadata, "entry_points", fail)
     plugins.cache_clear()
     needed = {kind: {"checkpoint": "x"} for kind in ("compressed-tensors", "auto-round")}
+    needed["server"] = {"url": "http://127.0.0.1:1"}
     cells = ({"kind": kind, "label": f"a-{kind}", **needed.get(kind, {})} for kind in backend_kinds())
     load.check(values(*cells), "r.yaml")
     with pytest.raises(QbenchError, match=r"did you mean group_size"):

@@ -182,8 +182,8 @@ class CellSummary:
         return self.row.status
 
     @property
-    def bits_per_weight(self) -> float:
-        """The effective ones; the nominal ones where those were not recorded."""
+    def bits_per_weight(self) -> float | None:
+        """The effective ones; the nominal ones where those were not recorded; None of a server that does not say."""
         effective = self.row.effective_bits_per_weight
         return self.row.bits if effective is None else effective
 

@@ -15,6 +15,8 @@ from qbench import DISTRIBUTION
 from qbench.config.base import Name, Resources, Strict
 from qbench.config.target import DeviceType, Target
 
+Engine = Literal["torch", "llama_cpp", "mlx", "server"]
+
 GroupSize = Annotated[int, Field(ge=1)] | Literal[-1]
 """Consecutive weights of a row that are quantized together; -1: the whole row."""
 
@@ -36,8 +38,8 @@ class Backend(Strict):
     """Modules that `load` imports: `qbench backends` tries them."""
     quantization: ClassVar[tuple[str, ...]] = ()
     """Settings that decide the weights of a checkpoint that it makes; empty where it makes none."""
-    engine: ClassVar[Literal["torch", "llama_cpp", "mlx"]] = "torch"
-    """What runs its models, as far as their memory is predicted: a key of `qbench.plan.engines.PREDICTIONS`."""
+    engine: ClassVar[Engine] = "torch"
+    """What runs its models; those of `qbench.plan.engines.PREDICTIONS` are predicted."""
     color: ClassVar[str | None] = None
     """Of its marks in plots, #rrggbb; one that no other kind has unless given."""
     hub_library: ClassVar[str] = "qbench"
@@ -57,9 +59,14 @@ class Backend(Strict):
         return data
 
     @property
-    def weight_bits(self) -> int:
-        """Bits of a stored weight code."""
+    def weight_bits(self) -> int | None:
+        """Bits of a stored weight code; None where nobody here can know: of a server's weights."""
         return 4
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it holds the model in 16 bit, so that others are compared with it."""
+        return self.weight_bits is not None and self.weight_bits >= 16
 
     @property
     def calibrates(self) -> bool:
@@ -113,6 +120,7 @@ class Backend(Strict):
 
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         """Bytes of a block's linear without its bias: codes, scales, zeros, code books."""
+        assert self.weight_bits is not None, "cells whose weights are not known are not predicted"
         return out_features * in_features * self.weight_bits // 8
 
     def head_bytes(self, vocab_size: int, hidden_size: int, target: Target, *, tied: bool) -> int:
@@ -124,7 +132,7 @@ class Backend(Strict):
 
         On a CPU the kernels of most backends read codes; on CUDA bitsandbytes' and most of gptqmodel's dequantize.
         """
-        dequantizes = self.weight_bits < 16 and target.device == "cuda"
+        dequantizes = not self.is_reference and target.device == "cuda"
         return out_features * in_features * target.value_bytes if dequantizes else 0
 
     def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:

@@ -29,7 +29,7 @@ GROUP = "qbench.backends"
 
 SHIPPED = (
     *("fp16", "int4", "nf4", "awq", "gptq"),
-    *("int8", "torchao", "hqq", "quanto", "compressed-tensors", "auto-round", "gguf", "mlx"),
+    *("int8", "torchao", "hqq", "quanto", "compressed-tensors", "auto-round", "gguf", "mlx", "server"),
 )
 """Modules of `qbench.backends`, hyphens for underscores, as they are listed everywhere."""
 

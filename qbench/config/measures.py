@@ -330,6 +330,6 @@ class MeasureConfig(Strict):
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""
         chosen: dict[str, Measure] = {name: settings for name, settings in self if settings is not None}
-        if backend.weight_bits < 16:
+        if not backend.is_reference:
             chosen.pop("noise_floor", None)
         return chosen

@@ -131,7 +131,7 @@ class RunConfig(Strict):
             raise ValueError("measure.noise_floor: repeats measure.mmlu, which is not there; add mmlu or remove it")
         if noise.batch_size == mmlu.batch_size:
             raise ValueError(f"measure.noise_floor.batch_size: must differ from that of mmlu ({mmlu.batch_size})")
-        if all(backend.weight_bits < 16 for backend in self.backends):
+        if not any(backend.is_reference for backend in self.backends):
             raise ValueError("measure.noise_floor: needs a cell of 16 bits; add `kind: fp16` or remove it")
         if any(backend.label.endswith(NOISE_SUFFIX) for backend in self.backends):
             raise ValueError(f"measure.noise_floor: its answers are named *{NOISE_SUFFIX}; no label may end so")
@@ -151,4 +151,4 @@ class RunConfig(Strict):
         """The 16-bit cell that divergence is measured against: the first of them; None where it is not measured."""
         if not (self.measure.perplexity and self.measure.perplexity.divergence):
             return None
-        return next((backend for backend in self.backends if backend.weight_bits >= 16), None)
+        return next((backend for backend in self.backends if backend.is_reference), None)

@@ -30,8 +30,8 @@ class Candidate:
     model: str
     backend: str
     label: str
-    bits: float
-    """Effective bits a weight; the nominal ones where they were not recorded."""
+    bits: float | None
+    """Effective bits a weight; the nominal ones where they were not recorded; None of a server that does not say."""
     memory_bytes: int | None
     """The larger of the peaks of the first forward (`cells.csv`) and of the trials at the batch size."""
     speeds: tuple[float, ...]

@@ -173,7 +173,8 @@ def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, ti
 
 def tie_break(candidate: Candidate) -> tuple[float, float, float, str]:
     """The least of these wins among those that are tied."""
-    return need_memory(candidate), candidate.bits, -(candidate.speed or 0), candidate.name
+    bits = math.inf if candidate.bits is None else candidate.bits
+    return need_memory(candidate), bits, -(candidate.speed or 0), candidate.name
 
 
 def _by_speed(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:

@@ -46,22 +46,22 @@ IN_PROCESS = frozenset(Capability) - {Capability.REQUESTS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What an engine holds; the columns of its cell's row."""
+    """What an engine holds; the columns of its cell's row. None where it cannot know: of a server's weights."""
 
     kernel: str
     """What multiplies the quantized weights."""
-    dtype: str
+    dtype: str | None
     """Of activations, as NumPy and torch name it."""
-    device: str
-    """`cpu`, or the GPU's name."""
-    weight_bytes: int
+    device: str | None
+    """`cpu`, or the GPU's name; None on another machine."""
+    weight_bytes: int | None
     """Of all weights and buffers."""
-    effective_bits_per_weight: float
+    effective_bits_per_weight: float | None
     """Bytes that hold the linears of attention and MLP × 8 ÷ their weights."""
     vocab_size: int
-    quantized_layers: int = 0
-    expected_layers: int = 0
-    lm_head_bits: int = 16
+    quantized_layers: int | None = 0
+    expected_layers: int | None = 0
+    lm_head_bits: int | None = 16
     quantize_s: float | None = None
     """Seconds spent quantizing while loading; None if nothing was quantized."""
     max_position_embeddings: int | None = None
@@ -79,13 +79,17 @@ class Generation:
     """Raw samples of one generation."""
 
     tokens: Ints
-    """[batch_size, new_tokens]."""
+    """[batch_size, new_tokens]; -1 behind the end of those that only a text tells of, see `texts`."""
     ttft_s: float
-    """From the call until the first token is there."""
+    """From the call until the first token of every sequence is there."""
     step_s: tuple[float, ...]
-    """Time between tokens: one for every token but the first."""
+    """Time between tokens: one for every token but the first. Their sum is the time of decoding."""
     compile_s: float | None = None
     """Seconds that the session took to compile its step, before any generation; None where it compiled nothing."""
+    itl_s: tuple[float, ...] | None = None
+    """Times between the tokens of each sequence, where sequences do not step together; None where they do."""
+    texts: tuple[str, ...] | None = None
+    """What a server wrote of each sequence, where it does not say in which tokens."""
 
 
 class Session(Protocol):

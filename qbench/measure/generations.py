@@ -25,18 +25,20 @@ def measure(engine: Engine, config: GenerationsConfig, context: Context) -> None
     for done, prompt in enumerate(config.prompts):
         context.progress("generations", done, len(config.prompts))
         before = engine.encode(prompt)
-        after = _continue(engine, before, config.new_tokens)
-        text = continuation(engine, before, after)
+        after, written = _continue(engine, before, config.new_tokens)
+        text = continuation(engine, before, after) if written is None else written
         context.emit(GenerationRow(**context.identity, prompt=prompt, text=text, token_ids=tuple(after)))
     context.progress("generations", len(config.prompts), len(config.prompts))
 
 
-def _continue(engine: Engine, before: list[int], new_tokens: int) -> list[int]:
+def _continue(engine: Engine, before: list[int], new_tokens: int) -> tuple[list[int], str | None]:
+    """The tokens that follow, and their text where a server has written it."""
     check_length(engine, len(before) + new_tokens, "measure.generations: a prompt and new_tokens")
     session = engine.session(1, len(before) + new_tokens, decode="eager")
-    tokens: list[int] = session.generate(np.array([before]), new_tokens).tokens[0].tolist()
+    found = session.generate(np.array([before]), new_tokens)
     session.close()
-    return tokens
+    tokens = found.tokens[0]
+    return tokens[tokens >= 0].tolist(), found.texts[0] if found.texts else None
 
 
 def continuation(engine: Engine, before: list[int], after: list[int]) -> str:

@@ -108,6 +108,7 @@ class _Trials:
     def _emit(
         self, batch_size: int, peak: int | None, sample: Generation, conditions: Conditions, attempts: int
     ) -> None:
+        gaps = sample.step_s if sample.itl_s is None else sample.itl_s
         self._keep(
             self._row(
                 batch_size,
@@ -117,8 +118,8 @@ class _Trials:
                     batch_size, self._config.prompt_tokens, sample.ttft_s
                 ),
                 decode_tokens_per_s=formulas.decode_tokens_per_s(batch_size, sample.step_s),
-                itl_p50_s=formulas.quantile(sample.step_s, 0.5),
-                itl_p95_s=formulas.quantile(sample.step_s, 0.95),
+                itl_p50_s=formulas.quantile(gaps, 0.5),
+                itl_p95_s=formulas.quantile(gaps, 0.95),
                 peak_memory_bytes=peak,
                 attempts=attempts,
                 compile_s=sample.compile_s,

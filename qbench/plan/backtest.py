@@ -65,7 +65,8 @@ def predictions(run: Run) -> dict[str, Prediction]:
             device_map_auto=config.device_map == "auto",
             kernel=str(cell["kernel"]),
         )
-        found[str(cell["label"])] = predict(model, backends[cell["label"]], target)
+        if predicted := predict(model, backends[cell["label"]], target):
+            found[str(cell["label"])] = predicted
     return found
 
 

@@ -16,6 +16,7 @@ PREDICTIONS: dict[str, type[Prediction]] = {
 """By `qbench.config.Backend.engine`."""
 
 
-def predict(model: Architecture, backend: Backend, target: Target) -> Prediction:
-    """The prediction of a model that a backend holds on a target."""
-    return PREDICTIONS[backend.engine](model, backend, target)
+def predict(model: Architecture, backend: Backend, target: Target) -> Prediction | None:
+    """The prediction of a model that a backend holds on a target; None of one that a server holds."""
+    made = PREDICTIONS.get(backend.engine)
+    return made(model, backend, target) if made else None

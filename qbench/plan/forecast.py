@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from qbench.config import RunConfig, TimedGeneration, resolve
+from qbench.config import Backend, RunConfig, TimedGeneration, resolve
 from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth
@@ -62,17 +62,18 @@ class CellForecast(Frozen):
     backend: str
     units: int
     """What is measured and kept by itself, besides loading."""
-    weight_bytes: int
-    bits_per_weight: float
-    load_bytes: int | None
+    weight_bytes: int | None = None
+    """This, and all that follows, is None of a cell that is not predicted: a server."""
+    bits_per_weight: float | None = None
+    load_bytes: int | None = None
     """About what loading takes of the host; None on CUDA, where it is not predicted."""
-    load_fits: Fit | None
-    peak_memory_bytes: int
+    load_fits: Fit | None = None
+    peak_memory_bytes: int | None = None
     """Of `measure.memory`'s forward."""
-    fits: Fit | None
-    perplexity_bytes: int | None
-    perplexity_fits: Fit | None
-    batches: tuple[BatchForecast, ...]
+    fits: Fit | None = None
+    perplexity_bytes: int | None = None
+    perplexity_fits: Fit | None = None
+    batches: tuple[BatchForecast, ...] = ()
 
 
 class Forecast(Frozen):
@@ -131,10 +132,12 @@ def make(
         bandwidth_bytes_per_s=speed.bytes_per_s if speed else None,
         bandwidth_source=speed.source if speed else "not known of this device; give --bandwidth",
         measures=_settings(config),
-        cells=tuple(_cell(config, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)),
+        cells=tuple(
+            _cell(config, cell, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)
+        ),
         problems=_problems(config, machine),
         questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
-        compared=len(cells) - 1 if any(cell.weight_bits >= 16 for cell in cells) else 0,
+        compared=len(cells) - 1 if any(cell.is_reference for cell in cells) else 0,
     )
 
 
@@ -185,7 +188,12 @@ def _settings(config: RunConfig) -> dict[str, str]:
     return {name: ", ".join(f"{key} {value}" for key, value in values.items()) for name, values in dumps.items()}
 
 
-def _cell(config: RunConfig, predicted: Prediction, memory: int | None, speed: Bandwidth | None) -> CellForecast:
+def _cell(
+    config: RunConfig, cell: Backend, predicted: Prediction | None, memory: int | None, speed: Bandwidth | None
+) -> CellForecast:
+    units = sum(len(one.units()) for name, one in config.measure.of(cell).items() if name != "memory")
+    if predicted is None:
+        return CellForecast(label=cell.label, backend=cell.kind, units=units)
     measured, weights = config.measure.memory, predicted.weights()
     peak = predicted.generation_bytes(measured.batch_size, measured.seq_len, measured.seq_len)
     load = predicted.load_bytes() if predicted.target.device == "cpu" else None
@@ -193,11 +201,10 @@ def _cell(config: RunConfig, predicted: Prediction, memory: int | None, speed: B
     if config.measure.perplexity:
         window = config.measure.perplexity.window or min(2048, predicted.model.max_position_embeddings or 2048)
         perplexity = predicted.perplexity_bytes(window)
-    measures = config.measure.of(predicted.backend)
     return CellForecast(
-        label=predicted.backend.label,
-        backend=predicted.backend.kind,
-        units=sum(len(one.units()) for name, one in measures.items() if name != "memory"),
+        label=cell.label,
+        backend=cell.kind,
+        units=units,
         weight_bytes=weights.total,
         bits_per_weight=weights.bits_per_weight,
         load_bytes=load,

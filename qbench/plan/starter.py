@@ -102,7 +102,8 @@ def choose(model: str, machine: Environment, *, memory_bytes: int | None = None)
         return choice
     choice = replace(choice, seq_len=min(choice.seq_len, known.max_position_embeddings or choice.seq_len))
     target = Target(device, 2, machine.cpu_features)
-    cells = {kind: predict(known, cls.model_validate({"kind": kind}), target) for kind, cls in _proposed().items()}
+    predicted = {kind: predict(known, cls.model_validate({"kind": kind}), target) for kind, cls in _proposed().items()}
+    cells = {kind: one for kind, one in predicted.items() if one}
     fitting = tuple(kind for kind, cell in cells.items() if _loads(cell, choice))
     if not fitting:
         least = min(cell.weights().total for cell in cells.values())

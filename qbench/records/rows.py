@@ -37,7 +37,8 @@ class Row(BaseModel):
 class CellRow(Row):
     """One (model, backend) pair, and what loading it cost."""
 
-    bits: int
+    bits: int | None = None
+    """Of a weight's code; None where a server holds the weights."""
     group_size: int | None = None
     status: Status
     error: str | None = None

@@ -73,7 +73,7 @@ class Run:
     @property
     def reference(self) -> str | None:
         """Label of the cell that others are compared with: the first that is not quantized; None if there is none."""
-        labels = self.cells.loc[self.cells["bits"] >= 16, "label"]
+        labels = self.cells.loc[(self.cells["bits"] >= 16).fillna(False), "label"]
         return str(labels.iloc[0]) if len(labels) else None
 
 

@@ -63,6 +63,8 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
         facts["cpu_features"] = ", ".join(machine.cpu_features)
     settings = backend.model_dump(mode="json", exclude={"label", "resources"}) | plugin_facts(backend.kind)
     settings |= {name: _identify(settings[name]) for name in FILES if settings.get(name)}
+    if isinstance(command := settings.get("command"), list):
+        settings["command"] = [_identify(part) if Path(part).is_file() else part for part in command]
     facts |= {f"backends.{backend.label}.{name}": value for name, value in settings.items()}
     facts[CODE] = code_hash(MEASURING)
     if backend.calibrates:

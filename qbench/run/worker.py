@@ -23,7 +23,7 @@ from qbench.backends.base import BackendModule, QuantizingModule, import_backend
 from qbench.config import Backend
 from qbench.config.measures import Measure
 from qbench.config.resolve import device_type
-from qbench.engine.base import Engine
+from qbench.engine.base import Capability, Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
@@ -57,6 +57,7 @@ class Cell:
         self._log = EventLog(out / "events.jsonl")
         self._known: dict[str, Any] = {}
         self._resident: ResidentPeak
+        self._engine: Engine | None = None
 
     def run(self) -> None:
         """Measure, and end with the cell's row."""
@@ -73,6 +74,8 @@ class Cell:
             self._measure(engine)
             self._known.setdefault("status", "ok")
         self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
+        if close := getattr(self._engine, "close", None):
+            close()
 
     def _load(self) -> Engine:
         job, config = self._job, self._job.config
@@ -105,7 +108,7 @@ class Cell:
         started = time.perf_counter()
         loaded = backend.load(options, settings, calibrated)
         elapsed = time.perf_counter() - started
-        engine = TorchEngine(loaded) if isinstance(loaded, LoadedModel) else loaded
+        engine = self._engine = TorchEngine(loaded) if isinstance(loaded, LoadedModel) else loaded
         about = engine.about
         self._go_on_with(about.kernel)
         columns = {name: getattr(about, name) for name in ABOUT_COLUMNS}
@@ -113,7 +116,10 @@ class Cell:
         if job.backend.weight_bits == 16 and about.effective_bits_per_weight == 32:
             self._known["bits"] = 32
         self._known["load_s"] = elapsed - (about.quantize_s or 0.0)
-        self._known["load_peak_bytes"] = load_peak_bytes(loaded, self._resident)
+        if Capability.REQUESTS in engine.can:  # of this process, which only asks
+            self._known |= {"device": about.device, "threads": None, "read_bytes_per_s": None}
+        else:
+            self._known["load_peak_bytes"] = load_peak_bytes(loaded, self._resident)
         if isinstance(loaded, LoadedModel):
             size = "choose a group_size that divides every in_features, or another backend"
             loaded.check(size if hasattr(job.backend, "group_size") else "use another backend")
@@ -189,7 +195,8 @@ class Cell:
                 traceback.print_exc()
                 failures[name] = describe_fault(error)
                 meaningless |= isinstance(error, NotFiniteError)
-            if name == "memory" and engine.about.gpu_uuid is None:
+            own = engine.about.gpu_uuid is None and Capability.REQUESTS not in engine.can
+            if name == "memory" and own:
                 self._known["peak_rss_bytes"] = self._resident.bytes()
         self._judge(failures, meaningless or len(failures) == len(measures) - len(unsupported))
 

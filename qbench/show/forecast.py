@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qbench.analysis.power import POWER, detectable_difference, together
-from qbench.plan.forecast import MARGIN, RESERVE_BYTES, CellForecast, Fit, Forecast
+from qbench.plan.forecast import MARGIN, RESERVE_BYTES, BatchForecast, CellForecast, Fit, Forecast
 from qbench.text import MISSING, human_bytes
 
 FLIPS = 0.05
@@ -76,7 +76,7 @@ def memory_table(forecast: Forecast) -> Table:
     table.add_column("backend")
     headings = ["units", "bits/weight", "weights", "loading", "first forward"]
     perplexity = any(cell.perplexity_bytes for cell in forecast.cells)
-    batches = [batch.batch_size for batch in forecast.cells[0].batches if batch.measure == "throughput"]
+    batches = [batch.batch_size for batch in _batches(forecast) if batch.measure == "throughput"]
     headings += [f"batch {size}" for size in batches] + (["perplexity"] if perplexity else [])
     for heading in headings:
         table.add_column(heading, justify="right")
@@ -87,11 +87,11 @@ def memory_table(forecast: Forecast) -> Table:
         table.add_row(
             escape(cell.label),
             str(cell.units),
-            f"{cell.bits_per_weight:.2f}",
+            MISSING if cell.bits_per_weight is None else f"{cell.bits_per_weight:.2f}",
             human_bytes(cell.weight_bytes),
             _marked(cell.load_bytes, cell.load_fits),
             _marked(cell.peak_memory_bytes, cell.fits),
-            *peaks,
+            *(peaks or [MISSING] * len(batches)),
             *([_marked(cell.perplexity_bytes, cell.perplexity_fits)] if perplexity else []),
         )
     return table
@@ -101,7 +101,7 @@ def speed_table(forecast: Forecast) -> Table:
     """Ceilings of the decode speed of every cell; without rows where the bandwidth is not known."""
     table = Table(title="decode tokens/s, at most", title_justify="left")
     table.add_column("backend")
-    first = forecast.cells[0].batches
+    first = _batches(forecast)
     for batch in first:
         table.add_column(
             f"batch {batch.batch_size}" + (", sustained" if batch.measure == "sustained" else ""), justify="right"
@@ -109,7 +109,8 @@ def speed_table(forecast: Forecast) -> Table:
     if not first or forecast.bandwidth_bytes_per_s is None:
         return table
     for cell in forecast.cells:
-        table.add_row(escape(cell.label), *(f"{batch.decode_tokens_per_s or 0:,.1f}" for batch in cell.batches))
+        speeds = [f"{batch.decode_tokens_per_s or 0:,.1f}" for batch in cell.batches]
+        table.add_row(escape(cell.label), *(speeds or [MISSING] * len(first)))
     return table
 
 
@@ -129,10 +130,17 @@ def remarks(forecast: Forecast) -> list[str]:
             f"time: decoding alone takes at least {decode_s:,.0f} s; prefill, loading and accuracy come on top and "
             "depend on kernels, so they are not predicted"
         )
+    if servers := [cell.label for cell in forecast.cells if cell.weight_bytes is None]:
+        lines.append(f"not predicted, what a server holds is its own affair: {', '.join(servers)}")
     unknown = [name for name in forecast.measures if name in ("mmlu", "tasks", "noise_floor", "generations")]
     if unknown:
         lines.append(f"memory not predicted, it depends on the prompts: {', '.join(unknown)}")
     return lines
+
+
+def _batches(forecast: Forecast) -> tuple[BatchForecast, ...]:
+    """Those that every predicted cell has."""
+    return next((cell.batches for cell in forecast.cells if cell.batches), ())
 
 
 def _misfits(cell: CellForecast) -> list[str]:

@@ -141,8 +141,9 @@ def _tie_words(named: Candidate, rival: Candidate) -> str:
     if need_memory(named) < need_memory(rival):
         own, other = human_bytes(need_memory(named)), human_bytes(need_memory(rival))
         return f"smaller memory wins: {own} against {other} of {rival.name}"
-    if named.bits < rival.bits:
-        return f"fewer bits win: {named.bits:.2f} against {rival.bits:.2f} of {rival.name}"
+    if named.bits is not None and (rival.bits is None or named.bits < rival.bits):
+        other_bits = "an unknown number" if rival.bits is None else f"{rival.bits:.2f}"
+        return f"fewer bits win: {named.bits:.2f} against {other_bits} of {rival.name}"
     return "memory and bits are the same, the faster wins"
 
 
@@ -158,7 +159,7 @@ def _figures(candidate: Candidate, cost_per_hour: float | None) -> str:
         f"{candidate.speed:,.1f} tok/s" if candidate.speed else "",
         human_bytes(candidate.memory_bytes) if candidate.memory_bytes is not None else "",
         f"accuracy {100 * candidate.accuracy.value:.2f} %" if candidate.accuracy else "",
-        f"{candidate.bits:.2f} bits a weight",
+        f"{candidate.bits:.2f} bits a weight" if candidate.bits is not None else "",
         f"{cost:,.4g} a million tokens" if cost is not None else "",
     ]
     return ", ".join(filter(None, parts))

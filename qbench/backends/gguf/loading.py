@@ -40,7 +40,7 @@ def load_engine(options: LoadOptions, config: GGUF) -> LlamaCppEngine:
     check(file, options, config, tokenizer)
     model = Model(file.path)
     about = _about(file, model, read_config(options.folder), tokenizer, quantize_s)
-    if about.quantized_layers < about.expected_layers:
+    if (about.quantized_layers or 0) < (about.expected_layers or 0):
         left = next(tensor for tensor in file.linears if tensor.bits >= 16)
         raise QbenchError(
             f"backends.{config.label}: {left.name} is {left.type} in {file.path}, among quantized linears: its "

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from qbench import DISTRIBUTION
 from qbench.config import Backend
+from qbench.config.backends import Engine
 from qbench.config.target import DeviceType
 from qbench.errors import QbenchError
 from qbench.model import ggml
@@ -37,7 +38,7 @@ class GGUF(Backend):
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "llama-cpp-python", "gguf")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "llama_cpp", "gguf")
     quantization: ClassVar[tuple[str, ...]] = ("quant",)
-    engine: ClassVar[Literal["torch", "llama_cpp", "mlx"]] = "llama_cpp"
+    engine: ClassVar[Engine] = "llama_cpp"
     color: ClassVar[str | None] = "#8c510a"
     hub_library: ClassVar[str] = "gguf"
     kind: Literal["gguf"] = "gguf"

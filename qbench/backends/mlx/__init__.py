@@ -16,7 +16,7 @@ from pydantic import Field
 
 from qbench import DISTRIBUTION
 from qbench.config import Backend
-from qbench.config.backends import groups
+from qbench.config.backends import Engine, groups
 from qbench.config.target import Target
 from qbench.errors import QbenchError
 
@@ -50,7 +50,7 @@ class Mlx(Backend):
     quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search")
     color: ClassVar[str | None] = "#01665e"
     hub_library: ClassVar[str] = "mlx"
-    engine: ClassVar[Literal["torch", "llama_cpp", "mlx"]] = "mlx"
+    engine: ClassVar[Engine] = "mlx"
     kind: Literal["mlx"] = "mlx"
     bits: Literal[4, 8] = 4
     group_size: Literal[32, 64, 128] = Field(default=128, description="weights that share a scale and an offset")

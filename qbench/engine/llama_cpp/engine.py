@@ -121,7 +121,7 @@ class LlamaCppEngine:
 
     def peak_memory(self, call: Callable[[], object]) -> list[int]:
         """See `qbench.engine.llama_cpp.memory`."""
-        return [self.about.weight_bytes + self._watch.growth(call)]
+        return [self._model.weight_bytes + self._watch.growth(call)]
 
     @property
     def _at_once(self) -> int:

@@ -25,6 +25,9 @@ from qbench.errors import QbenchError
 GREEDY: Mapping[str, Any] = {"temperature": 0.0, "top_k": 1, "seed": 0}
 """The most probable token each time."""
 
+KEPT_S = 2.0
+"""That a connection is kept open without a request."""
+
 BODY_CHARACTERS = 300
 """Of a server's own words about an error that are passed on."""
 
@@ -89,6 +92,8 @@ class Completion:
     """Generated: by the server's `usage`; the events of `token_s` where it sends none, see `counted`."""
     prompt_tokens: int | None = None
     """By the server's `usage`."""
+    cached_tokens: int | None = None
+    """Of the prompt, which the server had read before, where its `usage` says so."""
     text: str = ""
     token_ids: list[int] | None = None
     """Where the server sends them (vLLM's `return_token_ids`)."""
@@ -113,9 +118,13 @@ class Completion:
             self.error, self.detail = kind, detail
 
 
-def open_client(endpoint: Endpoint, connections: int) -> httpx.AsyncClient:
-    """A client for so many requests at a time. Proxies of the environment are for servers that are not here."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+def open_client(endpoint: Endpoint) -> httpx.AsyncClient:
+    """A client without a limit of its own to what is under way. Proxies are for servers that are not here.
+
+    Connections are kept for less time than servers keep them (uvicorn and llama.cpp: 5 s), or a request would now and
+    then meet one that is being closed.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEPT_S)
     return httpx.AsyncClient(limits=limits, trust_env=not endpoint.local, follow_redirects=False)
 
 
@@ -185,6 +194,33 @@ async def complete(
     return answer
 
 
+async def post(
+    client: httpx.AsyncClient, endpoint: Endpoint, fields: Mapping[str, Any], *, timeout_s: float
+) -> dict[str, Any]:
+    """A completion that is not streamed: its JSON.
+
+    Raises:
+        QbenchError: the server does not answer, or not with a JSON object.
+    """
+    where = f"{endpoint.root}/v1/completions"
+    try:
+        answer = await client.post(
+            where, json={"model": endpoint.model, **fields}, headers=endpoint.headers(), timeout=timeout_s
+        )
+    except httpx.HTTPError as error:
+        raise QbenchError(f"{where}: {type(error).__name__} {endpoint.hide(str(error))}".rstrip()) from error
+    words = endpoint.hide(" ".join(answer.text.split())[:BODY_CHARACTERS])
+    if answer.status_code != 200:
+        raise QbenchError(f"{where} answered {answer.status_code}: {words}")
+    try:
+        content = answer.json()
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise QbenchError(f"{where} answered with something that is no JSON object: {words}")
+    return content
+
+
 async def _read(response: httpx.Response, answer: Completion) -> None:
     kind = response.headers.get("content-type", "")
     if response.status_code != 200:
@@ -222,6 +258,7 @@ def _take(data: str, now: float, answer: Completion) -> bool:
         if usage := event.get("usage"):
             answer.tokens = int(usage["completion_tokens"])
             answer.prompt_tokens = int(usage["prompt_tokens"])
+            answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         for choice in event.get("choices") or ():
             text, ids = choice.get("text") or "", choice.get("token_ids") or []
             if text or ids:

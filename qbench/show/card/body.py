@@ -36,8 +36,12 @@ def body(summary: RunSummary, cell: CellSummary, generations: Sequence[Generatio
 
 def _introduction(run: Run, cell: CellSummary) -> str:
     name, model, where = inline(cell.name), inline(run.record.model), inline(run.record.hardware)
-    quantized = f"quantized to {cell.bits_per_weight:.2f} bits a weight by {name}"
-    how = quantized if cell.row.bits < 16 else f"in {cell.row.bits} bit, as published"
+    if cell.bits_per_weight is None or cell.row.bits is None:
+        how = f"as {name} serves it"
+    elif cell.row.bits < 16:
+        how = f"quantized to {cell.bits_per_weight:.2f} bits a weight by {name}"
+    else:
+        how = f"in {cell.row.bits} bit, as published"
     return f"# {model}, {name}\n\n{model} {how}, measured by qbench on {where}."
 
 

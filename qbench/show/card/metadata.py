@@ -23,11 +23,11 @@ def metadata(run: Run, cell: CellSummary) -> dict[str, Any]:
 
     settings = cell_settings(run, cell.label)
     model, bits = run.record.config.get("model") or {}, cell.row.bits
-    quantization = {"method": cell.kind, "bits": bits}
+    quantization: dict[str, Any] = {"method": cell.kind, "bits": bits}
     quantization |= {key: value for key, value in settings.items() if key not in NOT_A_SETTING and value is not None}
     if cell.row.effective_bits_per_weight is not None:
         quantization["effective_bits_per_weight"] = round(cell.row.effective_bits_per_weight, 4)
-    quantized = bits < 16
+    quantized = bits is not None and bits < 16
     results = _results(run, cell)
     name = one_line(f"{run.record.model} {cell.label}")
     found = ModelCardData(
