@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -28,6 +28,9 @@ NEEDS = frozenset({Capability.REQUESTS})
 OPEN_WARMUP = 0.1
 """Of an open loop's counted requests, that many come before them: by then the first answers have ended, and the queue
 is as long as it will be where the server keeps up."""
+
+UNSEEN: Mapping[str, object] = {"cache_prompt": False}
+"""Of random prompts: llama.cpp reads all of them, also those of an earlier run."""
 
 ALONE = 5
 """Requests, one after another, by which a search learns at which rate to begin."""
@@ -182,11 +185,12 @@ class _Levels:
         """Run a level; the 95th percentile of the event loop's lag, in seconds."""
         endpoint = self._engine.endpoint
         lags: list[float] = []
-        async with open_client(endpoint, load.concurrency or bounds.total) as client:
+        timeout_s, extra = self._config.timeout_s, {} if self._config.requests else UNSEEN
+        async with open_client(endpoint) as client:
 
             async def send(request: Request) -> Answer:
                 return await complete(
-                    client, endpoint, request.prompt, request.output_tokens, timeout_s=self._config.timeout_s
+                    client, endpoint, request.prompt, request.output_tokens, timeout_s=timeout_s, extra=extra
                 )
 
             watching = asyncio.create_task(watch_lag(lags))
