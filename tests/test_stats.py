@@ -428,7 +428,7 @@ def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
     written = frame(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 42
+    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 47
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:
