@@ -19,7 +19,7 @@ from matplotlib.path import Path as Path2D
 from matplotlib.text import Annotation, Text
 
 from qbench.analysis.formulas import wilson_interval
-from qbench.config import backend_kinds
+from qbench.config import SLO, backend_kinds
 from qbench.records.run import Run, read_run
 from qbench.show.plots import files
 from qbench.show.plots import mpl as drawn
@@ -28,6 +28,7 @@ from qbench.show.plots.names import Name, place_names
 from qbench.show.plots.style import cell_styles, shorten
 from qbench.show.report import page
 from qbench.show.view.data import collect
+from tests.support.load_rows import two_servers
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     GIB,
@@ -498,6 +499,17 @@ def test_sustained_speed_over_the_minutes_with_its_steady_state() -> None:
     assert "!: other processes used the machine in that window" in caption(shown)
     assert "×: clocks fell in that window" in caption(shown)
     assert axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("name", ["load_first_token", "load_between_tokens", "load_throughput", "goodput"])
+def test_servers_under_load_have_a_readable_line_each(name: str) -> None:
+    rows, _ = two_servers(SLO(ttft=0.5, itl=0.05))
+    shown = figures(made_up_run([cell("quick", "server"), cell("slow", "server"), cell("awq", status="oom"), *rows]))
+    assert_readable(shown[name])
+    legend = shown[name].axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["quick", "slow"]
+    assert "Not shown: AWQ (oom)" in caption(shown[name])
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
 
 
 def test_a_batch_size_that_nobody_measured_is_an_error() -> None:
-    for objective in get_args(Objective):
+    for objective in set(get_args(Objective)) - {"goodput"}:  # whose levels are their own
         with pytest.raises(QbenchError, match="--batch 4: was not measured; there are 1, 8, 32"):
             asked(five_cells(), 4, objective)
 

@@ -191,6 +191,7 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
         "speedup_b1", "speedup_b1_low", "speedup_b1_high", "speedup_b8", "speedup_b8_low", "speedup_b8_high",
         "speedup_b32", "speedup_b32_low", "speedup_b32_high",
         "sustained_tokens_per_s", "sustained_peak_tokens_per_s", "sustained_validity",
+        "load_output_tokens_per_s", "goodput_per_s", "goodput_level", "slo_rate_per_s", "load_validity",
         "mmlu", "mmlu_ci_low", "mmlu_ci_high", "mmlu_n", "mmlu_partial",
         "mmlu_paired_n", "mmlu_delta", "mmlu_delta_low", "mmlu_delta_high", "mmlu_p_value", "mmlu_p_holm",
         "mmlu_right_to_wrong", "mmlu_wrong_to_right", "mmlu_below_noise_floor",
@@ -427,7 +428,7 @@ def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
     written = frame(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 42
+    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 47
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:

@@ -14,8 +14,10 @@ from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.effects import Accuracy, SpeedRatio, accuracy_of, section, speed_ratio
 from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.formulas import steady_state
+from qbench.analysis.load import FoundRate, found_rate
 from qbench.analysis.paired import compare
-from qbench.records.rows import CellRow, PerplexityRow
+from qbench.config import LoadConfig
+from qbench.records.rows import CellRow, LoadRow, PerplexityRow
 from qbench.records.run import Run, display_label
 from qbench.text import one_line
 
@@ -110,6 +112,37 @@ class Sustained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A server under load."""
+
+    levels: tuple[LoadRow, ...]
+    """Of closed and open loops, in the order in which they were taken."""
+    found: FoundRate | None
+    """By the search for the highest rate that keeps the objective; None if there was none."""
+
+    @property
+    def answered(self) -> tuple[LoadRow, ...]:
+        """Levels with figures."""
+        return tuple(level for level in self.levels if level.requests_per_s is not None)
+
+    @property
+    def most_tokens(self) -> LoadRow | None:
+        """The level with the most output tokens a second."""
+        return max(self.answered, key=lambda level: level.output_tokens_per_s or 0.0, default=None)
+
+    @property
+    def best(self) -> LoadRow | None:
+        """The level with the highest goodput; None without an objective."""
+        with_goodput = [level for level in self.answered if level.goodput_per_s is not None]
+        return max(with_goodput, key=lambda level: level.goodput_per_s or 0.0, default=None)
+
+    @property
+    def validity(self) -> str | None:
+        """ok, or why figures are not to be trusted, over all levels."""
+        return validity.joined(level.validity for level in self.answered)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellSummary:
     """All figures of a cell. What was not measured is None, never 0."""
 
@@ -120,6 +153,7 @@ class CellSummary:
     text: PerplexityRow | None = None
     """Perplexity, and divergence from the reference."""
     sustained: Sustained | None = None
+    load: Load | None = None
     kv_cache: str = PLAIN_CACHE
     """What its generations kept keys and values in: `measure.throughput.kv_cache`."""
     predicted_bytes: int | None = None
@@ -246,6 +280,7 @@ def _cell(run: Run, row: CellRow, sizes: tuple[int, ...], allow_partial: bool) -
         accuracy=accuracy_of(run, row.label, allow_partial=allow_partial),
         text=_text(run, row.label, allow_partial),
         sustained=_sustained(run, row.label),
+        load=_load(run, row.label),
         kv_cache=PLAIN_CACHE if caches.empty else str(caches.iloc[-1]),
     )
 
@@ -287,6 +322,15 @@ def _sustained(run: Run, label: str) -> Sustained | None:
     )
     steady, peak = steady_state([window.tokens_per_s for window in windows])
     return Sustained(windows=windows, steady=steady, peak=peak, validity=validity.sustained_validity(rows))
+
+
+def _load(run: Run, label: str) -> Load | None:
+    rows = [LoadRow.model_validate(known(row)) for row in run.load[run.load["label"] == label].to_dict("records")]
+    if not rows:
+        return None
+    attainment = section(run, "load").get("attainment") or LoadConfig.model_fields["attainment"].default
+    levels = tuple(row for row in rows if row.mode != "search")
+    return Load(levels=levels, found=found_rate(rows, float(attainment)))
 
 
 def _compared(cell: CellSummary, reference: CellSummary) -> tuple[Speed, ...]:

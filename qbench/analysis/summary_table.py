@@ -11,7 +11,10 @@ from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
 from qbench.records.run import read_run, write_frame
 
-TEXTS = ("run", "model", "backend", "label", "status", "error", "sustained_validity", "mmlu_verdict")
+TEXTS = (
+    *("run", "model", "backend", "label", "status", "error", "sustained_validity", "mmlu_verdict"),
+    *("goodput_level", "load_validity"),
+)
 COUNTS = ("peak_memory_bytes", "mmlu_n", "mmlu_paired_n", "mmlu_right_to_wrong", "mmlu_wrong_to_right")
 FLAGS = ("mmlu_partial", "mmlu_below_noise_floor")
 
@@ -31,6 +34,8 @@ def to_frame(summary: RunSummary) -> pd.DataFrame:
     interval (those of all cells hold together with 95 %), McNemar's p-value and that value after Holm's correction over
     all cells compared. `mmlu_verdict` is worse, better, no_worse (than by `mmlu_margin`) or inconclusive,
     `mmlu_detectable` the smallest difference that these questions would have shown, see `qbench.analysis.paired`.
+    Of a server under load, the most output tokens a second and the highest goodput of any level, and the highest rate
+    that a search has found to keep the objective.
     """
     sizes = summary.batch_sizes
     rows = [_row(cell, sizes) for cell in summary.cells]
@@ -49,7 +54,8 @@ def _row(cell: CellSummary | None, sizes: tuple[int, ...]) -> dict[str, Any]:
     row, accuracy = (cell.row, cell.accuracy) if cell else (None, None)
     identity = ("run", "model", "backend", "label", "status", "error", "peak_memory_bytes")
     speeds = [cell.at(size) if cell else Speed(batch_size=size) for size in sizes]
-    sustained, text = (cell.sustained, cell.text) if cell else (None, None)
+    sustained, text, load = (cell.sustained, cell.text, cell.load) if cell else (None, None, None)
+    best = load.best if load else None
     found = accuracy.difference if accuracy else None
     flips = found.flips if found else None
     low, high = found.interval if found else (None, None)
@@ -62,6 +68,11 @@ def _row(cell: CellSummary | None, sizes: tuple[int, ...]) -> dict[str, Any]:
         "sustained_tokens_per_s": getattr(sustained, "steady", None),
         "sustained_peak_tokens_per_s": getattr(sustained, "peak", None),
         "sustained_validity": getattr(sustained, "validity", None),
+        "load_output_tokens_per_s": getattr(load.most_tokens if load else None, "output_tokens_per_s", None),
+        "goodput_per_s": getattr(best, "goodput_per_s", None),
+        "goodput_level": getattr(best, "level", None),
+        "slo_rate_per_s": getattr(load.found if load else None, "kept", None),
+        "load_validity": getattr(load, "validity", None),
         "mmlu": getattr(accuracy, "value", None),
         "mmlu_ci_low": getattr(accuracy, "low", None),
         "mmlu_ci_high": getattr(accuracy, "high", None),

@@ -7,7 +7,7 @@ property of all of them and is derived here, from their rows.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ FOREIGN = "foreign_load"
 
 REASONS = {
     FOREIGN: "other processes used the machine; end them and measure again, or set max_retries_invalid",
+    "client_delay": "the client itself took more than a tenth of a latency; run it on another machine than the server",
     "throttled": "clocks fell or the hypervisor took time away; cool the machine, or set cooldown_s, and measure again",
     "unstable": f"the trials are more than {SPREAD_BOUND:.0%} apart; measure again with more trials or new_tokens",
 }
@@ -61,6 +62,11 @@ def _summary(told: pd.Series[str], derived: set[str]) -> str | None:
     if found:
         return "+".join(sorted(found))
     return "ok" if len(told) and told.notna().all() else None
+
+
+def joined(told: Iterable[str | None]) -> str | None:
+    """`ok`, or every reason in what several figures say, joined by `+`; None where none says anything."""
+    return _summary(pd.Series(list(told), dtype="string"), set())
 
 
 def reasons(validity: str | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from qbench.errors import QbenchError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from qbench.config import SLO
     from qbench.records.run import Run
 
 app = typer.Typer()
@@ -48,6 +49,7 @@ class Objective(StrEnum):
     SPEED = "speed"
     MEMORY = "memory"
     ACCURACY = "accuracy"
+    GOODPUT = "goodput"
 
 
 @app.command(
@@ -70,6 +72,15 @@ def recommend(
     objective: Annotated[
         Objective, typer.Option(help="What to optimize among the backends that fit.")
     ] = Objective.SPEED,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SLO",
+            help="What --objective goodput counts by, e.g. ttft=0.5s,itl=50ms; the run's own measure.load.slo unless "
+            "given.",
+            show_default=False,
+        ),
+    ] = None,
     cost: Annotated[
         str | None,
         typer.Option(
@@ -93,9 +104,12 @@ def recommend(
             UNLIMITED if max_memory is None else _bytes(max_memory), UNLIMITED if max_drop is None else max_drop
         )
         rate = None if cost is None else _rate(cost)
+        if slo is not None and objective is not Objective.GOODPUT:
+            raise QbenchError(f"--slo {slo}: is what goodput counts by; add --objective goodput")
         found = recommending.recommend(
-            _read_all(results), batch, objective.value, limits, allow_partial=allow_partial, margin=margin / 100
-        )
+            _read_all(results), batch, objective.value, limits, allow_partial=allow_partial, margin=margin / 100,
+            slo=None if slo is None else _slo(slo),
+        )  # fmt: skip
     if as_json:
         _print_json(recommend_text.to_dict(found, rate))
     else:
@@ -257,6 +271,23 @@ def _rate(text: str) -> float:
     if not found:
         raise QbenchError(f"--cost {text}: give a rate by the hour, e.g. 2.50/h")
     return float(found[1])
+
+
+def _slo(text: str) -> SLO:
+    """`ttft=0.5s,itl=50ms` as an objective.
+
+    Raises:
+        QbenchError: it is none.
+    """
+    from pydantic import ValidationError
+
+    from qbench.config import SLO
+
+    parts = [part.partition("=") for part in text.split(",")]
+    try:
+        return SLO.model_validate({name.strip(): value for name, _, value in parts})
+    except ValidationError as error:
+        raise QbenchError(f"--slo {text}: give ttft, itl or both with their units, e.g. ttft=0.5s,itl=50ms") from error
 
 
 def _share(option: str, text: str | None) -> float | None:

@@ -9,6 +9,7 @@ from qbench.config.base import Name, Resources
 from qbench.config.kinds import backend_class, backend_kinds, kind_names
 from qbench.config.measures import (
     GenerationsConfig,
+    LoadConfig,
     MeasureConfig,
     MemoryConfig,
     MMLUConfig,
@@ -20,15 +21,18 @@ from qbench.config.measures import (
     ThroughputConfig,
     TimedGeneration,
 )
+from qbench.config.requests import SLO, seconds
 from qbench.config.run import NOISE_SUFFIX, CalibrationConfig, ModelConfig, RunConfig
 
 __all__ = [
     "NOISE_SUFFIX",
+    "SLO",
     "Backend",
     "CalibrationConfig",
     "GenerationsConfig",
     "GroupSize",
     "KVCache",
+    "LoadConfig",
     "MMLUConfig",
     "MeasureConfig",
     "MemoryConfig",
@@ -46,4 +50,5 @@ __all__ = [
     "backend_class",
     "backend_kinds",
     "kind_names",
+    "seconds",
 ]

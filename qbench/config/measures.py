@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from qbench.config.backends import Backend, KVCache
 from qbench.config.base import Strict
+from qbench.config.requests import SLO, Length, Seconds
 
 Reading = Literal["prefix", "stock"]
 """prefix reads what prompts share once; stock reads every prompt whole, as lm-evaluation-harness does."""
@@ -117,6 +118,77 @@ class SustainedConfig(TimedGeneration):
     window_s: float = Field(
         default=10, gt=0, description="seconds that a row covers, or one generation if it is longer"
     )
+
+
+class LoadConfig(Measure):
+    """A server under load: requests that come together, and what each of them waits for."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("httpx",)
+    countable: ClassVar[tuple[str, ...]] = ("concurrencies", "rates", "find_rate")
+    concurrencies: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 4, 16),
+        description="closed loop: so many requests at a time, each followed by the next when it ends; none unless "
+        "given where there are rates or find_rate",
+    )
+    rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(), description="open loop: requests a second, at random moments (Poisson), however many are waiting"
+    )
+    prompt_tokens: Length = Field(default=128, description="a number, {uniform: [a, b]} or {lognormal: {…}}")
+    output_tokens: Length = Field(default=64, description="as prompt_tokens")
+    requests: Path | None = Field(
+        default=None,
+        description="a file with a JSON object a line instead: `prompt` (text) or `prompt_tokens`, and `output_tokens`",
+    )
+    requests_per_level: int = Field(default=100, ge=1, description="that count; some before and after them do not")
+    duration_s: Seconds = Field(default=60, description="seconds after which a level sends no more that count")
+    timeout_s: Seconds = Field(default=60, description="seconds after which a request has failed")
+    slo: SLO | None = Field(default=None, description="what an answer has to keep, for goodput and find_rate")
+    find_rate: bool = Field(default=False, description="search for the highest rate that keeps the slo")
+    attainment: float = Field(
+        default=0.9,
+        gt=0,
+        lt=1,
+        description="share of the requests that have to keep the slo at that rate; beyond 0.9, a level needs hundreds "
+        "of requests to tell",
+    )
+    repetitions: int = Field(default=3, ge=1, description="of a rate that find_rate cannot judge by one level")
+    search_levels: int = Field(default=16, ge=1, description="levels that find_rate measures at most")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rates_alone(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (data.get("rates") or data.get("find_rate")):
+            return {"concurrencies": (), **data}
+        return data
+
+    @field_validator("concurrencies", "rates")
+    @classmethod
+    def _distinct_ascending(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if list(levels) != sorted(set(levels)):
+            raise ValueError("levels must be distinct and ascending")
+        return levels
+
+    @model_validator(mode="after")
+    def _there_is_something_to_measure(self) -> Self:
+        if not (self.concurrencies or self.rates or self.find_rate):
+            raise ValueError("give concurrencies, rates or find_rate: there is no load without them")
+        if self.find_rate and self.slo is None:
+            raise ValueError("find_rate: needs an objective to search by; add slo: {ttft: 0.5s, itl: 50ms}")
+        return self
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a prompt and its answer; 1 where a file has them."""
+        lengths = (self.prompt_tokens, self.output_tokens)
+        return 1 if self.requests else sum(one if isinstance(one, int) else one.most for one in lengths)
+
+    def units(self) -> tuple[str, ...]:
+        """Every level, and the search."""
+        closed = (f"c{concurrency}" for concurrency in self.concurrencies)
+        return (*closed, *(f"r{rate:g}" for rate in self.rates), *(["search"] if self.find_rate else []))
+
+    def data_files(self, unit: str) -> dict[str, list[Path]]:
+        return {"requests": [self.requests.expanduser()]} if self.requests else {}
 
 
 class MMLUConfig(Measure):
@@ -250,6 +322,7 @@ class MeasureConfig(Strict):
     perplexity: PerplexityConfig | None = None
     noise_floor: NoiseFloorConfig | None = None
     sustained: SustainedConfig | None = None
+    load: LoadConfig | None = None
 
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""

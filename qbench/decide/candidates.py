@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.analysis import validity
 from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_difference
 from qbench.analysis.formulas import Flips
 from qbench.analysis.paired import noise_floor
 from qbench.analysis.power import together
 from qbench.analysis.summary import CellSummary, RunSummary, Speed
 from qbench.analysis.validity import REASONS
+from qbench.decide.serving import Served
 from qbench.records.run import Run
 from qbench.text import one_line, signed
 
@@ -43,6 +45,8 @@ class Candidate:
     failure: str
     """Why it cannot be chosen under any constraint; empty if it can."""
     caveats: tuple[str, ...]
+    served: Served | None = None
+    """Its best level under load; None unless goodput is asked for."""
 
     @property
     def speed(self) -> float | None:
@@ -50,15 +54,17 @@ class Candidate:
         return statistics.median(self.speeds) if self.speeds else None
 
 
-def gather(runs: Sequence[RunSummary], batch_size: int) -> list[Candidate]:
-    """The cells of all runs, in order."""
+def gather(
+    runs: Sequence[RunSummary], batch_size: int, served: Sequence[Mapping[str, Served]] | None = None
+) -> list[Candidate]:
+    """The cells of all runs, in order; `served` has their levels under load, by run and label."""
     names = _run_names([one.run for one in runs])
     # Whichever is named, its interval has to hold: so all of them do together.
     compared = [cell for run in runs for cell in run.cells if cell.accuracy and cell is not run.reference]
     confidence = together(len(compared))
     return [
-        _candidate(run, cell, name, batch_size, confidence)
-        for run, name in zip(runs, names, strict=True)
+        _candidate(run, cell, name, batch_size, confidence, levels)
+        for run, name, levels in zip(runs, names, served or [{}] * len(runs), strict=True)
         for cell in run.cells
     ]
 
@@ -90,7 +96,9 @@ def _run_names(runs: Sequence[Run]) -> list[str]:
     return [run.record.name if counts[run.record.name] == 1 else str(run.folder) for run in runs]
 
 
-def _candidate(run: RunSummary, cell: CellSummary, run_name: str, batch_size: int, confidence: float) -> Candidate:
+def _candidate(
+    run: RunSummary, cell: CellSummary, run_name: str, batch_size: int, confidence: float, served: Mapping[str, Served]
+) -> Candidate:
     reference, speed = run.reference, cell.at(batch_size)
     base = reference.accuracy if reference and reference is not cell else None
     drop = accuracy_difference(base, cell.accuracy, confidence) if base and cell.accuracy else None
@@ -109,7 +117,8 @@ def _candidate(run: RunSummary, cell: CellSummary, run_name: str, batch_size: in
         is_reference=cell is reference,
         floor=noise_floor(run.run),
         failure=_failure(cell, speed),
-        caveats=tuple(_caveats(cell, speed, drop)),
+        caveats=tuple(_caveats(cell, speed, drop, served.get(cell.label))),
+        served=served.get(cell.label),
     )
 
 
@@ -121,12 +130,14 @@ def _failure(cell: CellSummary, speed: Speed) -> str:
     return "" if speed.status in (None, "ok") else one_line(f"{speed.status} at batch {speed.batch_size}")
 
 
-def _caveats(cell: CellSummary, speed: Speed, drop: AccuracyDifference | None) -> list[str]:
+def _caveats(cell: CellSummary, speed: Speed, drop: AccuracyDifference | None, served: Served | None) -> list[str]:
     """What has to be said of a cell's figures whenever it is named."""
     found = [
         f"its speed is marked: {one_line(reason)}: {REASONS.get(reason, 'see throughput.csv')}"
         for reason in speed.reasons
     ]
+    for reason in validity.reasons(served.level.validity) if served else ():
+        found.append(f"its load is marked: {one_line(reason)}: {REASONS.get(reason, 'see load.csv')}")
     if speed.trials and speed.validity is None:
         found.append("the run does not say what its trials ran under")
     if cell.status == "ok" and cell.row.failed:

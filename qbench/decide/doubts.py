@@ -10,13 +10,14 @@ from qbench.analysis.effects import SPEED_MARGIN, accuracy_difference, speed_rat
 from qbench.analysis.power import trials_needed
 from qbench.decide.candidates import Candidate
 from qbench.decide.constraints import UNLIMITED, Limits
+from qbench.decide.serving import difference, requests_needed
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """One thing that is not shown."""
 
-    what: Literal["drop", "speed", "accuracy"]
+    what: Literal["drop", "speed", "accuracy", "goodput"]
     """The drop may exceed its limit; or the named cell may lose more than the margin against the leader."""
     against: str
     """Name of the cell that it is compared with."""
@@ -26,7 +27,7 @@ class Doubt:
     """A fraction."""
     needed: int | None
     """About how many units would settle it; None if no number would, or it is not known."""
-    unit: Literal["questions", "trials"]
+    unit: Literal["questions", "trials", "requests a level"]
 
 
 def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, margin: float) -> Iterator[Doubt]:
@@ -47,6 +48,12 @@ def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, 
         if ratio.low is None or low < 1 - SPEED_MARGIN:
             needed = trials_needed(leader.speeds, named.speeds, 1 - SPEED_MARGIN)
             yield Doubt("speed", leader.name, 1 - low, SPEED_MARGIN, needed, "trials")
+    if objective == "goodput" and leader.served and named.served:
+        _, lowest, _ = difference(leader.served.goodput, named.served.goodput)
+        loss = -lowest / leader.served.goodput.per_s if leader.served.goodput.per_s else 0.0
+        if loss > SPEED_MARGIN:
+            needed = requests_needed(leader.served, named.served, SPEED_MARGIN)
+            yield Doubt("goodput", leader.name, loss, SPEED_MARGIN, needed, "requests a level")
     if objective == "accuracy" and leader.accuracy and named.accuracy:
         found = accuracy_difference(leader.accuracy, named.accuracy)
         if found is None or found.low <= -margin:

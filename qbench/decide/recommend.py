@@ -17,13 +17,16 @@ from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.paired import holm, is_below
 from qbench.analysis.power import SIGNIFICANCE
 from qbench.analysis.summary import RunSummary, summarize
+from qbench.config import SLO
 from qbench.decide.candidates import Candidate, gather, notes
 from qbench.decide.constraints import UNLIMITED, Limits, excess, least, nearby, need_memory
 from qbench.decide.doubts import Doubt, doubts
+from qbench.decide.serving import difference, served
+from qbench.decide.serving import objective as agreed
 from qbench.errors import QbenchError
 from qbench.records.run import Run
 
-Objective = Literal["speed", "memory", "accuracy"]
+Objective = Literal["speed", "memory", "accuracy", "goodput"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class Recommendation:
     notes: tuple[str, ...]
     doubts: tuple[Doubt, ...]
     """What the figures do not show of the answer: with any, it is inconclusive."""
+    slo: SLO | None = None
+    """What goodput is counted by; None for other objectives."""
 
 
 def recommend(
@@ -75,15 +80,19 @@ def recommend(
     *,
     allow_partial: bool = False,
     margin: float = MARGIN,
+    slo: SLO | None = None,
 ) -> Recommendation:
     """Name a cell of `runs`; `margin` is the loss of accuracy, a fraction, that counts as none.
 
+    Goodput is that of each cell's best level under `slo`, or else under what the runs' configuration says.
+
     Raises:
-        QbenchError: no run has measured the batch size, or runs that answered different questions are to be compared by
-            accuracy.
+        QbenchError: no run has measured the batch size, runs that answered different questions are to be compared by
+            accuracy, or runs of different objectives by goodput.
     """
     summaries = [summarize(run, allow_partial=allow_partial) for run in runs]
-    candidates = gather(summaries, batch_size)
+    slo = _slo(summaries, objective, slo)
+    candidates = gather(summaries, batch_size, [served(run, slo) for run in summaries] if slo else None)
     _check(summaries, candidates, batch_size, objective)
     # A first forward is no generation at this batch size: its peak is not held against one.
     timed = any(one.speeds for one in candidates) and (objective == "memory" or limits.memory_bytes != UNLIMITED)
@@ -104,6 +113,7 @@ def recommend(
         excluded=tuple((one, why) for one, why in excluded if why),
         notes=tuple(notes(summaries, batch_size)),
         doubts=tuple(doubts(pick.named, pick.leader, objective, limits, margin)) if pick else (),
+        slo=slo,
     )
 
 
@@ -116,9 +126,19 @@ def choose(candidates: Iterable[Candidate], objective: Objective, limits: Limits
     return Pick(min(tied, key=tie_break), leader, tuple(tied))
 
 
+def _slo(runs: Sequence[RunSummary], objective: Objective, given: SLO | None) -> SLO | None:
+    if objective != "goodput":
+        return None
+    found = {agreed(run, given) for run in runs}
+    if len(found) > 1:
+        words = " and ".join(sorted(map(str, found)))
+        raise QbenchError(f"--objective goodput: the runs have different objectives ({words}); give one with --slo")
+    return found.pop() if found else given
+
+
 def _check(runs: Sequence[RunSummary], candidates: Sequence[Candidate], batch_size: int, objective: Objective) -> None:
     sizes = sorted({size for run in runs for size in run.batch_sizes})
-    if batch_size not in sizes and (sizes or objective == "speed"):
+    if batch_size not in sizes and objective != "goodput" and (sizes or objective == "speed"):
         there = f"there are {', '.join(map(str, sizes))}" if sizes else "choose by --objective memory or accuracy"
         raise QbenchError(f"--batch {batch_size}: was not measured; {there}")
     questions = sorted({one.accuracy.questions for one in candidates if one.accuracy})
@@ -142,6 +162,8 @@ def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, ti
         return f"its speed at batch {batch_size} was not measured"
     if timed and not candidate.speeds:
         return f"its memory at batch {batch_size} was not measured"
+    if objective == "goodput" and candidate.served is None:
+        return "it was not measured under load, or no request was answered"
     if objective == "memory" and candidate.memory_bytes is None:
         return "its memory was not measured"
     if objective == "accuracy" and candidate.accuracy is None:
@@ -182,6 +204,13 @@ def _by_accuracy(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candi
     return best, [best, *noise]
 
 
+def _by_goodput(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
+    """Tied are those whose difference from the highest has an interval with 0 in it; see `serving.difference`."""
+    rated = [(one, one.served.goodput) for one in candidates if one.served]
+    best, highest = max(rated, key=lambda pair: pair[1].per_s)
+    return best, [one for one, found in rated if one is best or difference(highest, found)[2] >= 0]
+
+
 def difference_of(first: Candidate, second: Candidate) -> AccuracyDifference | None:
     """The second's accuracy less the first's; None if it cannot be said."""
     return accuracy_difference(first.accuracy, second.accuracy) if first.accuracy and second.accuracy else None
@@ -195,6 +224,7 @@ _BEST: dict[Objective, Callable[[Sequence[Candidate]], tuple[Candidate, list[Can
     "speed": _by_speed,
     "memory": _by_memory,
     "accuracy": _by_accuracy,
+    "goodput": _by_goodput,
 }
 """The best of some candidates by an objective, and those that are tied with it."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from qbench.config import Backend, ModelConfig, RunConfig
 from qbench.config import resolve as names
+from qbench.config.requests import read_requests
 from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
@@ -155,6 +156,8 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         raise QbenchError(
             f"measure.mmlu.data: no folder {mmlu.data}; give one with test/ and dev/ in MMLU's CSV layout, or `demo`"
         )
+    if config.measure.load and config.measure.load.requests:
+        read_requests(config.measure.load.requests)
     for task, path in config.measure.tasks.data.items() if config.measure.tasks else ():
         if not path.expanduser().exists():
             raise QbenchError(f"measure.tasks.data: no file or folder {path} for {task}")

@@ -229,6 +229,91 @@ class PerplexityRow(Row):
     """Mean probability that the 16-bit cell gives to all other tokens: KL does not see how it moves among them."""
 
 
+class RequestRow(Row):
+    """A request of `measure.load`. Moments are seconds since its level began."""
+
+    level: str
+    """`c4`: 4 at a time; `r0.5`: half a request a second; `search/3`: the third level of the search."""
+    number: int
+    """In the order in which they were sent."""
+    phase: Literal["warmup", "counted", "tail"]
+    """Those before and after the counted ones only keep up the load."""
+    planned_s: float
+    """When it was to be sent."""
+    sent_s: float
+    ended_s: float
+    client_delay_s: float
+    """What the client took: from the planned moment until the request had left, and handling what came."""
+    asked_tokens: int
+    prompt_tokens: int | None = None
+    """By the server's word."""
+    output_tokens: int
+    error: str | None = None
+    """The kind of error; None of a request that was answered."""
+    detail: str | None = None
+    token_s: tuple[float, ...] = ()
+    """When each piece of text came, since the request was sent; most servers send a piece a token."""
+
+
+class LoadRow(Row):
+    """A level of `measure.load`: figures of its requests, see `qbench.analysis.load`. Empty where none was answered."""
+
+    level: str
+    mode: Literal["closed", "open", "search"]
+    concurrency: int | None = None
+    """Requests at a time of a closed loop."""
+    rate: float | None = None
+    """Requests a second of an open loop."""
+    status: Status
+    error: str | None = None
+    prompt_tokens_mean: float | None = None
+    output_tokens_mean: float | None = None
+    requests: int
+    """Counted ones."""
+    answered: int
+    """Of them."""
+    errors: str | None = None
+    """Kinds of errors of the counted requests with their numbers: `timeout 3; http_500 1`."""
+    window_s: float | None = None
+    """From the first counted request until the last of them had ended."""
+    in_flight_mean: float | None = None
+    """Requests under way at a moment, mean over the window."""
+    requests_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    ttft_p50_s: float | None = None
+    ttft_p90_s: float | None = None
+    ttft_p95_s: float | None = None
+    ttft_p95_low_s: float | None = None
+    ttft_p95_high_s: float | None = None
+    ttft_p99_s: float | None = None
+    itl_p50_s: float | None = None
+    itl_p90_s: float | None = None
+    itl_p95_s: float | None = None
+    itl_p99_s: float | None = None
+    e2e_p50_s: float | None = None
+    e2e_p90_s: float | None = None
+    e2e_p95_s: float | None = None
+    e2e_p99_s: float | None = None
+    slo_ttft_s: float | None = None
+    slo_itl_s: float | None = None
+    met: int | None = None
+    """Counted requests that kept the objective; None without one."""
+    attainment: float | None = None
+    """met ÷ requests, and its exact interval."""
+    attainment_low: float | None = None
+    attainment_high: float | None = None
+    goodput_per_s: float | None = None
+    """Requests a second that were answered and kept the objective, and its interval over slices of the window."""
+    goodput_low_per_s: float | None = None
+    goodput_high_per_s: float | None = None
+    client_delay_p95_s: float
+    loop_lag_p95_s: float
+    """By how much the client's event loop came late."""
+    validity: str | None = None
+    foreign_cpu: float | None = None
+    steal: float | None = None
+
+
 class GenerationRow(Row):
     """How a cell goes on with a prompt, greedily."""
 
@@ -246,12 +331,13 @@ TABLES: dict[str, type[Row]] = {
     "accuracy": AccuracyRow,
     "noise": NoiseRow,
     "perplexity": PerplexityRow,
+    "load": LoadRow,
 }
 """The CSV files of a run, by stem."""
 
 LINES: dict[str, type[Row]] = {"generations": GenerationRow}
 """The files of a run with a JSON object a line, by stem: rows with text."""
 
-_ROW_TYPES: tuple[type[Row], ...] = (MemoryRow, *TABLES.values(), *LINES.values())
+_ROW_TYPES: tuple[type[Row], ...] = (MemoryRow, RequestRow, *TABLES.values(), *LINES.values())
 ROW_TYPES = {row_type.__name__: row_type for row_type in _ROW_TYPES}
 """Every row that a worker may write, by name."""

@@ -23,7 +23,7 @@ from qbench.records import csvtext
 from qbench.records.answers import read_answers, read_task_answers
 from qbench.records.files import write_atomically
 from qbench.records.redact import Redactor
-from qbench.records.rows import TABLES, NoiseRow, Row, SustainedRow
+from qbench.records.rows import TABLES, LoadRow, NoiseRow, Row, SustainedRow
 
 
 class RunRecord(BaseModel):
@@ -66,6 +66,7 @@ class Run:
     warnings: tuple[str, ...]
     noise: pd.DataFrame = field(default_factory=lambda: to_frame(NoiseRow, []))
     sustained: pd.DataFrame = field(default_factory=lambda: to_frame(SustainedRow, []))
+    load: pd.DataFrame = field(default_factory=lambda: to_frame(LoadRow, []))
     answers: dict[str, pd.Series[bool]] = field(default_factory=dict)
     """By label, whether the cell is right, indexed by (subject, question_id); see `qbench.records.answers`."""
     task_answers: dict[str, dict[str, pd.Series[bool]]] = field(default_factory=dict)

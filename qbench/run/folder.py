@@ -13,10 +13,11 @@ from filelock import FileLock, Timeout
 
 from qbench.config import NOISE_SUFFIX, Backend, RunConfig
 from qbench.errors import QbenchError
+from qbench.records import requests
 from qbench.records.answers import task_file
 from qbench.records.files import remove, write_atomically
 from qbench.records.redact import Redactor
-from qbench.records.rows import LINES, TABLES, AccuracyRow, CellRow, Row
+from qbench.records.rows import LINES, TABLES, AccuracyRow, CellRow, RequestRow, Row
 from qbench.records.run import RunRecord, read_run, write_lines, write_record, write_table
 from qbench.run import fingerprint
 from qbench.run.events import UnitEvent, last_kernel, read_units
@@ -100,7 +101,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         derived = (*(f"{stem}.csv" for stem in TABLES), *(f"{stem}.jsonl" for stem in LINES))
-        for name in (*FOLDERS, "run.json", "summary.csv", *derived):
+        for name in (*FOLDERS, "run.json", "summary.csv", requests.FILE, *derived):
             remove(self.path / name)
 
     def check_reference(self, cells: Sequence[Backend], *, fresh: bool) -> None:
@@ -178,6 +179,9 @@ class RunFolder:
             path, found = self.path / f"{stem}.jsonl", [row for row in rows if type(row) is row_type]
             if found or path.exists():
                 write_lines(path, found)
+        sent = [row for row in rows if isinstance(row, RequestRow)]
+        if sent or (self.path / requests.FILE).exists():
+            requests.write(self.path / requests.FILE, sent)
 
     def asked(self) -> dict[str, str]:
         """By measure or task, a hash of the questions that any cell was asked."""

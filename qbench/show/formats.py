@@ -37,6 +37,12 @@ def gigabytes_a_second(bytes_per_s: float | None) -> str:
     return f"{value:,.0f} GB/s" if value >= 100 else f"{value:.3g} GB/s"
 
 
+def objective(ttft_s: float | None, itl_s: float | None) -> str:
+    """`first token within 500 ms, 50.0 ms between tokens`."""
+    first = f"first token within {milliseconds(ttft_s)}" if ttft_s is not None else ""
+    return ", ".join(filter(None, (first, f"{milliseconds(itl_s)} between tokens" if itl_s is not None else "")))
+
+
 def span(speeds: tuple[float, float] | None) -> str:
     """The slowest and the fastest trial; empty if there is but one."""
     return f"trials: {tokens(speeds[0])} to {tokens(speeds[1])}" if speeds else ""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import pandas as pd
 
+from qbench.analysis import validity
 from qbench.analysis.effects import Accuracy, SpeedRatio
-from qbench.analysis.summary import PLAIN_CACHE, CellSummary, Sustained
+from qbench.analysis.load import FoundRate
+from qbench.analysis.summary import PLAIN_CACHE, CellSummary, Load, Sustained
 from qbench.analysis.validity import FOREIGN, REASONS
 from qbench.machine.bandwidth import Bandwidth
-from qbench.show.formats import doubts, gigabytes_a_second
+from qbench.records.rows import LoadRow
+from qbench.show.formats import doubts, gigabytes_a_second, milliseconds, tokens
 from qbench.text import MISSING
+
+NO_RESULT = "no result"
+"""Of a cell that is ok but was not measured, or only in part."""
 
 
 def accuracy_words(accuracy: Accuracy | None) -> str:
@@ -69,6 +75,43 @@ def sustained_words(found: Sustained) -> str:
     return f"{found.steady:,.1f} tok/s in the last third, {left:.0%} of the peak of {found.peak:,.1f} in the first"
 
 
+def level_words(level: LoadRow) -> str:
+    """`4 at a time`, or `0.5 requests/s`."""
+    return f"{level.concurrency} at a time" if level.concurrency else f"{level.rate:g} requests/s"
+
+
+def found_rate_words(found: FoundRate) -> str:
+    """`2.1 requests/s keep the objective, 2.3 do not`."""
+    doubt = "" if found.certain else " (too few requests to be sure)"
+    if found.kept is None:
+        return f"no rate was found that keeps the objective; {found.missed:.3g} requests/s do not{doubt}"
+    if found.missed is None:
+        return f"{found.kept:.3g} requests/s keep the objective, and no rate was found that does not{doubt}"
+    return f"{found.kept:.3g} requests/s keep the objective, {found.missed:.3g} do not{doubt}"
+
+
+def load_words(found: Load) -> Iterator[str]:
+    """The level with the most tokens a second, the one with the highest goodput, and the rate that was found."""
+    if most := found.most_tokens:
+        waits = f"first token {milliseconds(most.ttft_p95_s)}, between tokens {milliseconds(most.itl_p95_s)}"
+        yield f"{tokens(most.output_tokens_per_s)} tok/s at {level_words(most)} (p95: {waits})"
+    if best := found.best:
+        yield f"goodput {tokens(best.goodput_per_s)} requests/s at {level_words(best)}"
+    if found.found:
+        yield found_rate_words(found.found)
+
+
+def not_shown(cells: Sequence[CellSummary], shown: Collection[str], parts: Sequence[str] = ()) -> list[str]:
+    """A phrase that names the cells without a point, and the parts that others lack; none if nothing is missing."""
+
+    def why(cell: CellSummary) -> str:
+        return NO_RESULT if cell.status == "ok" else cell.status
+
+    absent = [f"{cell.name} ({why(cell)})" for cell in cells if cell.name not in shown]
+    absent += parts
+    return [f"not shown: {', '.join(absent)}"] if absent else []
+
+
 def cache_words(rows: pd.DataFrame) -> str:
     """`, keys and values in int8` of generations that kept them so; empty for the compute dtype."""
     kinds = sorted(set(rows["kv_cache"].dropna()) - {PLAIN_CACHE})
@@ -91,6 +134,9 @@ def remarks(cells: Sequence[CellSummary]) -> list[str]:
     for cell in cells:
         if cell.sustained and cell.sustained.doubtful:
             places[FOREIGN].append(f"{cell.name} under sustained load")
+        for level in cell.load.answered if cell.load else ():
+            for reason in validity.reasons(level.validity):
+                places[reason].append(f"{cell.name} at {level_words(level)}")
     return [
         f"! {reason} ({', '.join(places[reason])}): {REASONS.get(reason, 'see throughput.csv')}"
         for reason in sorted(places)

@@ -11,9 +11,11 @@ from qbench.decide.candidates import Candidate, points
 from qbench.decide.constraints import UNLIMITED, Limits, doubt, need_memory
 from qbench.decide.doubts import Doubt
 from qbench.decide.recommend import Change, Pick, Recommendation, difference_of, tie_break
-from qbench.show.phrases import p_words, ratio_words
+from qbench.decide.serving import difference as goodput_difference
+from qbench.show.formats import tokens
+from qbench.show.phrases import level_words, p_words, ratio_words
 from qbench.show.verdicts import settled_by
-from qbench.text import human_bytes
+from qbench.text import human_bytes, signed
 
 SINGLE_TRIAL = " (a single trial: no interval)"
 """Behind a ratio that has none."""
@@ -27,6 +29,8 @@ def lines(found: Recommendation, cost_per_hour: float | None = None) -> Iterator
     else:
         named = found.pick.named
         at = f"at batch {found.batch_size}" if named.speeds else "after its first forward"
+        if found.objective == "goodput" and named.served:
+            at = f"under load, {level_words(named.served.level)}"
         yield f"{named.name} {at}: {_figures(named, cost_per_hour)}"
         yield from (f"  {line}" for line in reasons(found, found.pick))
         yield from (f"  inconclusive: {line}" for line in open_questions(found))
@@ -65,7 +69,7 @@ def open_questions(found: Recommendation) -> Iterator[str]:
 def _doubt(found: Recommendation, one: Doubt) -> str:
     if one.what == "drop" and found.pick:
         return doubt(found.pick.named, found.limits)
-    unit = "%" if one.what == "speed" else "points"
+    unit = "%" if one.what in ("speed", "goodput") else "points"
     loss, allowed = (f"{value:g} {unit}" for value in (math.ceil(1000 * one.loss) / 10, 100 * one.allowed))
     return f"a loss of {loss} of {one.what} against {one.against} cannot be excluded, {allowed} count as none"
 
@@ -88,6 +92,7 @@ def to_dict(found: Recommendation, cost_per_hour: float | None = None) -> dict[s
         "objective": found.objective,
         "batch_size": found.batch_size,
         "limits": _limits(found.limits),
+        "slo": found.slo.model_dump() if found.slo else None,
         "recommended": _choice(found.pick.named, found.limits, cost_per_hour) if found.pick else None,
         "tied_with": [one.name for one in found.pick.tied if one is not found.pick.named] if found.pick else [],
         "reasons": list(reasons(found, found.pick)) if found.pick else [],
@@ -105,7 +110,9 @@ def _advantage(found: Recommendation, pick: Pick) -> str:
     if found.fitting == 1:
         return "the only one that fits" if str(found.limits) else "the only one that can be named"
     if len(pick.tied) == 1:
-        word = {"speed": "fastest", "memory": "smallest", "accuracy": "most accurate"}[found.objective]
+        word = {"speed": "fastest", "memory": "smallest", "accuracy": "most accurate", "goodput": "best"}[
+            found.objective
+        ]
         return f"the {word} of {found.fitting}: {_against(found, found.runner_up, named)}"
     others = [one for one in pick.tied if one is not named]
     rival = pick.leader if named is not pick.leader else min(others, key=tie_break)
@@ -122,6 +129,10 @@ def _against(found: Recommendation, other: Candidate | None, named: Candidate) -
         return f"{ratio_words(speed_ratio(other.speeds, named.speeds), SINGLE_TRIAL)} the speed of {other.name}"
     if found.objective == "memory":
         return f"{human_bytes(need_memory(named))} against {human_bytes(need_memory(other))} of {other.name}"
+    if found.objective == "goodput" and named.served and other.served:
+        delta, low, high = goodput_difference(other.served.goodput, named.served.goodput)
+        interval = f"[{signed(low, 2)}, {signed(high, 2)}]"
+        return f"{signed(delta, 2)} {interval} requests/s within {found.slo} against {other.name}"
     difference = difference_of(other, named)
     return f"{points(difference)} against {other.name}, {p_words(difference.p_value)}" if difference else ""
 
@@ -144,6 +155,7 @@ def _nothing(found: Recommendation) -> Iterator[str]:
 def _figures(candidate: Candidate, cost_per_hour: float | None) -> str:
     cost = cost_per_million_tokens(candidate, cost_per_hour)
     parts = [
+        f"goodput {tokens(candidate.served.goodput.per_s)} requests/s" if candidate.served else "",
         f"{candidate.speed:,.1f} tok/s" if candidate.speed else "",
         human_bytes(candidate.memory_bytes) if candidate.memory_bytes is not None else "",
         f"accuracy {100 * candidate.accuracy.value:.2f} %" if candidate.accuracy else "",
@@ -196,6 +208,8 @@ def _choice(candidate: Candidate, limits: Limits, cost_per_hour: float | None) -
         "bits_per_weight": candidate.bits,
         "peak_memory_bytes": candidate.memory_bytes,
         "decode_tokens_per_s": candidate.speed,
+        "goodput_per_s": candidate.served.goodput.per_s if candidate.served else None,
+        "goodput_level": candidate.served.level.level if candidate.served else None,
         "accuracy": candidate.accuracy.value if candidate.accuracy else None,
         "accuracy_delta": drop.delta if drop else None,
         "accuracy_delta_low": drop.low if drop else None,

@@ -11,7 +11,7 @@ from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
 from qbench.records.rows import PerplexityRow
 from qbench.records.run import Run
 from qbench.show.formats import percent
-from qbench.show.phrases import accuracy_words, ratio_words, remarks, sustained_words, truncations
+from qbench.show.phrases import accuracy_words, load_words, ratio_words, remarks, sustained_words, truncations
 from qbench.show.verdicts import detectable_words, difference_words, reading
 from qbench.text import MISSING, human_bytes
 
@@ -24,6 +24,8 @@ def print_results(console: Console, run: Run, margin: float = MARGIN) -> None:
         if cell.sustained:
             mark = " !" if cell.sustained.doubtful else ""
             console.print(escape(f"sustained: {cell.name}: {sustained_words(cell.sustained)}{mark}"))
+        for words in load_words(cell.load) if cell.load else ():
+            console.print(escape(f"load: {cell.name}: {words}"))
     for cell in summary.cells:
         if cell.status == "ok" and cell.row.failed:
             console.print(f"[red]failed:[/] {escape(f'{cell.name}: {cell.row.failed}')}")

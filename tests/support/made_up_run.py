@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 
 from qbench.machine.environment import GPU, Environment
-from qbench.records.rows import AccuracyRow, CellRow, NoiseRow, PerplexityRow, Row, SustainedRow, ThroughputRow
+from qbench.records.rows import (
+    AccuracyRow,
+    CellRow,
+    LoadRow,
+    NoiseRow,
+    PerplexityRow,
+    Row,
+    SustainedRow,
+    ThroughputRow,
+)
 from qbench.records.run import Run, RunRecord, to_frame
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
@@ -146,9 +155,9 @@ def made_up_run(
         environment=environment(*gpus),
         started=datetime(2026, 10, 5, 23, 30, tzinfo=UTC),
     )
-    cells, throughput, accuracy, noise, perplexity, sustained = (
+    cells, throughput, accuracy, noise, perplexity, sustained, load = (
         to_frame(kind, [row for row in rows if isinstance(row, kind)])
-        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow, PerplexityRow, SustainedRow)
+        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow, PerplexityRow, SustainedRow, LoadRow)
     )
     return Run(
         folder=Path("results/made-up"),
@@ -160,6 +169,7 @@ def made_up_run(
         noise=noise,
         sustained=sustained,
         perplexity=perplexity,
+        load=load,
         answers=answers or {},
     )
 

@@ -103,6 +103,10 @@ class ServerEngine:
         """The text of token ids."""
         return text.decode(self._tokenizer, ids, special=special)
 
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """Token ids as the server takes them: as they are, or a text that has as many."""
+        return self._prompts(ids)
+
     def decode_mode(self, asked: Decode, kv_cache: KVCache = "16bit") -> str:
         """Always `server`: how it decodes is its own affair.
 

@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterable
 
 from qbench.analysis.summary import CHANCE_LEVEL, CellSummary, Speed
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, bandwidth_words, caption, ratio_words
+from qbench.show.phrases import NO_RESULT, accuracy_words, bandwidth_words, caption, ratio_words
 from qbench.show.plots.shapes import Bar, BarChart, Pair, Panel
 from qbench.show.plots.style import Looks
 from qbench.show.verdicts import comparison_words, difference_words
 from qbench.show.view.records import RunReport
 from qbench.text import human_bytes
-
-NO_RESULT = "no result"
-"""Of a cell that is ok but was not measured, or only in part."""
 
 WHISKERS = "whiskers: slowest and fastest trial"
 

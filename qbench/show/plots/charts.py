@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from qbench.show.plots import bars, scatter
+from qbench.show.plots import bars, load, scatter
 from qbench.show.plots.shapes import Chart
 from qbench.show.plots.style import Looks, cell_styles
 from qbench.show.view.records import RunReport
@@ -62,6 +62,24 @@ CHARTS = (
     ChartKind(
         "sustained", "sustained_{model}", "Sustained load",
         "Generations without a pause: what is left of the speed once the machine is warm.", scatter.sustained,
+    ),
+    ChartKind(
+        "load-first-token", "load_first_token", "First token under load",
+        "One request in twenty waits longer than this. More load comes from further requests at a time, or at a higher "
+        "rate.", load.first_token,
+    ),
+    ChartKind(
+        "load-between-tokens", "load_between_tokens", "Between tokens under load",
+        "One token in twenty comes later than this after the one before it.", load.between_tokens,
+    ),
+    ChartKind(
+        "load-throughput", "load_throughput", "Throughput under load",
+        "Output tokens a second of all requests together, over how many are under way.", load.throughput,
+    ),
+    ChartKind(
+        "goodput", "goodput", "Goodput",
+        "Requests a second that are answered within the objective. Where they are fewer than all that are answered, "
+        "the load is too high.", load.goodput,
     ),
 )  # fmt: skip
 """In the order in which they are shown."""

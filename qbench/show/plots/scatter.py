@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from qbench.analysis.formulas import pareto_front
 from qbench.analysis.summary import CellSummary
 from qbench.analysis.validity import FOREIGN
 from qbench.show import formats
-from qbench.show.phrases import accuracy_words, caption
-from qbench.show.plots.bars import NO_RESULT, WHISKERS
+from qbench.show.phrases import NO_RESULT, accuracy_words, caption, not_shown
+from qbench.show.plots.bars import WHISKERS
 from qbench.show.plots.shapes import Pair, Point, ScatterChart, Series
 from qbench.show.plots.style import Looks, shorten
 from qbench.show.verdicts import difference_words
@@ -85,7 +85,7 @@ def batches(report: RunReport, looks: Looks) -> ScatterChart | None:
         for speed in cell.speeds
         if speed.tokens_per_s is None and any(one.backend == cell.name for one in series)
     ]
-    absent = _not_shown(report, {one.backend for one in series}, gone)
+    absent = not_shown(report.cells, {one.backend for one in series}, gone)
     details = (report.settings.get("throughput", ""), WHISKERS, caption(report.cells), *absent)
     return ScatterChart(
         title="Decode speed against batch size",
@@ -104,7 +104,7 @@ def sustained(report: RunReport, looks: Looks) -> ScatterChart | None:
     if not series:
         return None
     marks = sorted({point.mark for one in series for point in one.points} - {""})
-    absent = _not_shown(report, {one.backend for one in series})
+    absent = not_shown(report.cells, {one.backend for one in series})
     words = {"!": "!: other processes used the machine in that window", "×": "×: clocks fell in that window"}
     return ScatterChart(
         title="Decode speed under sustained load",
@@ -175,7 +175,7 @@ def _against_accuracy(
             f"line: Pareto front{better}",
             *([f"!: speed not to be trusted ({', '.join(marked)})"] if marked else []),
             *_tied([[cells[i].name for i in group] for group in ties]),
-            *_not_shown(report, xs),
+            *not_shown(report.cells, xs),
         ),
         x_axis=x_axis,
         y_axis="accuracy (%)",
@@ -209,14 +209,3 @@ def _tied(groups: Sequence[Sequence[str]]) -> list[str]:
     among = " between neighbours" if any(len(group) > 2 for group in groups) else ""
     names = "; ".join(", ".join(group) for group in groups)
     return [f"shaded: {names} (no significant difference{among})"] if groups else []
-
-
-def _not_shown(report: RunReport, shown: Collection[str], parts: Sequence[str] = ()) -> list[str]:
-    """A phrase that names the cells without a point, and the parts that others lack; none if nothing is missing."""
-
-    def why(cell: CellSummary) -> str:
-        return NO_RESULT if cell.status == "ok" else cell.status
-
-    absent = [f"{cell.name} ({why(cell)})" for cell in report.cells if cell.name not in shown]
-    absent += parts
-    return [f"not shown: {', '.join(absent)}"] if absent else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qbench.show.markdown import inline
-from qbench.show.report import speed_tables, tables
+from qbench.show.report import load_tables, speed_tables, tables
 from qbench.show.report.table import Table
 from qbench.show.view.records import RunReport
 
@@ -30,6 +30,7 @@ def render(reports: Sequence[RunReport]) -> str:
         ("Speed and latency", speed_tables.speeds(reports), _crossovers(reports)),
         ("Where a decode step's time goes", speed_tables.steps(reports), _bandwidths(reports)),
         ("Sustained load", speed_tables.sustained(reports), []),
+        ("Under load", load_tables.levels(reports), _rates(reports)),
         ("Predicted and measured", tables.predictions(reports), []),
         ("Loading", tables.loading(reports), []),
     ):
@@ -54,6 +55,11 @@ def _origin(report: RunReport) -> str:
 
 def _crossovers(reports: Sequence[RunReport]) -> list[str]:
     return [f"- {inline(report.title)}: {inline(line)}" for report in reports for line in report.crossovers]
+
+
+def _rates(reports: Sequence[RunReport]) -> list[str]:
+    found = zip(reports, load_tables.found(reports), strict=True)
+    return [f"- {inline(report.title)}: {inline(line)}" for report, lines in found for line in lines]
 
 
 def _bandwidths(reports: Sequence[RunReport]) -> list[str]:

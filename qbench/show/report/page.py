@@ -16,7 +16,7 @@ from qbench import __version__
 from qbench.show.plots import mpl, plotly
 from qbench.show.plots.charts import CHARTS, ChartKind, charts
 from qbench.show.plots.shapes import Chart
-from qbench.show.report import speed_tables, tables
+from qbench.show.report import load_tables, speed_tables, tables
 from qbench.show.view.records import RunReport
 
 
@@ -63,6 +63,8 @@ def render(reports: Sequence[RunReport]) -> str:
         sections=[_section(kind, reports, found) for kind in CHARTS if any(key == kind.key for key, _ in found)],
         timed=speed_tables.speeds(reports),
         loaded=speed_tables.sustained(reports),
+        levels=load_tables.levels(reports),
+        rates=load_tables.found(reports),
         steps=speed_tables.steps(reports),
         bandwidths=speed_tables.step_bandwidths(reports),
         heat=[table for i, report in enumerate(reports) if (table := tables.subjects(report, i))],

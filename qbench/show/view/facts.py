@@ -89,6 +89,12 @@ def settings(run: Run, cells: Sequence[CellSummary]) -> dict[str, str]:
         batch, prompt, new = (int(run.sustained[name].max()) for name in ("batch_size", "prompt_tokens", "new_tokens"))
         excluded = f"prefills excluded{cache_words(run.sustained)}"
         found["sustained"] = f"batch {batch}, {prompt:,} prompt and {new:,} new tokens on end, {excluded}"
+    if len(run.load):
+        means = {what: run.load[f"{what}_tokens_mean"].mean() for what in ("prompt", "output")}
+        sizes = " and ".join(f"{mean:,.0f} {what}" for what, mean in means.items() if not pd.isna(mean))
+        each = (measures.get("load") or {}).get("requests_per_level")
+        counted = f"at most {each:,} requests a level that count" if each else ""
+        found["load"] = ", ".join(filter(None, (counted, f"{sizes} tokens in the mean" if sizes else "")))
     counts = [cell.accuracy.n for cell in cells if cell.accuracy]
     if counts:
         demo = (measures.get("mmlu") or {}).get("data") == "demo"
