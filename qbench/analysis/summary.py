@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qbench.analysis import validity
+from qbench.analysis.between_starts import VarianceShare, samples, variance_share
 from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.effects import Accuracy, SpeedRatio, accuracy_of, section, speed_ratio
 from qbench.analysis.equivalence import MARGIN
@@ -33,8 +34,8 @@ class Speed:
     batch_size: int
     status: str | None = None
     """ok, or what went wrong in some trial; None where nothing was tried."""
-    trials: tuple[float, ...] = ()
-    """Decode tokens/s of each ok trial."""
+    starts: tuple[tuple[float, ...], ...] = ()
+    """Decode tokens/s of each ok trial, by the process that made it."""
     validity: str | None = None
     """ok, or why the speed is not to be trusted, joined by `+`; None where that was not recorded: see
     `qbench.analysis.validity`."""
@@ -54,6 +55,21 @@ class Speed:
     step: DecodeStep | None = None
     """What a step reads. This and the two figures above are None unless a report has added them, which knows what the
     plan predicted."""
+
+    @property
+    def trials(self) -> tuple[float, ...]:
+        """Decode tokens/s of each ok trial, of all starts."""
+        return tuple(speed for start in self.starts for speed in start)
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        """What its intervals count, see `qbench.analysis.between_starts.samples`."""
+        return samples(self.starts)
+
+    @property
+    def between_starts(self) -> VarianceShare | None:
+        """Where its variance comes from; None unless several starts made several trials."""
+        return variance_share(self.starts)
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -256,7 +272,7 @@ def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
     return Speed(
         batch_size=batch_size,
         status=failed[-1] if failed else "ok",
-        trials=tuple(float(value) for value in ok["decode_tokens_per_s"].dropna()),
+        starts=_starts(ok),
         validity=validity.validity(trials),
         lengths=(int(trials["prompt_tokens"].iloc[-1]), int(trials["new_tokens"].iloc[-1])),
         ttft_s=float(ttft.median()) if len(ttft) else None,
@@ -264,6 +280,12 @@ def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
         itl_p95_s=float(p95.median()) if len(p95) else None,
         peak_memory_bytes=int(peaks.max()) if len(peaks) else None,
     )
+
+
+def _starts(ok: pd.DataFrame) -> tuple[tuple[float, ...], ...]:
+    """Decode tokens/s by start."""
+    speeds = ok["decode_tokens_per_s"].astype(float).dropna()
+    return tuple(tuple(map(float, one)) for _, one in speeds.groupby(validity.starts(ok.loc[speeds.index])))
 
 
 def _text(run: Run, label: str, allow_partial: bool) -> PerplexityRow | None:
@@ -288,7 +310,7 @@ def _compared(cell: CellSummary, reference: CellSummary) -> tuple[Speed, ...]:
     """The cell's speeds with their ratios to the reference's."""
     both = zip(cell.speeds, reference.speeds, strict=True)
     return tuple(
-        replace(own, speedup=speed_ratio(other.trials, own.trials)) if own.trials and other.trials else own
+        replace(own, speedup=speed_ratio(other.samples, own.samples)) if own.trials and other.trials else own
         for own, other in both
     )
 

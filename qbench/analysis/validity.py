@@ -25,6 +25,11 @@ REASONS = {
 """What each reason means, and what to do about it."""
 
 
+def starts(trials: pd.DataFrame) -> pd.Series[int]:
+    """Which process of its cell made each trial; tables of older versions know one."""
+    return trials["start"].fillna(0).astype(int)
+
+
 def spread(speeds: Sequence[float]) -> float:
     """(max − min) ÷ median.
 
@@ -39,12 +44,14 @@ def spread(speeds: Sequence[float]) -> float:
 def validity(trials: pd.DataFrame) -> str | None:
     """`ok`, or the reasons over all ok trials of a cell at a batch size, joined by `+`.
 
+    Trials are unstable within a start: how far apart starts are is in the interval, which counts them.
+
     None where there is no trial, or where nothing speaks against them but not all say what they ran under, as in tables
     of older versions.
     """
     trials = trials[trials["status"] == "ok"]
-    speeds = [float(speed) for speed in trials["decode_tokens_per_s"].dropna()]
-    unstable = bool(speeds) and spread(speeds) > SPREAD_BOUND
+    speeds = trials["decode_tokens_per_s"].astype(float).dropna()
+    unstable = any(spread(list(one)) > SPREAD_BOUND for _, one in speeds.groupby(starts(trials.loc[speeds.index])))
     return _summary(trials["validity"], {"unstable"} if unstable else set())
 
 

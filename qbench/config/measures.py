@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -89,12 +90,26 @@ class TimedGeneration(Measure):
         return self.seq_len - self.new_tokens
 
 
+def trial_unit(start: int, batch_size: int, trial: int) -> str:
+    """Name of a trial of the throughput; the first start of a cell is not named in it."""
+    return "/".join([*([f"s{start}"] if start else []), f"b{batch_size}", f"t{trial}"])
+
+
+def start_of(unit: str) -> int:
+    """Which start of its cell measures a unit, `throughput/s1/b8/t0`; the first, 0, measures all others."""
+    found = re.match(r"throughput/s(\d+)/", unit)
+    return int(found[1]) if found else 0
+
+
 class ThroughputConfig(TimedGeneration):
     """Prefill and decode speed; `cooldown_s` is before each trial."""
 
-    countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "trials")
+    countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "trials", "starts")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
-    trials: int = Field(default=3, ge=1, description="timed repetitions; every one is a row")
+    trials: int = Field(default=3, ge=1, description="timed repetitions in a process; every one is a row")
+    starts: int = Field(
+        default=1, ge=1, description="fresh processes that each make all trials, in turn with the other cells"
+    )
     warmup: int = Field(default=1, ge=0, description="repetitions before them that are not counted")
     max_retries_invalid: int = Field(
         default=0, ge=0, description="repetitions of a trial that other processes or throttling disturbed"
@@ -108,8 +123,13 @@ class ThroughputConfig(TimedGeneration):
         return sizes
 
     def units(self) -> tuple[str, ...]:
-        """Every trial, by batch size and number."""
-        return tuple(f"b{size}/t{trial}" for size in self.batch_sizes for trial in range(self.trials))
+        """Every trial, by start, batch size and number."""
+        return tuple(
+            trial_unit(start, size, trial)
+            for start in range(self.starts)
+            for size in self.batch_sizes
+            for trial in range(self.trials)
+        )
 
 
 class SustainedConfig(TimedGeneration):
@@ -253,6 +273,11 @@ class MeasureConfig(Strict):
     perplexity: PerplexityConfig | None = None
     noise_floor: NoiseFloorConfig | None = None
     sustained: SustainedConfig | None = None
+
+    @property
+    def starts(self) -> int:
+        """Processes in which each cell is measured, one after another."""
+        return self.throughput.starts if self.throughput else 1
 
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""

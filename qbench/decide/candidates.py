@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qbench.analysis.between_starts import samples
 from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_difference
 from qbench.analysis.formulas import Flips
 from qbench.analysis.paired import noise_floor
@@ -32,8 +33,8 @@ class Candidate:
     """Effective bits a weight; the nominal ones where they were not recorded."""
     memory_bytes: int | None
     """The larger of the peaks of the first forward (`cells.csv`) and of the trials at the batch size."""
-    speeds: tuple[float, ...]
-    """Decode tokens/s of the ok trials."""
+    starts: tuple[tuple[float, ...], ...]
+    """Decode tokens/s of the ok trials, by the process that made them."""
     accuracy: Accuracy | None
     drop: AccuracyDifference | None
     """Against the 16-bit cell of its run; the intervals of all candidates hold together with 95 %."""
@@ -43,6 +44,16 @@ class Candidate:
     failure: str
     """Why it cannot be chosen under any constraint; empty if it can."""
     caveats: tuple[str, ...]
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """Decode tokens/s of the ok trials, of all starts."""
+        return tuple(speed for start in self.starts for speed in start)
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        """Those that its intervals count, see `qbench.analysis.between_starts.samples`."""
+        return samples(self.starts)
 
     @property
     def speed(self) -> float | None:
@@ -103,7 +114,7 @@ def _candidate(run: RunSummary, cell: CellSummary, run_name: str, batch_size: in
         label=cell.label,
         bits=cell.bits_per_weight,
         memory_bytes=max(peaks, default=None),
-        speeds=speed.trials,
+        starts=speed.starts,
         accuracy=cell.accuracy,
         drop=drop,
         is_reference=cell is reference,

@@ -26,7 +26,7 @@ class Doubt:
     """A fraction."""
     needed: int | None
     """About how many units would settle it; None if no number would, or it is not known."""
-    unit: Literal["questions", "trials"]
+    unit: Literal["questions", "trials", "starts"]
 
 
 def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, margin: float) -> Iterator[Doubt]:
@@ -42,11 +42,12 @@ def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, 
     if named is leader:
         return
     if objective == "speed":
-        ratio = speed_ratio(leader.speeds, named.speeds)
+        ratio = speed_ratio(leader.samples, named.samples)
         low, _ = ratio.bounds
         if ratio.low is None or low < 1 - SPEED_MARGIN:
-            needed = trials_needed(leader.speeds, named.speeds, 1 - SPEED_MARGIN)
-            yield Doubt("speed", leader.name, 1 - low, SPEED_MARGIN, needed, "trials")
+            needed = trials_needed(leader.samples, named.samples, 1 - SPEED_MARGIN)
+            unit: Literal["trials", "starts"] = "starts" if min(len(leader.starts), len(named.starts)) > 1 else "trials"
+            yield Doubt("speed", leader.name, 1 - low, SPEED_MARGIN, needed, unit)
     if objective == "accuracy" and leader.accuracy and named.accuracy:
         found = accuracy_difference(leader.accuracy, named.accuracy)
         if found is None or found.low <= -margin:

@@ -31,7 +31,7 @@ from qbench.records.run import Run
 from qbench.text import one_line
 
 Status = Literal["ok", "worse", "inconclusive"]
-Unit = Literal["questions", "trials", "starts"]
+Unit = Literal["questions", "trials", "starts", "starts_of_each"]
 
 NOTHING: tuple[None, None] = (None, None)
 """Needed to settle a figure that is settled."""
@@ -68,7 +68,7 @@ class Check:
     needed: int | None = None
     """Where it is inconclusive, about how many units would settle it; None if no number would, or it is not known."""
     unit: Unit | None = None
-    """What is counted: questions, trials of each run, or starts of the baseline."""
+    """What is counted: questions, trials of each run, starts of the baseline, or starts within each run."""
 
     @property
     def ok(self) -> bool:
@@ -149,7 +149,7 @@ def _compared(
         speeds = []
         for speed in cell.speeds:
             if speed.ratio and own:
-                place, trials = (cell.label, speed.batch_size), own.at(speed.batch_size).trials
+                place, trials = (cell.label, speed.batch_size), own.at(speed.batch_size).samples
                 speed = replace(speed, ratio=between_runs.widened(speed.ratio, between, place, trials, confidence))
             speeds.append(speed)
         cells.append(replace(cell, speeds=tuple(speeds)))
@@ -230,8 +230,9 @@ def _speeds_needed(found: _Evidence, batch_size: int, ratio: float, limit: float
         return starts_needed(found.between.deviation, ratio, limit), "starts"
     if not found.run or not found.baseline:
         return None, "trials"
-    own, other = (cell.at(batch_size).trials for cell in (found.run, found.baseline))
-    return trials_needed(other, own, limit), "trials"
+    own, other = (cell.at(batch_size) for cell in (found.run, found.baseline))
+    several = min(len(own.starts), len(other.starts)) > 1
+    return trials_needed(other.samples, own.samples, limit), "starts_of_each" if several else "trials"
 
 
 def _accuracy(cell: CellChange, strict: CellChange, drop_points: float) -> Check:

@@ -156,8 +156,8 @@ def tie_break(candidate: Candidate) -> tuple[float, float, float, str]:
 
 def _by_speed(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
     """Tied are those whose speed against the fastest has an interval with 1 in it; see `SpeedRatio.bounds`."""
-    fastest = max(candidates, key=lambda one: math.fsum(map(math.log, one.speeds)) / len(one.speeds))
-    tied = [one for one in candidates if one is fastest or not speed_ratio(fastest.speeds, one.speeds).differs]
+    fastest = max(candidates, key=lambda one: math.fsum(map(math.log, one.samples)) / len(one.samples))
+    tied = [one for one in candidates if one is fastest or not speed_ratio(fastest.samples, one.samples).differs]
     return fastest, tied
 
 

@@ -55,6 +55,8 @@ class Context:
     """None where nothing is compared."""
     wants: Callable[[str], bool] = lambda unit: True
     """Whether a unit is to be measured; the others are kept from before."""
+    start: int = 0
+    """Which of the cell's processes this is."""
     journal: Path | None = None
     """A file for what a unit knows before it is done; it is removed then."""
 

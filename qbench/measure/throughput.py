@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from qbench.analysis import formulas
 from qbench.config import ThroughputConfig
+from qbench.config.measures import trial_unit
 from qbench.engine.base import Capability, Engine, Generation, Ints, Session
 from qbench.errors import describe_fault
 from qbench.machine.conditions import Conditions, Sampler
@@ -50,7 +51,7 @@ class _Trials:
     def run(self, batch_size: int) -> None:
         """All repetitions at one batch size."""
         config = self._config
-        missing = [trial for trial in range(config.trials) if self._context.wants(_unit(batch_size, trial))]
+        missing = [trial for trial in range(config.trials) if self._context.wants(self._unit(batch_size, trial))]
         if not missing:
             return
         self._trial = missing[0]
@@ -127,7 +128,10 @@ class _Trials:
         )
 
     def _keep(self, row: ThroughputRow) -> None:
-        self._context.emit(row, unit=_unit(row.batch_size, row.trial))
+        self._context.emit(row, unit=self._unit(row.batch_size, row.trial))
+
+    def _unit(self, batch_size: int, trial: int) -> str:
+        return trial_unit(self._context.start, batch_size, trial)
 
     def _row(self, batch_size: int, **fields: object) -> ThroughputRow:
         return ThroughputRow.model_validate(
@@ -135,6 +139,7 @@ class _Trials:
                 **self._context.identity,
                 "batch_size": batch_size,
                 "trial": self._trial,
+                "start": self._context.start,
                 "prompt_tokens": self._config.prompt_tokens,
                 "new_tokens": self._config.new_tokens,
                 "decode_mode": self._mode,
@@ -146,7 +151,3 @@ class _Trials:
     def _progress(self, batch_size: int, what: str) -> None:
         self._context.progress(f"throughput, batch {batch_size}, {what}", self._done, self._total)
         self._done += 1
-
-
-def _unit(batch_size: int, trial: int) -> str:
-    return f"b{batch_size}/t{trial}"

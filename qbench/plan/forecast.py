@@ -95,6 +95,8 @@ class Forecast(Frozen):
     """Why the run would be refused on this machine."""
     questions: int | None = None
     """Of MMLU; None where it is not asked, or their number is not known here."""
+    starts: int = 1
+    """Processes in which each cell is measured."""
     compared: int = 0
     """Cells whose accuracy is compared with a 16-bit cell's."""
 
@@ -134,6 +136,7 @@ def make(
         cells=tuple(_cell(config, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)),
         problems=_problems(config, machine),
         questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
+        starts=config.measure.starts,
         compared=len(cells) - 1 if any(cell.weight_bits >= 16 for cell in cells) else 0,
     )
 
@@ -216,7 +219,7 @@ def _batches(
     throughput, sustained = config.measure.throughput, config.measure.sustained
     timed: list[tuple[str, TimedGeneration, int, int]] = []
     if throughput:
-        repeats = throughput.warmup + throughput.trials
+        repeats = throughput.starts * (throughput.warmup + throughput.trials)
         timed += [("throughput", throughput, size, repeats) for size in throughput.batch_sizes]
     if sustained:  # a clock ends it
         timed.append(("sustained", sustained, sustained.batch_size, 0))

@@ -113,6 +113,8 @@ class ThroughputRow(Row):
     """Seconds of compiling the decode step of this batch size, before the first trial; None in other decode modes."""
     kv_cache: str | None = None
     """16bit, int8 or int4."""
+    start: int | None = None
+    """Which process of the cell made the trial, from 0 on; None in tables of older versions, which knew one."""
 
 
 class SustainedRow(Row):

@@ -21,13 +21,13 @@ import torch
 
 from qbench.backends.base import BackendModule, QuantizingModule, import_backend
 from qbench.config import Backend
-from qbench.config.measures import Measure
+from qbench.config.measures import Measure, start_of
 from qbench.config.resolve import device_type
 from qbench.engine.base import Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.errors import NotFiniteError, UnavailableError, describe_fault
+from qbench.errors import NotFiniteError, QbenchError, UnavailableError, describe_fault
 from qbench.machine import bandwidth
 from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
@@ -36,7 +36,7 @@ from qbench.model import calibration
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
 from qbench.records.rows import MemoryRow, Row, Status
-from qbench.run import checkpoints, fingerprint
+from qbench.run import checkpoints, fingerprint, starts
 from qbench.run.events import EventLog, read_units
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job, cell_row, receive
@@ -59,7 +59,7 @@ class Cell:
         self._resident: ResidentPeak
 
     def run(self) -> None:
-        """Measure, and end with the cell's row."""
+        """Measure, and end with the cell's row, or, in a later start, with what went wrong."""
         try:
             engine = self._load()
         except ImportError as error:
@@ -72,7 +72,15 @@ class Cell:
         else:
             self._measure(engine)
             self._known.setdefault("status", "ok")
-        self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
+        if self._job.start:
+            self._end_later_start()
+        else:
+            self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
+
+    def _end_later_start(self) -> None:
+        """The cell's row is that of its first start."""
+        if self._known["status"] != "ok":
+            starts.keep_failure(self._log, self._out, self._job, self._known["status"], self._known["error"])
 
     def _load(self) -> Engine:
         job, config = self._job, self._job.config
@@ -122,12 +130,23 @@ class Cell:
         return engine
 
     def _go_on_with(self, kernel: str) -> None:
-        """What another kernel measured before is measured again: two of them must not stand in one table."""
+        """What another kernel measured before is measured again: two of them must not stand in one table.
+
+        Raises:
+            QbenchError: this is a later start, and the first had another kernel.
+        """
         kept = read_units(self._out / "events.jsonl")
+        first = kept[CELL].kernel if CELL in kept else None
+        if self._job.start and first not in (None, kernel):
+            raise QbenchError(
+                f"this start multiplies by {kernel}, the first did by {first}; name the kernel in the configuration, "
+                "or start over with --fresh"
+            )
         others = {name for name, unit in kept.items() if unit.kernel not in (None, kernel)}
         if others:
             self._log.progress(f"measuring again what another kernel than {kernel} measured", 0, 1)
-        missing = tuple(name for name in self._job.units if name in others or name in self._job.missing)
+        own = [name for name in self._job.units if start_of(name) == self._job.start]
+        missing = tuple(name for name in own if name in others or name in self._job.missing)
         self._job = self._job.model_copy(update={"missing": missing})
         self._log.kernel = kernel
 
@@ -165,8 +184,11 @@ class Cell:
             answers=self._job.answers,
             measures=self._job.config.measure,
             reference=self._reference(),
+            start=self._job.start,
         )
         measures = context.measures.of(self._job.backend)
+        if self._job.start:
+            measures = {"throughput": measures["throughput"]}
         modules = {name: importlib.import_module(f"qbench.measure.{name}") for name in measures}
         refusals = {name: lacking(engine, module.NEEDS, measures[name]) for name, module in modules.items()}
         unsupported = [f"{name}: {reason}" for name, reason in refusals.items() if reason]

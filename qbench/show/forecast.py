@@ -129,6 +129,11 @@ def remarks(forecast: Forecast) -> list[str]:
             f"time: decoding alone takes at least {decode_s:,.0f} s; prefill, loading and accuracy come on top and "
             "depend on kernels, so they are not predicted"
         )
+    if forecast.starts > 1:
+        lines.append(
+            f"starts: each cell is loaded {forecast.starts} times, all of them once before any of them again; later "
+            "starts take only the throughput"
+        )
     unknown = [name for name in forecast.measures if name in ("mmlu", "tasks", "noise_floor", "generations")]
     if unknown:
         lines.append(f"memory not predicted, it depends on the prompts: {', '.join(unknown)}")

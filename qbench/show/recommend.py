@@ -119,7 +119,7 @@ def _against(found: Recommendation, other: Candidate | None, named: Candidate) -
     if other is None:
         return _figures(named, None)
     if found.objective == "speed":
-        return f"{ratio_words(speed_ratio(other.speeds, named.speeds), SINGLE_TRIAL)} the speed of {other.name}"
+        return f"{ratio_words(speed_ratio(other.samples, named.samples), SINGLE_TRIAL)} the speed of {other.name}"
     if found.objective == "memory":
         return f"{human_bytes(need_memory(named))} against {human_bytes(need_memory(other))} of {other.name}"
     difference = difference_of(other, named)
