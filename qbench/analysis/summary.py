@@ -18,6 +18,7 @@ from qbench.analysis.formulas import steady_state
 from qbench.analysis.paired import compare
 from qbench.records.rows import CellRow, PerplexityRow
 from qbench.records.run import Run, display_label
+from qbench.records.trials import at_depth, depths, starts
 from qbench.text import one_line
 
 CHANCE_LEVEL = 0.25
@@ -32,6 +33,8 @@ class Speed:
     """A cell at one batch size: figures over its ok trials, in seconds and bytes."""
 
     batch_size: int
+    depth: int = 0
+    """Tokens in the cache before the prompt."""
     status: str | None = None
     """ok, or what went wrong in some trial; None where nothing was tried."""
     starts: tuple[tuple[float, ...], ...] = ()
@@ -132,6 +135,8 @@ class CellSummary:
     row: CellRow
     speeds: tuple[Speed, ...] = ()
     """One for each batch size of the run, ascending."""
+    deeper: tuple[Speed, ...] = ()
+    """At depths beyond 0, each with its batch sizes, ascending; without their ratios to the reference's."""
     accuracy: Accuracy | None = None
     text: PerplexityRow | None = None
     """Perplexity, and divergence from the reference."""
@@ -249,11 +254,17 @@ def known(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _cell(run: Run, row: CellRow, sizes: tuple[int, ...], allow_partial: bool) -> CellSummary:
-    trials = run.throughput[run.throughput["label"] == row.label]
-    caches = trials["kv_cache"].dropna()
+    own = run.throughput[run.throughput["label"] == row.label]
+    trials, caches = at_depth(own), own["kv_cache"].dropna()
     return CellSummary(
         row=row,
         speeds=tuple(_speed(trials[trials["batch_size"] == size], size) for size in sizes),
+        deeper=tuple(
+            replace(_speed(found[found["batch_size"] == size], size), depth=depth)
+            for depth in sorted(set(depths(own)) - {0})
+            for found in [at_depth(own, depth)]
+            for size in sorted(set(found["batch_size"]))
+        ),
         accuracy=accuracy_of(run, row.label, allow_partial=allow_partial),
         text=_text(run, row.label, allow_partial),
         sustained=_sustained(run, row.label),
@@ -285,7 +296,7 @@ def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
 def _starts(ok: pd.DataFrame) -> tuple[tuple[float, ...], ...]:
     """Decode tokens/s by start."""
     speeds = ok["decode_tokens_per_s"].astype(float).dropna()
-    return tuple(tuple(map(float, one)) for _, one in speeds.groupby(validity.starts(ok.loc[speeds.index])))
+    return tuple(tuple(map(float, one)) for _, one in speeds.groupby(starts(ok.loc[speeds.index])))
 
 
 def _text(run: Run, label: str, allow_partial: bool) -> PerplexityRow | None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from qbench.records.trials import starts
+
 SPREAD_BOUND = 0.1
 """(max − min) ÷ median of the trials' decode speeds. Backends that are worth comparing often differ by no more than
 this tenth; on a machine without other work three trials mostly lie within half of it."""
@@ -23,11 +25,6 @@ REASONS = {
     "unstable": f"the trials are more than {SPREAD_BOUND:.0%} apart; measure again with more trials or new_tokens",
 }
 """What each reason means, and what to do about it."""
-
-
-def starts(trials: pd.DataFrame) -> pd.Series[int]:
-    """Which process of its cell made each trial; tables of older versions know one."""
-    return trials["start"].fillna(0).astype(int)
 
 
 def spread(speeds: Sequence[float]) -> float:

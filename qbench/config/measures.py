@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from itertools import product
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qbench.config.backends import Backend
 from qbench.config.base import Strict
+from qbench.config.trials import Trial
 
 Reading = Literal["prefix", "stock"]
 """prefix reads what prompts share once; stock reads every prompt whole, as lm-evaluation-harness does."""
@@ -90,27 +91,20 @@ class TimedGeneration(Measure):
         return self.seq_len - self.new_tokens
 
 
-def trial_unit(start: int, batch_size: int, trial: int) -> str:
-    """Name of a trial of the throughput; the first start of a cell is not named in it."""
-    return "/".join([*([f"s{start}"] if start else []), f"b{batch_size}", f"t{trial}"])
-
-
-def start_of(unit: str) -> int:
-    """Which start of its cell measures a unit, `throughput/s1/b8/t0`; the first, 0, measures all others."""
-    found = re.match(r"throughput/s(\d+)/", unit)
-    return int(found[1]) if found else 0
-
-
 class ThroughputConfig(TimedGeneration):
     """Prefill and decode speed; `cooldown_s` is before each trial."""
 
-    countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "trials", "starts")
+    countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "depths", "trials", "starts")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
     trials: int = Field(default=3, ge=1, description="timed repetitions in a process; every one is a row")
     starts: int = Field(
         default=1, ge=1, description="fresh processes that each make all trials, in turn with the other cells"
     )
     warmup: int = Field(default=1, ge=0, description="repetitions before them that are not counted")
+    depths: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0,),
+        description="tokens in the cache before the prompt; the first is 0, whose speeds all other tables show",
+    )
     max_retries_invalid: int = Field(
         default=0, ge=0, description="repetitions of a trial that other processes or throttling disturbed"
     )
@@ -122,14 +116,28 @@ class ThroughputConfig(TimedGeneration):
             raise ValueError("batch sizes must be distinct and ascending")
         return sizes
 
+    @field_validator("depths")
+    @classmethod
+    def _ascending_from_0(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
+        if list(depths) != sorted({0, *depths}):
+            raise ValueError("depths must begin with 0 and be distinct and ascending")
+        return depths
+
+    @model_validator(mode="after")
+    def _only_a_plain_cache_is_filled(self) -> Self:
+        if self.deepest and self.kv_cache != "16bit":
+            raise ValueError(f"depths need a cache in 16 bit, not kv_cache: {self.kv_cache}; use a longer seq_len")
+        return self
+
     def units(self) -> tuple[str, ...]:
-        """Every trial, by start, batch size and number."""
-        return tuple(
-            trial_unit(start, size, trial)
-            for start in range(self.starts)
-            for size in self.batch_sizes
-            for trial in range(self.trials)
-        )
+        """Every trial, by start, depth, batch size and number."""
+        every = product(range(self.starts), self.depths, self.batch_sizes, range(self.trials))
+        return tuple(Trial(*one).unit for one in every)
+
+    @property
+    def deepest(self) -> int:
+        """The most tokens before a prompt."""
+        return self.depths[-1]
 
 
 class SustainedConfig(TimedGeneration):

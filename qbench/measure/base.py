@@ -11,6 +11,7 @@ import numpy as np
 
 from qbench.config import MeasureConfig
 from qbench.config.measures import Measure
+from qbench.config.trials import Trial
 from qbench.engine.base import Capability, Engine, Ints
 from qbench.errors import QbenchError
 from qbench.machine.conditions import Sampler
@@ -80,6 +81,14 @@ def check_length(engine: Engine, tokens: int, what: str) -> None:
     most = engine.about.max_position_embeddings
     if most and tokens > most:
         raise QbenchError(f"{what}: {tokens} tokens, more than the model's context of {most}; ask for {most} or fewer")
+
+
+def too_deep(engine: Engine, settings: Measure) -> tuple[str, tuple[str, ...]]:
+    """Why an engine cannot take some units of a measure, and their names; none if it can take all."""
+    units = [unit for unit in settings.units() if (trial := Trial.parse(unit)) and trial.depth]
+    if not units or Capability.DEPTH in engine.can:
+        return "", ()
+    return "depths: tokens cannot be in the cache before the prompt with this engine or model", tuple(units)
 
 
 def lacking(engine: Engine, needs: frozenset[Capability], settings: Measure) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from typing import NamedTuple
 
 from qbench.analysis import formulas
 from qbench.config import ThroughputConfig
-from qbench.config.measures import trial_unit
+from qbench.config.trials import Trial
 from qbench.engine.base import Capability, Engine, Generation, Ints, Session
 from qbench.errors import describe_fault
 from qbench.machine.conditions import Conditions, Sampler
@@ -19,23 +20,37 @@ NEEDS = frozenset({Capability.GENERATE})
 
 
 def measure(engine: Engine, config: ThroughputConfig, context: Context, sampler: Sampler | None = None) -> None:
-    """Emit a `ThroughputRow` for every batch size and trial.
+    """Emit a `ThroughputRow` for every depth, batch size and trial of a start.
 
-    When a batch does not fit into memory it gets one row with status oom, and so does every larger one. `sampler`
-    looks at the machine around each trial; by default the real one.
+    When a batch does not fit into memory it gets one row with status oom, and so does every larger one, there and at
+    greater depths. `sampler` looks at the machine around each trial; by default the real one.
     """
     check_length(engine, config.seq_len, "measure.throughput.seq_len")
+    depths = config.depths if Capability.DEPTH in engine.can else (0,)
+    check_length(engine, depths[-1] + config.seq_len, "measure.throughput.depths")
     trials = _Trials(engine, config, context, sampler or make_sampler(engine))
-    for i, batch_size in enumerate(config.batch_sizes):
-        try:
-            trials.run(batch_size)
-        except Exception as error:
-            status, reason = describe_fault(error)
-            if status != "oom":
-                raise
-            for larger in config.batch_sizes[i:]:
-                trials.fail(larger, status, reason if larger == batch_size else f"batch {batch_size} did not fit")
-            return
+    sizes, words = config.batch_sizes, ""
+    for depth in depths:
+        for size in config.batch_sizes:
+            if size not in sizes:
+                trials.fail(depth, size, "oom", words)
+                continue
+            try:
+                trials.run(depth, size)
+            except Exception as error:
+                status, reason = describe_fault(error)
+                if status != "oom":
+                    raise
+                trials.fail(depth, size, status, reason)
+                sizes = tuple(one for one in sizes if one < size)
+                words = f"batch {size} did not fit" + (f" at depth {depth}" if depth else "")
+
+
+class _Prompt(NamedTuple):
+    """What is read: the timed tokens [batch_size, prompt_tokens], and those before them [batch_size, depth]."""
+
+    tokens: Ints
+    after: Ints | None
 
 
 class _Trials:
@@ -46,18 +61,20 @@ class _Trials:
         self._mode = engine.decode_mode(config.decode, config.kv_cache)
         self._done = 0
         self._trial = 0
-        self._total = len(config.batch_sizes) * (1 + config.warmup + config.trials)
+        self._depth = 0
+        self._total = len(config.depths) * len(config.batch_sizes) * (1 + config.warmup + config.trials)
 
-    def run(self, batch_size: int) -> None:
-        """All repetitions at one batch size."""
-        config = self._config
+    def run(self, depth: int, batch_size: int) -> None:
+        """All repetitions at one depth and batch size."""
+        config, self._depth = self._config, depth
         missing = [trial for trial in range(config.trials) if self._context.wants(self._unit(batch_size, trial))]
         if not missing:
             return
         self._trial = missing[0]
         if self._mode == "compiled":
             self._context.progress(f"throughput, batch {batch_size}, compiling", self._done, self._total)
-        session = self._engine.session(batch_size, config.seq_len, decode=config.decode, kv_cache=config.kv_cache)
+        length = depth + config.seq_len
+        session = self._engine.session(batch_size, length, decode=config.decode, kv_cache=config.kv_cache)
         try:
             self._measure(session, batch_size, missing)
         finally:
@@ -65,7 +82,8 @@ class _Trials:
 
     def _measure(self, session: Session, batch_size: int, missing: list[int]) -> None:
         config = self._config
-        prompt = random_prompt(self._engine, batch_size, config.prompt_tokens, self._context.seed)
+        tokens = random_prompt(self._engine, batch_size, self._depth + config.prompt_tokens, self._context.seed)
+        prompt = _Prompt(tokens[:, self._depth :], tokens[:, : self._depth] if self._depth else None)
         peak = self._peak(session, batch_size, prompt)
         for i in range(config.warmup):
             self._progress(batch_size, f"warm-up {i + 1}/{config.warmup}")
@@ -74,21 +92,22 @@ class _Trials:
             self._progress(batch_size, f"trial {self._trial + 1}/{config.trials}")
             self._emit(batch_size, peak, *self._valid_trial(session, prompt))
 
-    def _peak(self, session: Session, batch_size: int, prompt: Ints) -> int | None:
+    def _peak(self, session: Session, batch_size: int, prompt: _Prompt) -> int | None:
         """Of a generation; None where the engine cannot tell."""
         self._progress(batch_size, "memory")
         if Capability.PEAK_MEMORY not in self._engine.can:
             return None
         # Two tokens reach every allocation of a generation whose cache has its full size from the start.
         tokens = 2 if self._config.kv_cache == "16bit" else self._config.new_tokens
-        return sum(self._engine.peak_memory(lambda: session.generate(prompt, tokens)))
+        return sum(self._engine.peak_memory(lambda: self._generate(session, prompt, tokens)))
 
-    def fail(self, batch_size: int, status: Status, reason: str) -> None:
+    def fail(self, depth: int, batch_size: int, status: Status, reason: str) -> None:
         """The row of the trial that failed, or of one that was not even tried."""
+        self._depth = depth
         self._keep(self._row(batch_size, status=status, error=reason))
         self._trial = 0
 
-    def _valid_trial(self, session: Session, prompt: Ints) -> tuple[Generation, Conditions, int]:
+    def _valid_trial(self, session: Session, prompt: _Prompt) -> tuple[Generation, Conditions, int]:
         """The first trial that nothing disturbed, or the last that may be made; and how many were made."""
         sample, conditions = self._attempt(session, prompt)
         attempts = 1
@@ -97,14 +116,17 @@ class _Trials:
             attempts += 1
         return sample, conditions, attempts
 
-    def _attempt(self, session: Session, prompt: Ints) -> tuple[Generation, Conditions]:
+    def _attempt(self, session: Session, prompt: _Prompt) -> tuple[Generation, Conditions]:
         time.sleep(self._config.cooldown_s)
         before = self._sampler.sample()
         sample = self._generate(session, prompt)
         return sample, self._sampler.since(before)
 
-    def _generate(self, session: Session, prompt: Ints) -> Generation:
-        return session.generate(prompt, self._config.new_tokens)
+    def _generate(self, session: Session, prompt: _Prompt, new_tokens: int | None = None) -> Generation:
+        tokens = new_tokens or self._config.new_tokens
+        if prompt.after is None:  # engines that know no depth take no other argument
+            return session.generate(prompt.tokens, tokens)
+        return session.generate(prompt.tokens, tokens, after=prompt.after)
 
     def _emit(
         self, batch_size: int, peak: int | None, sample: Generation, conditions: Conditions, attempts: int
@@ -131,7 +153,7 @@ class _Trials:
         self._context.emit(row, unit=self._unit(row.batch_size, row.trial))
 
     def _unit(self, batch_size: int, trial: int) -> str:
-        return trial_unit(self._context.start, batch_size, trial)
+        return Trial(self._context.start, self._depth, batch_size, trial).unit
 
     def _row(self, batch_size: int, **fields: object) -> ThroughputRow:
         return ThroughputRow.model_validate(
@@ -140,6 +162,7 @@ class _Trials:
                 "batch_size": batch_size,
                 "trial": self._trial,
                 "start": self._context.start,
+                "depth": self._depth,
                 "prompt_tokens": self._config.prompt_tokens,
                 "new_tokens": self._config.new_tokens,
                 "decode_mode": self._mode,
@@ -149,5 +172,6 @@ class _Trials:
         )
 
     def _progress(self, batch_size: int, what: str) -> None:
-        self._context.progress(f"throughput, batch {batch_size}, {what}", self._done, self._total)
+        depth = f", depth {self._depth}" if self._depth else ""
+        self._context.progress(f"throughput, batch {batch_size}{depth}, {what}", self._done, self._total)
         self._done += 1

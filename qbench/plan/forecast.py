@@ -46,6 +46,8 @@ class BatchForecast(Frozen):
     measure: str
     """throughput or sustained."""
     batch_size: int
+    depth: int = 0
+    """Tokens before the prompt, at which bytes are predicted: the most that are asked for."""
     cache_bytes: int
     peak_memory_bytes: int
     decode_tokens_per_s: float | None
@@ -219,18 +221,24 @@ def _batches(
     throughput, sustained = config.measure.throughput, config.measure.sustained
     timed: list[tuple[str, TimedGeneration, int, int]] = []
     if throughput:
-        repeats = throughput.starts * (throughput.warmup + throughput.trials)
+        repeats = throughput.starts * len(throughput.depths) * (throughput.warmup + throughput.trials)
         timed += [("throughput", throughput, size, repeats) for size in throughput.batch_sizes]
     if sustained:  # a clock ends it
         timed.append(("sustained", sustained, sustained.batch_size, 0))
     for name, settings, size, repeats in timed:
-        peak = predicted.generation_bytes(size, settings.prompt_tokens, settings.seq_len, settings.kv_cache)
+        prompt, depth = settings.prompt_tokens, getattr(settings, "deepest", 0)
+        peak = (
+            predicted.filled_generation_bytes(size, prompt, settings.seq_len, depth)
+            if depth
+            else predicted.generation_bytes(size, prompt, settings.seq_len, settings.kv_cache)
+        )
         rate = None if speed is None else ceiling(predicted, settings, size, speed)
         yield BatchForecast(
             measure=name,
             batch_size=size,
+            depth=depth,
             cache_bytes=predicted.generation_cache_bytes(
-                size, settings.prompt_tokens, settings.seq_len, settings.kv_cache
+                size, depth + prompt, depth + settings.seq_len, settings.kv_cache
             ),
             peak_memory_bytes=peak,
             decode_tokens_per_s=rate,

@@ -115,6 +115,8 @@ class ThroughputRow(Row):
     """16bit, int8 or int4."""
     start: int | None = None
     """Which process of the cell made the trial, from 0 on; None in tables of older versions, which knew one."""
+    depth: int | None = None
+    """Tokens in the cache before the prompt; None in tables of older versions, where it was empty."""
 
 
 class SustainedRow(Row):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qbench.config import RunConfig
-from qbench.config.measures import start_of
+from qbench.config.trials import start_of
 from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.run import starts

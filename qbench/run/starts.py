@@ -7,11 +7,11 @@ that the next run makes it again.
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from qbench.config import RunConfig
+from qbench.config.trials import Trial
 from qbench.records.rows import CellRow, Row, Status, ThroughputRow
 from qbench.run.events import EventLog, read_units
 from qbench.run.job import Job, identity
@@ -23,14 +23,15 @@ def keep_failure(log: EventLog, out: Path, job: Job, status: Status, reason: str
     done = {name for name, unit in kept.items() if unit.done and unit.key == job.units.get(name)}
     missing = next((name for name in job.missing if name not in done), None)
     settings = job.config.measure.throughput
-    place = re.fullmatch(r"throughput/s\d+/b(\d+)/t(\d+)", missing or "")
-    if missing is None or place is None or settings is None:
+    trial = Trial.parse(missing or "")
+    if missing is None or trial is None or settings is None:
         return
     row = ThroughputRow(
         **{**identity(job.config, job.backend), "host": host or platform.node()},
-        batch_size=int(place[1]),
-        trial=int(place[2]),
-        start=job.start,
+        batch_size=trial.batch_size,
+        trial=trial.number,
+        start=trial.start,
+        depth=trial.depth,
         prompt_tokens=settings.prompt_tokens,
         new_tokens=settings.new_tokens,
         decode_mode=settings.decode,

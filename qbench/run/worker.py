@@ -21,8 +21,9 @@ import torch
 
 from qbench.backends.base import BackendModule, QuantizingModule, import_backend
 from qbench.config import Backend
-from qbench.config.measures import Measure, start_of
+from qbench.config.measures import Measure
 from qbench.config.resolve import device_type
+from qbench.config.trials import start_of
 from qbench.engine.base import Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.engine.torch.engine import TorchEngine
@@ -31,7 +32,7 @@ from qbench.errors import NotFiniteError, QbenchError, UnavailableError, describ
 from qbench.machine import bandwidth
 from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
-from qbench.measure.base import Context, Reference, lacking
+from qbench.measure.base import Context, Reference, lacking, too_deep
 from qbench.model import calibration
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
@@ -192,13 +193,14 @@ class Cell:
         modules = {name: importlib.import_module(f"qbench.measure.{name}") for name in measures}
         refusals = {name: lacking(engine, module.NEEDS, measures[name]) for name, module in modules.items()}
         unsupported = [f"{name}: {reason}" for name, reason in refusals.items() if reason]
-        self._known["unsupported"] = "; ".join(unsupported) or None
         failures: dict[str, tuple[Status, str]] = {}
         meaningless = False
         for name, settings in measures.items():
             if refusals[name]:
                 self._pass_over(name)
                 continue
+            if reason := self._leave_out(name, settings, engine):
+                unsupported.append(f"{name}: {reason}")
             try:
                 if timed := context.measures.throughput if name == "throughput" else None:
                     # Also where all trials are kept from before.
@@ -213,7 +215,9 @@ class Cell:
                 meaningless |= isinstance(error, NotFiniteError)
             if name == "memory" and engine.about.gpu_uuid is None:
                 self._known["peak_rss_bytes"] = self._resident.bytes()
-        self._judge(failures, meaningless or len(failures) == len(measures) - len(unsupported))
+        self._known["unsupported"] = "; ".join(unsupported) or None
+        taken = [name for name in measures if not refusals[name]]
+        self._judge(failures, meaningless or len(failures) == len(taken))
 
     def _judge(self, failures: dict[str, tuple[Status, str]], whole: bool) -> None:
         """A cell of which something could be measured is ok, whatever failed beside it, unless the `whole` failed."""
@@ -228,6 +232,17 @@ class Cell:
         for unit, key in self._job.units.items():
             if unit == name or unit.startswith(f"{name}/"):
                 self._log.unit(unit, key, [])
+
+    def _leave_out(self, name: str, settings: Measure, engine: Engine) -> str:
+        """Why some units of a measure are done without rows, if they are."""
+        reason, units = too_deep(engine, settings)
+        for unit in units:
+            whole = f"{name}/{unit}"
+            if whole in self._job.missing:
+                self._log.unit(whole, self._job.units[whole], [])
+        left = tuple(unit for unit in self._job.missing if unit.removeprefix(f"{name}/") not in units)
+        self._job = self._job.model_copy(update={"missing": left})
+        return reason
 
     def _take(self, name: str, settings: Measure, engine: Engine, context: Context) -> None:
         """One measure, or what is missing of it."""

@@ -129,6 +129,11 @@ def remarks(forecast: Forecast) -> list[str]:
             f"time: decoding alone takes at least {decode_s:,.0f} s; prefill, loading and accuracy come on top and "
             "depend on kernels, so they are not predicted"
         )
+    depth = max((batch.depth for cell in forecast.cells for batch in cell.batches), default=0)
+    if depth:
+        lines.append(
+            f"depths: memory of a batch is predicted with {depth:,} tokens before the prompt, its speed with none"
+        )
     if forecast.starts > 1:
         lines.append(
             f"starts: each cell is loaded {forecast.starts} times, all of them once before any of them again; later "

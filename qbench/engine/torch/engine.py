@@ -68,8 +68,12 @@ class TorchEngine:
 
     @property
     def can(self) -> frozenset[Capability]:
-        """Everything; text only with a tokenizer, which random weights of a bare shape lack."""
-        return frozenset(Capability) - (frozenset() if self.loaded.tokenizer else {Capability.TEXT})
+        """Everything; text only with a tokenizer, which random weights of a bare shape lack.
+
+        Several tokens follow what is in the cache only in models whose keys and values would serve other prompts, too.
+        """
+        lacking = set() if self.loaded.tokenizer else {Capability.TEXT}
+        return frozenset(Capability) - lacking - (set() if can_share(self.loaded.model) else {Capability.DEPTH})
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids."""
@@ -163,11 +167,14 @@ class TorchSession:
         self._device = device
         self._compile_s: float | None = getattr(decoder, "compile_s", None)
 
-    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+    def generate(self, prompts: Ints, new_tokens: int, *, after: Ints | None = None) -> Generation:
         """See `qbench.engine.torch.decode.generate`; the prompts are on the device before its clock begins."""
         assert self._decoder is not None, "the session is closed"
-        on_device = torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device)
-        return replace(generate(self._decoder, on_device, new_tokens), compile_s=self._compile_s)
+        on_device, before = self._on_device(prompts), None if after is None else self._on_device(after)
+        return replace(generate(self._decoder, on_device, new_tokens, before), compile_s=self._compile_s)
+
+    def _on_device(self, tokens: Ints) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(tokens)).to(self._device)
 
     def close(self) -> None:
         """Give the cache back, so that it is neither counted nor in the way of the next one."""

@@ -51,6 +51,10 @@ CHARTS = (
         scatter.batches,
     ),
     ChartKind(
+        "depths", "depths", "Speed against context",
+        "The more tokens are in the cache before the prompt, the more keys and values each step reads.", scatter.depths,
+    ),
+    ChartKind(
         "bandwidth", "bandwidth", "Bandwidth",
         "How fast decoding reads weights and cache. A model that fits the processor's caches is read from there.",
         bars.bandwidth,

@@ -27,6 +27,7 @@ def render(reports: Sequence[RunReport]) -> str:
             parts += [f"## {title}", "\n".join(lines)]
     for heading, table, lines in (
         ("Speed and latency", speed_tables.speeds(reports), _crossovers(reports)),
+        ("Speed at a filled cache", speed_tables.depths(reports), []),
         ("Where a decode step's time goes", speed_tables.steps(reports), _bandwidths(reports)),
         ("Sustained load", speed_tables.sustained(reports), []),
         ("Predicted and measured", tables.predictions(reports), []),

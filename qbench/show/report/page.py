@@ -62,6 +62,7 @@ def render(reports: Sequence[RunReport]) -> str:
         sections=[_section(kind, reports, found) for kind in CHARTS if any(key == kind.key for key, _ in found)],
         timed=speed_tables.speeds(reports),
         loaded=speed_tables.sustained(reports),
+        depths=speed_tables.depths(reports),
         steps=speed_tables.steps(reports),
         bandwidths=speed_tables.step_bandwidths(reports),
         heat=[table for i, report in enumerate(reports) if (table := tables.subjects(report, i))],

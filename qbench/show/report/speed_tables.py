@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qbench.analysis.between_starts import VarianceShare
 from qbench.analysis.decode_step import DecodeStep
+from qbench.analysis.formulas import prefill_tokens_per_s
 from qbench.analysis.summary import CellSummary, Speed
 from qbench.show import formats
 from qbench.show.phrases import bandwidth_words, ratio_words
@@ -67,6 +68,36 @@ def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed, several: b
         figure_field(speed.peak_memory_bytes, human_bytes(speed.peak_memory_bytes)),
         figure_field(read, formats.gigabytes_a_second(read)),
         figure_field(share, formats.percent(share, 0)),
+        trust_field(speed),
+    ]
+
+
+def depths(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell, batch size and depth; None if every cache was empty."""
+    titles = ("batch", "tokens before", "tokens/s", "prefill tokens/s", "first token", "peak memory")
+    columns = [*whose(reports), *(Column(title=title) for title in titles), Column(title="trust", numeric=False)]
+    rows = [
+        TableRow(run=i, backend=cell.name, fields=(*identity(reports, report, cell), *_depth_fields(speed)))
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        for speed in sorted((*cell.speeds, *cell.deeper), key=lambda one: (one.batch_size, one.depth))
+        if cell.deeper and speed.status is not None
+    ]
+    caption = "Speed at a filled cache: medians over trials; the prompt follows the tokens before it"
+    return Table(key="depths", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def _depth_fields(speed: Speed) -> list[Field]:
+    prefill = None
+    if speed.ttft_s and speed.lengths:
+        prefill = prefill_tokens_per_s(speed.batch_size, speed.lengths[0], speed.ttft_s)
+    return [
+        figure_field(speed.batch_size, str(speed.batch_size)),
+        figure_field(speed.depth, f"{speed.depth:,}"),
+        speed_field(speed),
+        figure_field(prefill, formats.tokens(prefill)),
+        figure_field(speed.ttft_s, formats.milliseconds(speed.ttft_s)),
+        figure_field(speed.peak_memory_bytes, human_bytes(speed.peak_memory_bytes)),
         trust_field(speed),
     ]
 
