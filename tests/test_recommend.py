@@ -336,8 +336,8 @@ def candidate(index: int, gib: float, drop_high: float | None, speed: float) -> 
     )
     return Candidate(
         name=f"c{index}", folder=Path("r"), model="m", backend="int4", label=f"c{index}", bits=4,
-        memory_bytes=round(gib * GIB), starts=((speed, speed * 1.001),), accuracy=None, drop=drop,
-        is_reference=False, floor=None, failure="", caveats=(),
+        memory_bytes=round(gib * GIB), starts=((speed, speed * 1.001),), energies=(), energy_source=None,
+        accuracy=None, drop=drop, is_reference=False, floor=None, failure="", caveats=(),
     )  # fmt: skip
 
 

@@ -39,6 +39,11 @@ class Speed:
     """ok, or what went wrong in some trial; None where nothing was tried."""
     starts: tuple[tuple[float, ...], ...] = ()
     """Decode tokens/s of each ok trial, by the process that made it."""
+    energies: tuple[tuple[float, ...], ...] = ()
+    """Joules a token of each ok trial whose energy was counted, by the process that made it: those of the whole
+    generation ÷ (batch_size × new tokens)."""
+    energy_source: str | None = None
+    """nvml or rapl, see `qbench.machine.energy`."""
     validity: str | None = None
     """ok, or why the speed is not to be trusted, joined by `+`; None where that was not recorded: see
     `qbench.analysis.validity`."""
@@ -78,6 +83,11 @@ class Speed:
     def tokens_per_s(self) -> float | None:
         """Median of the trials; None without one."""
         return statistics.median(self.trials) if self.trials else None
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Median of the trials whose energy was counted; None without one."""
+        return statistics.median([joules for start in self.energies for joules in start]) if self.energies else None
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -280,10 +290,13 @@ def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
     ttft, p50, p95, peaks = (
         ok[column].dropna() for column in ("ttft_s", "itl_p50_s", "itl_p95_s", "peak_memory_bytes")
     )
+    sources = ok["energy_source"].dropna()
     return Speed(
         batch_size=batch_size,
         status=failed[-1] if failed else "ok",
-        starts=_starts(ok),
+        starts=_by_start(ok, ok["decode_tokens_per_s"]),
+        energies=_by_start(ok, ok["energy_j"] / (batch_size * ok["new_tokens"])),
+        energy_source=str(sources.iloc[-1]) if len(sources) else None,
         validity=validity.validity(trials),
         lengths=(int(trials["prompt_tokens"].iloc[-1]), int(trials["new_tokens"].iloc[-1])),
         ttft_s=float(ttft.median()) if len(ttft) else None,
@@ -293,10 +306,10 @@ def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
     )
 
 
-def _starts(ok: pd.DataFrame) -> tuple[tuple[float, ...], ...]:
-    """Decode tokens/s by start."""
-    speeds = ok["decode_tokens_per_s"].astype(float).dropna()
-    return tuple(tuple(map(float, one)) for _, one in speeds.groupby(starts(ok.loc[speeds.index])))
+def _by_start(trials: pd.DataFrame, figures: pd.Series[float]) -> tuple[tuple[float, ...], ...]:
+    """The figures of trials, where they have one, by the process that made them."""
+    found = figures.dropna().astype(float)
+    return tuple(tuple(map(float, one)) for _, one in found.groupby(starts(trials.loc[found.index])))
 
 
 def _text(run: Run, label: str, allow_partial: bool) -> PerplexityRow | None:

@@ -47,7 +47,7 @@ def validity(trials: pd.DataFrame) -> str | None:
     of older versions.
     """
     trials = trials[trials["status"] == "ok"]
-    speeds = trials["decode_tokens_per_s"].astype(float).dropna()
+    speeds = trials["decode_tokens_per_s"].dropna().astype(float)
     unstable = any(spread(list(one)) > SPREAD_BOUND for _, one in speeds.groupby(starts(trials.loc[speeds.index])))
     return _summary(trials["validity"], {"unstable"} if unstable else set())
 

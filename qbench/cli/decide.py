@@ -48,6 +48,7 @@ class Objective(StrEnum):
     SPEED = "speed"
     MEMORY = "memory"
     ACCURACY = "accuracy"
+    ENERGY = "energy"
 
 
 @app.command(

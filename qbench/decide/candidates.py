@@ -35,6 +35,9 @@ class Candidate:
     """The larger of the peaks of the first forward (`cells.csv`) and of the trials at the batch size."""
     starts: tuple[tuple[float, ...], ...]
     """Decode tokens/s of the ok trials, by the process that made them."""
+    energies: tuple[tuple[float, ...], ...]
+    """Joules a token of the ok trials whose energy was counted, by the process that made them."""
+    energy_source: str | None
     accuracy: Accuracy | None
     drop: AccuracyDifference | None
     """Against the 16-bit cell of its run; the intervals of all candidates hold together with 95 %."""
@@ -54,6 +57,16 @@ class Candidate:
     def samples(self) -> tuple[float, ...]:
         """Those that its intervals count, see `qbench.analysis.between_starts.samples`."""
         return samples(self.starts)
+
+    @property
+    def energy(self) -> float | None:
+        """Median joules a token; None where they were not counted."""
+        return statistics.median([one for start in self.energies for one in start]) if self.energies else None
+
+    @property
+    def energy_samples(self) -> tuple[float, ...]:
+        """As `samples`, of the energies."""
+        return samples(self.energies)
 
     @property
     def speed(self) -> float | None:
@@ -115,6 +128,8 @@ def _candidate(run: RunSummary, cell: CellSummary, run_name: str, batch_size: in
         bits=cell.bits_per_weight,
         memory_bytes=max(peaks, default=None),
         starts=speed.starts,
+        energies=speed.energies,
+        energy_source=speed.energy_source,
         accuracy=cell.accuracy,
         drop=drop,
         is_reference=cell is reference,

@@ -16,7 +16,7 @@ from qbench.decide.constraints import UNLIMITED, Limits
 class Doubt:
     """One thing that is not shown."""
 
-    what: Literal["drop", "speed", "accuracy"]
+    what: Literal["drop", "speed", "accuracy", "energy"]
     """The drop may exceed its limit; or the named cell may lose more than the margin against the leader."""
     against: str
     """Name of the cell that it is compared with."""
@@ -48,6 +48,13 @@ def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, 
             needed = trials_needed(leader.samples, named.samples, 1 - SPEED_MARGIN)
             unit: Literal["trials", "starts"] = "starts" if min(len(leader.starts), len(named.starts)) > 1 else "trials"
             yield Doubt("speed", leader.name, 1 - low, SPEED_MARGIN, needed, unit)
+    if objective == "energy":
+        ratio = speed_ratio(leader.energy_samples, named.energy_samples)
+        _, high = ratio.bounds
+        if ratio.high is None or high > 1 + SPEED_MARGIN:
+            needed = trials_needed(leader.energy_samples, named.energy_samples, 1 + SPEED_MARGIN)
+            several = min(len(leader.energies), len(named.energies)) > 1
+            yield Doubt("energy", leader.name, high - 1, SPEED_MARGIN, needed, "starts" if several else "trials")
     if objective == "accuracy" and leader.accuracy and named.accuracy:
         found = accuracy_difference(leader.accuracy, named.accuracy)
         if found is None or found.low <= -margin:

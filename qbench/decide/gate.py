@@ -10,8 +10,9 @@ correction, since a gate passes wrongly only if a figure that is beyond its limi
 are: R. L. Berger, Technometrics 24 (1982). A loss of accuracy has to pass McNemar's test as well, corrected by Holm,
 since it is exact. Memory has no noise. What is missing or failed, and is not so in the baseline, is worse.
 
-Trials know how a process varies, not what another start gives. With several runs as the baseline that is learnt from
-them (`qbench.analysis.between_runs`); with one the limit of the speed has to leave room for it.
+Trials know how a process varies, not what another start gives. Runs of several starts count those instead
+(`qbench.analysis.between_starts`), and with several runs as the baseline it is learnt from them
+(`qbench.analysis.between_runs`); else the limit of the speed has to leave room for it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from qbench.decide.doubts import Doubt, doubts
 from qbench.errors import QbenchError
 from qbench.records.run import Run
 
-Objective = Literal["speed", "memory", "accuracy"]
+Objective = Literal["speed", "memory", "accuracy", "energy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,18 @@ def choose(candidates: Iterable[Candidate], objective: Objective, limits: Limits
 
 def _check(runs: Sequence[RunSummary], candidates: Sequence[Candidate], batch_size: int, objective: Objective) -> None:
     sizes = sorted({size for run in runs for size in run.batch_sizes})
-    if batch_size not in sizes and (sizes or objective == "speed"):
+    if batch_size not in sizes and (sizes or objective in ("speed", "energy")):
         there = f"there are {', '.join(map(str, sizes))}" if sizes else "choose by --objective memory or accuracy"
         raise QbenchError(f"--batch {batch_size}: was not measured; {there}")
+    sources = sorted({one.energy_source for one in candidates if one.energy_source})
+    if objective == "energy" and len(sources) != 1:
+        raise QbenchError(
+            f"--objective energy: the runs read the counters {' and '.join(sources)}, of GPUs and of processors; give "
+            "runs of one of them"
+            if sources
+            else f"--objective energy: no counter of energy was read at batch {batch_size}; choose by another "
+            "objective, or measure where one can be read (docs/method.md, Energy)"
+        )
     questions = sorted({one.accuracy.questions for one in candidates if one.accuracy})
     if objective == "accuracy" and len(questions) > 1:
         raise QbenchError(
@@ -140,6 +149,8 @@ def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, ti
         return candidate.failure
     if objective == "speed" and not candidate.speeds:
         return f"its speed at batch {batch_size} was not measured"
+    if objective == "energy" and not candidate.energies:
+        return f"its energy at batch {batch_size} was not counted"
     if timed and not candidate.speeds:
         return f"its memory at batch {batch_size} was not measured"
     if objective == "memory" and candidate.memory_bytes is None:
@@ -159,6 +170,13 @@ def _by_speed(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidat
     fastest = max(candidates, key=lambda one: math.fsum(map(math.log, one.samples)) / len(one.samples))
     tied = [one for one in candidates if one is fastest or not speed_ratio(fastest.samples, one.samples).differs]
     return fastest, tied
+
+
+def _by_energy(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
+    """Tied are those whose energy against the least has an interval with 1 in it, as of speeds."""
+    least = min(candidates, key=lambda one: math.fsum(map(math.log, one.energy_samples)) / len(one.energy_samples))
+    others = [one for one in candidates if one is not least]
+    return least, [least, *(one for one in others if not speed_ratio(least.energy_samples, one.energy_samples).differs)]
 
 
 def _by_memory(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
@@ -194,6 +212,7 @@ _BEST: dict[Objective, Callable[[Sequence[Candidate]], tuple[Candidate, list[Can
     "speed": _by_speed,
     "memory": _by_memory,
     "accuracy": _by_accuracy,
+    "energy": _by_energy,
 }
 """The best of some candidates by an objective, and those that are tied with it."""
 

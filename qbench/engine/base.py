@@ -68,6 +68,8 @@ class About:
     eos_token_id: int | None = None
     gpu_uuid: str | None = None
     """Of the first GPU that holds weights, as its driver reports it; None on a CPU."""
+    gpu_uuids: tuple[str, ...] = ()
+    """Of all GPUs that hold weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from qbench.config.measures import Measure
 from qbench.config.trials import Trial
 from qbench.engine.base import Capability, Engine, Ints
 from qbench.errors import QbenchError
+from qbench.machine import energy
 from qbench.machine.conditions import Sampler
+from qbench.machine.energy import Meter
 from qbench.records.rows import Identity, Row
 
 
@@ -65,6 +67,13 @@ class Context:
 def make_sampler(engine: Engine) -> Sampler:
     """What looks at the machine around a timed region, and at the device if it is a GPU."""
     return Sampler(engine.about.gpu_uuid) if engine.about.gpu_uuid else Sampler()
+
+
+def make_meter(engine: Engine) -> Meter | None:
+    """What counts the energy of the engine's device; None where nothing does."""
+    if engine.about.gpu_uuids:
+        return energy.of_gpus(engine.about.gpu_uuids)
+    return energy.of_packages() if engine.about.device == "cpu" else None
 
 
 def random_prompt(engine: Engine, batch_size: int, tokens: int, seed: int) -> Ints:

@@ -12,23 +12,31 @@ from qbench.config.trials import Trial
 from qbench.engine.base import Capability, Engine, Generation, Ints, Session
 from qbench.errors import describe_fault
 from qbench.machine.conditions import Conditions, Sampler
-from qbench.measure.base import Context, check_length, make_sampler, random_prompt
+from qbench.machine.energy import Meter
+from qbench.measure.base import Context, check_length, make_meter, make_sampler, random_prompt
 from qbench.records.rows import Status, ThroughputRow
 
 NEEDS = frozenset({Capability.GENERATE})
 """Capabilities without which a cell's measure is unsupported."""
 
 
-def measure(engine: Engine, config: ThroughputConfig, context: Context, sampler: Sampler | None = None) -> None:
+def measure(
+    engine: Engine,
+    config: ThroughputConfig,
+    context: Context,
+    sampler: Sampler | None = None,
+    meter: Meter | None = None,
+) -> None:
     """Emit a `ThroughputRow` for every depth, batch size and trial of a start.
 
     When a batch does not fit into memory it gets one row with status oom, and so does every larger one, there and at
-    greater depths. `sampler` looks at the machine around each trial; by default the real one.
+    greater depths. `sampler` looks at the machine around each trial, and `meter` counts its energy; by default the real
+    ones.
     """
     check_length(engine, config.seq_len, "measure.throughput.seq_len")
     depths = config.depths if Capability.DEPTH in engine.can else (0,)
     check_length(engine, depths[-1] + config.seq_len, "measure.throughput.depths")
-    trials = _Trials(engine, config, context, sampler or make_sampler(engine))
+    trials = _Trials(engine, config, context, sampler or make_sampler(engine), meter or make_meter(engine))
     sizes, words = config.batch_sizes, ""
     for depth in depths:
         for size in config.batch_sizes:
@@ -53,11 +61,22 @@ class _Prompt(NamedTuple):
     after: Ints | None
 
 
+class _Attempt(NamedTuple):
+    """A timed generation, and what it ran under."""
+
+    sample: Generation
+    conditions: Conditions
+    energy_j: float | None
+
+
 class _Trials:
     """The timed repetitions of one cell."""
 
-    def __init__(self, engine: Engine, config: ThroughputConfig, context: Context, sampler: Sampler) -> None:
-        self._engine, self._config, self._context, self._sampler = engine, config, context, sampler
+    def __init__(
+        self, engine: Engine, config: ThroughputConfig, context: Context, sampler: Sampler, meter: Meter | None
+    ) -> None:
+        self._engine, self._config, self._context = engine, config, context
+        self._sampler, self._meter = sampler, meter
         self._mode = engine.decode_mode(config.decode, config.kv_cache)
         self._done = 0
         self._trial = 0
@@ -107,20 +126,24 @@ class _Trials:
         self._keep(self._row(batch_size, status=status, error=reason))
         self._trial = 0
 
-    def _valid_trial(self, session: Session, prompt: _Prompt) -> tuple[Generation, Conditions, int]:
+    def _valid_trial(self, session: Session, prompt: _Prompt) -> tuple[_Attempt, int]:
         """The first trial that nothing disturbed, or the last that may be made; and how many were made."""
-        sample, conditions = self._attempt(session, prompt)
+        made = self._attempt(session, prompt)
         attempts = 1
-        while conditions.validity != "ok" and attempts <= self._config.max_retries_invalid:
-            sample, conditions = self._attempt(session, prompt)
+        while made.conditions.validity != "ok" and attempts <= self._config.max_retries_invalid:
+            made = self._attempt(session, prompt)
             attempts += 1
-        return sample, conditions, attempts
+        return made, attempts
 
-    def _attempt(self, session: Session, prompt: _Prompt) -> tuple[Generation, Conditions]:
+    def _attempt(self, session: Session, prompt: _Prompt) -> _Attempt:
         time.sleep(self._config.cooldown_s)
+        # What is read before the prompt would be counted, too.
+        meter = self._meter if prompt.after is None else None
         before = self._sampler.sample()
+        counted = meter.read() if meter else None
         sample = self._generate(session, prompt)
-        return sample, self._sampler.since(before)
+        joules = meter.joules(counted, meter.read()) if meter else None
+        return _Attempt(sample, self._sampler.since(before), joules)
 
     def _generate(self, session: Session, prompt: _Prompt, new_tokens: int | None = None) -> Generation:
         tokens = new_tokens or self._config.new_tokens
@@ -128,9 +151,8 @@ class _Trials:
             return session.generate(prompt.tokens, tokens)
         return session.generate(prompt.tokens, tokens, after=prompt.after)
 
-    def _emit(
-        self, batch_size: int, peak: int | None, sample: Generation, conditions: Conditions, attempts: int
-    ) -> None:
+    def _emit(self, batch_size: int, peak: int | None, made: _Attempt, attempts: int) -> None:
+        sample = made.sample
         self._keep(
             self._row(
                 batch_size,
@@ -145,7 +167,9 @@ class _Trials:
                 peak_memory_bytes=peak,
                 attempts=attempts,
                 compile_s=sample.compile_s,
-                **asdict(conditions),
+                energy_j=made.energy_j,
+                energy_source=self._meter.source if self._meter and made.energy_j is not None else None,
+                **asdict(made.conditions),
             )
         )
 

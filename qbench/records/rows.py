@@ -117,6 +117,10 @@ class ThroughputRow(Row):
     """Which process of the cell made the trial, from 0 on; None in tables of older versions, which knew one."""
     depth: int | None = None
     """Tokens in the cache before the prompt; None in tables of older versions, where it was empty."""
+    energy_j: float | None = None
+    """Of the whole generation, prefill and all sequences; None where no counter tells, see `qbench.machine.energy`."""
+    energy_source: str | None = None
+    """nvml: the boards of the GPUs that hold weights; rapl: the packages of all processors."""
 
 
 class SustainedRow(Row):

@@ -63,7 +63,8 @@ class TorchEngine:
             max_position_embeddings=_positions(loaded),
             bos_token_id=tokenizer.bos_token_id if tokenizer else None,
             eos_token_id=tokenizer.eos_token_id if tokenizer else None,
-            gpu_uuid=f"GPU-{torch.cuda.get_device_properties(loaded.device).uuid}" if on_gpu else None,
+            gpu_uuid=_uuid(loaded.device) if on_gpu else None,
+            gpu_uuids=tuple(map(_uuid, loaded.devices)) if on_gpu else (),
         )
 
     @property
@@ -184,6 +185,10 @@ class TorchSession:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _uuid(gpu: torch.device) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
 
 
 def _positions(loaded: LoadedModel) -> int | None:

@@ -64,6 +64,11 @@ CHARTS = (
         "Time between tokens: half of them come faster than p50, one in twenty slower than p95.", bars.latency,
     ),
     ChartKind(
+        "energy", "energy", "Energy",
+        "Joules for each token made, by the hardware's counters: prefill and decoding of all sequences ÷ tokens.",
+        bars.energy,
+    ),
+    ChartKind(
         "sustained", "sustained_{model}", "Sustained load",
         "Generations without a pause: what is left of the speed once the machine is warm.", scatter.sustained,
     ),

@@ -19,6 +19,7 @@ from qbench.text import MISSING, human_bytes
 def speeds(reports: Sequence[RunReport]) -> Table | None:
     """A row for each cell and batch size; None if nothing was timed."""
     several = any(speed.between_starts for report in reports for cell in report.cells for speed in cell.speeds)
+    counted = any(speed.energies for report in reports for cell in report.cells for speed in cell.speeds)
     columns = [
         *whose(reports),
         Column(title="batch"),
@@ -26,6 +27,7 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
         Column(title="slowest to fastest trial"),
         Column(title="against 16 bit [95 %]"),
         *([Column(title="variance between starts [95 %]")] if several else []),
+        *([Column(title="energy a token")] if counted else []),
         Column(title="first token"),
         Column(title="between tokens, p50"),
         Column(title="p95"),
@@ -38,7 +40,7 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
         TableRow(
             run=i,
             backend=cell.name,
-            fields=(*identity(reports, report, cell), *_speed_fields(report, cell, speed, several)),
+            fields=(*identity(reports, report, cell), *_speed_fields(report, cell, speed, several, counted)),
         )
         for i, report in enumerate(reports)
         for cell in report.cells
@@ -49,7 +51,7 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
     return Table(key="speeds", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
 
 
-def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed, several: bool) -> list[Field]:
+def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed, several: bool, counted: bool) -> list[Field]:
     ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
     read = speed.step.read_bytes_per_s if speed.step else None
     share = read / ceiling if read and ceiling else None
@@ -61,6 +63,7 @@ def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed, several: b
         figure_field(slowest, trials),
         figure_field(None, ratio_words(speed.speedup) or MISSING),
         *([_share_field(speed.between_starts)] if several else []),
+        *([figure_field(speed.joules_per_token, formats.joules(speed.joules_per_token))] if counted else []),
         *(
             figure_field(value, formats.milliseconds(value))
             for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)
