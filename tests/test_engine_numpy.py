@@ -77,6 +77,8 @@ def test_a_batch_and_a_cache_change_no_token() -> None:
     engine = NumpyEngine(demo.MODEL_DIR)
     prompts = np.random.default_rng(0).integers(engine.about.vocab_size, size=(3, 9))
     found = engine.session(3, 14).generate(prompts, 5)
+    filled = engine.session(3, 14).generate(prompts[:, 4:], 5, after=prompts[:, :4])
+    assert filled.tokens.tolist() == found.tokens.tolist()
     for prompt, tokens in zip(prompts, found.tokens, strict=True):
         read = list(prompt)
         for token in tokens:

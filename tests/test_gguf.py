@@ -93,6 +93,8 @@ def test_float16_generates_torchs_tokens_in_a_batch_and_one_by_one(
     batch = session.generate(prompts, 16)
     np.testing.assert_array_equal(batch.tokens, reference.session(3, 40).generate(prompts, 16).tokens)
     np.testing.assert_array_equal(session.generate(prompts, 16).tokens, batch.tokens)  # the cache was emptied
+    filled = session.generate(prompts[:, 13:], 16, after=prompts[:, :13])
+    np.testing.assert_array_equal(filled.tokens, batch.tokens)
     alone = plain.session(1, 40)
     rows = [alone.generate(prompts[i : i + 1], 12).tokens[0] for i in range(3)]
     # Later, words tie to a digit of float16, which is what activations are rounded to for a product.

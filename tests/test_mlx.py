@@ -89,6 +89,8 @@ def assert_same_tokens(pair: Pair) -> None:
         )
     assert found.tokens.tolist() == tokens[:, 20:].tolist()
     assert len(found.step_s) == 11
+    filled = pair.engine.session(3, 32).generate(prompts[:, 13:], 12, after=prompts[:, :13])
+    assert filled.tokens.tolist() == found.tokens.tolist()
 
 
 def test_tokens_are_those_of_stock_generate(pair: Pair) -> None:

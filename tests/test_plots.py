@@ -365,7 +365,9 @@ def test_every_chart_is_written_as_png_and_svg(tmp_path: Path) -> None:
 
 def test_every_chart_that_is_registered_is_in_the_folder_and_in_the_page(tmp_path: Path) -> None:
     report = collect(read_run(PUBLISHED / "smoke-xeon-2core"))
-    loaded = collect(made_up_run(sustained_cells()))
+    figures = {"decode_tokens_per_s": 40.0, "energy_j": 256.0, "energy_source": "nvml"}
+    timed = [trial("int4", None, 1, depth=depth, **figures) for depth in (0, 512)]
+    loaded = collect(made_up_run([*sustained_cells(), *timed]))
     written = {path.stem for one in (report, loaded) for path in files.write(one, tmp_path)}
     html = page.render([report, loaded])
     for kind in CHARTS:

@@ -336,8 +336,8 @@ def candidate(index: int, gib: float, drop_high: float | None, speed: float) -> 
     )
     return Candidate(
         name=f"c{index}", folder=Path("r"), model="m", backend="int4", label=f"c{index}", bits=4,
-        memory_bytes=round(gib * GIB), speeds=(speed, speed * 1.001), accuracy=None, drop=drop,
-        is_reference=False, floor=None, failure="", caveats=(),
+        memory_bytes=round(gib * GIB), starts=((speed, speed * 1.001),), energies=(), energy_source=None,
+        accuracy=None, drop=drop, is_reference=False, floor=None, failure="", caveats=(),
     )  # fmt: skip
 
 
@@ -404,8 +404,8 @@ def test_of_candidates_a_tenth_slower_one_in_forty_is_as_good_as_the_best_withou
     best, other = candidate(0, 5, None, 1), candidate(1, 4, None, 1)
     sure = 0
     for own, leading in np.exp(logs):
-        named = dataclasses.replace(other, speeds=tuple(0.9 * own))
-        sure += not open_for(named, dataclasses.replace(best, speeds=tuple(leading)))
+        named = dataclasses.replace(other, starts=(tuple(0.9 * own),))
+        sure += not open_for(named, dataclasses.replace(best, starts=(tuple(leading),)))
     assert sure / 2_000 <= 0.025 + 3.5 * math.sqrt(0.025 * 0.975 / 2_000)
 
 

@@ -187,6 +187,7 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
     assert list(summary.columns) == [
         "run", "model", "backend", "label", "status", "error", "peak_memory_bytes",
         "decode_tokens_per_s_b1", "decode_tokens_per_s_b8", "decode_tokens_per_s_b32",
+        "joules_per_token_b1", "joules_per_token_b8", "joules_per_token_b32",
         "status_b1", "status_b8", "status_b32", "validity_b1", "validity_b8", "validity_b32",
         "speedup_b1", "speedup_b1_low", "speedup_b1_high", "speedup_b8", "speedup_b8_low", "speedup_b8_high",
         "speedup_b32", "speedup_b32_low", "speedup_b32_high",
@@ -428,7 +429,7 @@ def test_columns_have_the_same_types_whether_or_not_there_are_values() -> None:
 
 def test_summary_as_csv_leaves_missing_values_empty() -> None:
     written = frame(made_up_run([cell("int4", status="oom", error="no room")])).to_csv(index=False)
-    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 47
+    assert written.splitlines()[1] == "made-up,meta-llama/Meta-Llama-3-8B-Instruct,int4,int4,oom,no room" + "," * 50
 
 
 def test_import_leaves_scipy_and_torch_alone() -> None:

@@ -135,10 +135,12 @@ class NumpySession:
         self._model = model
         self._cache = Cache(model, batch_size, seq_len)
 
-    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+    def generate(self, prompts: Ints, new_tokens: int, *, after: Ints | None = None) -> Generation:
         """See `qbench.engine.base.Session`."""
-        tokens, times = np.empty((len(prompts), new_tokens), np.int64), [time.perf_counter()]
         self._cache.length, read = 0, prompts
+        if after is not None:
+            self._model.forward(after, self._cache)
+        tokens, times = np.empty((len(prompts), new_tokens), np.int64), [time.perf_counter()]
         for i in range(new_tokens):
             last = self._model.forward(read, self._cache)[:, -1]
             read = (last @ self._model.head.T).argmax(-1)[:, None]

@@ -1,7 +1,8 @@
-"""How far speeds move from one start of a run to the next, learnt from several runs of the same thing.
+"""How far speeds move from one run to the next, learnt from several runs of the same thing.
 
 The trials of a cell share a process: where its memory lies, how warm the machine is and who its neighbours are is the
-same for all of them, so that their interval is too narrow for another start.
+same for all of them, so that their interval is too narrow for another start. Several starts within a run
+(`qbench.analysis.between_starts`) tell most of that, though not what changes from one day to the next.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class BetweenRuns:
 
 
 def estimate(runs: Sequence[RunSummary]) -> BetweenRuns:
-    """From the ok trials of every cell and batch size."""
+    """From the ok trials of every cell and batch size; starts of a run count alike."""
     means: dict[Place, tuple[float, ...]] = {}
     for cell in (cell for run in runs for cell in run.cells):
         for speed in cell.speeds:
-            if speed.trials:
+            if speed.samples:
                 place = (cell.label, speed.batch_size)
-                means[place] = (*means.get(place, ()), statistics.fmean(map(math.log, speed.trials)))
+                means[place] = (*means.get(place, ()), statistics.fmean(map(math.log, speed.samples)))
     freedom = sum(len(found) - 1 for found in means.values())
     squares = sum((mean - statistics.fmean(found)) ** 2 for found in means.values() for mean in found)
     return BetweenRuns(means, math.sqrt(squares / freedom) if freedom else 0.0, freedom)

@@ -13,6 +13,7 @@ from qbench.model.kv_cache import attended_tokens, recent_tokens
 from qbench.plan import backtest
 from qbench.plan.memory import Prediction
 from qbench.records.run import Run
+from qbench.records.trials import at_depth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,8 @@ def decode_steps(run: Run, speed: Bandwidth | None) -> dict[tuple[str, int], Dec
         QbenchError: the model is not known here, see `qbench.model.architecture.of_model`.
     """
     held = run.cells.drop_duplicates("label", keep="last").set_index("label")["weight_bytes"]
-    ok = run.throughput[(run.throughput["status"] == "ok") & run.throughput["decode_tokens_per_s"].notna()]
+    timed = at_depth(run.throughput)
+    ok = timed[(timed["status"] == "ok") & timed["decode_tokens_per_s"].notna()]
     found = {}
     for label, predicted in backtest.predictions(run).items():
         weights = predicted.weights()

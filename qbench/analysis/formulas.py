@@ -75,7 +75,8 @@ def speedup(
 
     The interval is Welch's for two means of unequal variance, on logarithms: d ± t √(s²/n + s_r²/n_r), t of
     Welch and Satterthwaite's degrees of freedom. Few trials make it wide, and a single one in either place gives none.
-    It tells how trials vary within a process, not what another start of the machine would give.
+    Speeds are of trials, or of starts: those of a single process tell nothing of what another start would give, see
+    `qbench.analysis.between_starts`.
 
     Raises:
         ValueError: there is no trial, or a speed is not positive.

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from qbench.analysis import validity
+from qbench.analysis.between_starts import VarianceShare, samples, variance_share
 from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.effects import Accuracy, SpeedRatio, accuracy_of, section, speed_ratio
 from qbench.analysis.equivalence import MARGIN
@@ -19,6 +20,7 @@ from qbench.analysis.paired import compare
 from qbench.config import LoadConfig
 from qbench.records.rows import CellRow, LoadRow, PerplexityRow
 from qbench.records.run import Run, display_label
+from qbench.records.trials import at_depth, depths, starts
 from qbench.text import one_line
 
 CHANCE_LEVEL = 0.25
@@ -33,10 +35,17 @@ class Speed:
     """A cell at one batch size: figures over its ok trials, in seconds and bytes."""
 
     batch_size: int
+    depth: int = 0
+    """Tokens in the cache before the prompt."""
     status: str | None = None
     """ok, or what went wrong in some trial; None where nothing was tried."""
-    trials: tuple[float, ...] = ()
-    """Decode tokens/s of each ok trial."""
+    starts: tuple[tuple[float, ...], ...] = ()
+    """Decode tokens/s of each ok trial, by the process that made it."""
+    energies: tuple[tuple[float, ...], ...] = ()
+    """Joules a token of each ok trial whose energy was counted, by the process that made it: those of the whole
+    generation ÷ (batch_size × new tokens)."""
+    energy_source: str | None = None
+    """nvml or rapl, see `qbench.machine.energy`."""
     validity: str | None = None
     """ok, or why the speed is not to be trusted, joined by `+`; None where that was not recorded: see
     `qbench.analysis.validity`."""
@@ -58,9 +67,29 @@ class Speed:
     plan predicted."""
 
     @property
+    def trials(self) -> tuple[float, ...]:
+        """Decode tokens/s of each ok trial, of all starts."""
+        return tuple(speed for start in self.starts for speed in start)
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        """What its intervals count, see `qbench.analysis.between_starts.samples`."""
+        return samples(self.starts)
+
+    @property
+    def between_starts(self) -> VarianceShare | None:
+        """Where its variance comes from; None unless several starts made several trials."""
+        return variance_share(self.starts)
+
+    @property
     def tokens_per_s(self) -> float | None:
         """Median of the trials; None without one."""
         return statistics.median(self.trials) if self.trials else None
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Median of the trials whose energy was counted; None without one."""
+        return statistics.median([joules for start in self.energies for joules in start]) if self.energies else None
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -149,6 +178,8 @@ class CellSummary:
     row: CellRow
     speeds: tuple[Speed, ...] = ()
     """One for each batch size of the run, ascending."""
+    deeper: tuple[Speed, ...] = ()
+    """At depths beyond 0, each with its batch sizes, ascending; without their ratios to the reference's."""
     accuracy: Accuracy | None = None
     text: PerplexityRow | None = None
     """Perplexity, and divergence from the reference."""
@@ -272,11 +303,17 @@ def known(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _cell(run: Run, row: CellRow, sizes: tuple[int, ...], allow_partial: bool) -> CellSummary:
-    trials = run.throughput[run.throughput["label"] == row.label]
-    caches = trials["kv_cache"].dropna()
+    own = run.throughput[run.throughput["label"] == row.label]
+    trials, caches = at_depth(own), own["kv_cache"].dropna()
     return CellSummary(
         row=row,
         speeds=tuple(_speed(trials[trials["batch_size"] == size], size) for size in sizes),
+        deeper=tuple(
+            replace(_speed(found[found["batch_size"] == size], size), depth=depth)
+            for depth in sorted(set(depths(own)) - {0})
+            for found in [at_depth(own, depth)]
+            for size in sorted(set(found["batch_size"]))
+        ),
         accuracy=accuracy_of(run, row.label, allow_partial=allow_partial),
         text=_text(run, row.label, allow_partial),
         sustained=_sustained(run, row.label),
@@ -293,10 +330,13 @@ def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
     ttft, p50, p95, peaks = (
         ok[column].dropna() for column in ("ttft_s", "itl_p50_s", "itl_p95_s", "peak_memory_bytes")
     )
+    sources = ok["energy_source"].dropna()
     return Speed(
         batch_size=batch_size,
         status=failed[-1] if failed else "ok",
-        trials=tuple(float(value) for value in ok["decode_tokens_per_s"].dropna()),
+        starts=_by_start(ok, ok["decode_tokens_per_s"]),
+        energies=_by_start(ok, ok["energy_j"] / (batch_size * ok["new_tokens"])),
+        energy_source=str(sources.iloc[-1]) if len(sources) else None,
         validity=validity.validity(trials),
         lengths=(int(trials["prompt_tokens"].iloc[-1]), int(trials["new_tokens"].iloc[-1])),
         ttft_s=float(ttft.median()) if len(ttft) else None,
@@ -304,6 +344,12 @@ def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
         itl_p95_s=float(p95.median()) if len(p95) else None,
         peak_memory_bytes=int(peaks.max()) if len(peaks) else None,
     )
+
+
+def _by_start(trials: pd.DataFrame, figures: pd.Series[float]) -> tuple[tuple[float, ...], ...]:
+    """The figures of trials, where they have one, by the process that made them."""
+    found = figures.dropna().astype(float)
+    return tuple(tuple(map(float, one)) for _, one in found.groupby(starts(trials.loc[found.index])))
 
 
 def _text(run: Run, label: str, allow_partial: bool) -> PerplexityRow | None:
@@ -337,7 +383,7 @@ def _compared(cell: CellSummary, reference: CellSummary) -> tuple[Speed, ...]:
     """The cell's speeds with their ratios to the reference's."""
     both = zip(cell.speeds, reference.speeds, strict=True)
     return tuple(
-        replace(own, speedup=speed_ratio(other.trials, own.trials)) if own.trials and other.trials else own
+        replace(own, speedup=speed_ratio(other.samples, own.samples)) if own.trials and other.trials else own
         for own, other in both
     )
 

@@ -27,13 +27,14 @@ def write_summary(folder: Path, margin: float = MARGIN) -> None:
 def to_frame(summary: RunSummary) -> pd.DataFrame:
     """One row a cell; what was not measured is NA.
 
-    For each batch size n, `decode_tokens_per_s_b<n>` is the median over the ok trials, `status_b<n>` is ok or what went
-    wrong in some trial, `validity_b<n>` is ok or why the figure is not to be trusted, and `speedup_b<n>` is the ratio
-    to the reference with its 95 % interval. `mmlu` is sum(correct) ÷ sum(n), a fraction, with its Wilson interval;
-    `mmlu_delta` the difference from the reference over the `mmlu_paired_n` questions that both answered, with its
-    interval (those of all cells hold together with 95 %), McNemar's p-value and that value after Holm's correction over
-    all cells compared. `mmlu_verdict` is worse, better, no_worse (than by `mmlu_margin`) or inconclusive,
-    `mmlu_detectable` the smallest difference that these questions would have shown, see `qbench.analysis.paired`.
+    For each batch size n, `decode_tokens_per_s_b<n>` is the median over the ok trials, `joules_per_token_b<n>` that of
+    those whose energy was counted, `status_b<n>` is ok or what went wrong in some trial, `validity_b<n>` is ok or why
+    the figure is not to be trusted, and `speedup_b<n>` is the ratio to the reference with its 95 % interval. `mmlu` is
+    sum(correct) ÷ sum(n), a fraction, with its Wilson interval; `mmlu_delta` the difference from the reference over the
+    `mmlu_paired_n` questions that both answered, with its interval (those of all cells hold together with 95 %),
+    McNemar's p-value and that value after Holm's correction over all cells compared. `mmlu_verdict` is worse, better,
+    no_worse (than by `mmlu_margin`) or inconclusive, `mmlu_detectable` the smallest difference that these questions
+    would have shown, see `qbench.analysis.paired`.
     Of a server under load, the most output tokens a second and the highest goodput of any level, and the highest rate
     that a search has found to keep the objective.
     """
@@ -62,6 +63,7 @@ def _row(cell: CellSummary | None, sizes: tuple[int, ...]) -> dict[str, Any]:
     return {
         **{name: getattr(row, name, None) for name in identity},
         **{f"decode_tokens_per_s_b{one.batch_size}": one.tokens_per_s for one in speeds},
+        **{f"joules_per_token_b{one.batch_size}": one.joules_per_token for one in speeds},
         **{f"status_b{one.batch_size}": one.status for one in speeds},
         **{f"validity_b{one.batch_size}": one.validity for one in speeds},
         **{name: value for one in speeds for name, value in _speedup(one).items()},

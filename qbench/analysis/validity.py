@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from qbench.records.trials import starts
+
 SPREAD_BOUND = 0.1
 """(max − min) ÷ median of the trials' decode speeds. Backends that are worth comparing often differ by no more than
 this tenth; on a machine without other work three trials mostly lie within half of it."""
@@ -40,12 +42,14 @@ def spread(speeds: Sequence[float]) -> float:
 def validity(trials: pd.DataFrame) -> str | None:
     """`ok`, or the reasons over all ok trials of a cell at a batch size, joined by `+`.
 
+    Trials are unstable within a start: how far apart starts are is in the interval, which counts them.
+
     None where there is no trial, or where nothing speaks against them but not all say what they ran under, as in tables
     of older versions.
     """
     trials = trials[trials["status"] == "ok"]
-    speeds = [float(speed) for speed in trials["decode_tokens_per_s"].dropna()]
-    unstable = bool(speeds) and spread(speeds) > SPREAD_BOUND
+    speeds = trials["decode_tokens_per_s"].dropna().astype(float)
+    unstable = any(spread(list(one)) > SPREAD_BOUND for _, one in speeds.groupby(starts(trials.loc[speeds.index])))
     return _summary(trials["validity"], {"unstable"} if unstable else set())
 
 

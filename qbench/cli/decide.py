@@ -50,6 +50,7 @@ class Objective(StrEnum):
     MEMORY = "memory"
     ACCURACY = "accuracy"
     GOODPUT = "goodput"
+    ENERGY = "energy"
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from qbench.config.backends import Backend, KVCache
 from qbench.config.base import Strict
 from qbench.config.requests import SLO, Length, Seconds
+from qbench.config.trials import Trial
 
 Reading = Literal["prefix", "stock"]
 """prefix reads what prompts share once; stock reads every prompt whole, as lm-evaluation-harness does."""
@@ -90,10 +92,17 @@ class TimedGeneration(Measure):
 class ThroughputConfig(TimedGeneration):
     """Prefill and decode speed; `cooldown_s` is before each trial."""
 
-    countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "trials")
+    countable: ClassVar[tuple[str, ...]] = ("batch_sizes", "depths", "trials", "starts")
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 8, 32), min_length=1)
-    trials: int = Field(default=3, ge=1, description="timed repetitions; every one is a row")
+    trials: int = Field(default=3, ge=1, description="timed repetitions in a process; every one is a row")
+    starts: int = Field(
+        default=1, ge=1, description="fresh processes that each make all trials, in turn with the other cells"
+    )
     warmup: int = Field(default=1, ge=0, description="repetitions before them that are not counted")
+    depths: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0,),
+        description="tokens in the cache before the prompt; the first is 0, whose speeds all other tables show",
+    )
     max_retries_invalid: int = Field(
         default=0, ge=0, description="repetitions of a trial that other processes or throttling disturbed"
     )
@@ -105,9 +114,28 @@ class ThroughputConfig(TimedGeneration):
             raise ValueError("batch sizes must be distinct and ascending")
         return sizes
 
+    @field_validator("depths")
+    @classmethod
+    def _ascending_from_0(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
+        if list(depths) != sorted({0, *depths}):
+            raise ValueError("depths must begin with 0 and be distinct and ascending")
+        return depths
+
+    @model_validator(mode="after")
+    def _only_a_plain_cache_is_filled(self) -> Self:
+        if self.deepest and self.kv_cache != "16bit":
+            raise ValueError(f"depths need a cache in 16 bit, not kv_cache: {self.kv_cache}; use a longer seq_len")
+        return self
+
     def units(self) -> tuple[str, ...]:
-        """Every trial, by batch size and number."""
-        return tuple(f"b{size}/t{trial}" for size in self.batch_sizes for trial in range(self.trials))
+        """Every trial, by start, depth, batch size and number."""
+        every = product(range(self.starts), self.depths, self.batch_sizes, range(self.trials))
+        return tuple(Trial(*one).unit for one in every)
+
+    @property
+    def deepest(self) -> int:
+        """The most tokens before a prompt."""
+        return self.depths[-1]
 
 
 class SustainedConfig(TimedGeneration):
@@ -323,6 +351,11 @@ class MeasureConfig(Strict):
     noise_floor: NoiseFloorConfig | None = None
     sustained: SustainedConfig | None = None
     load: LoadConfig | None = None
+
+    @property
+    def starts(self) -> int:
+        """Processes in which each cell is measured, one after another."""
+        return self.throughput.starts if self.throughput else 1
 
     def of(self, backend: Backend) -> dict[str, Measure]:
         """What is measured of a cell, by name, in order."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qbench.analysis import validity
+from qbench.analysis.between_starts import samples
 from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_difference
 from qbench.analysis.formulas import Flips
 from qbench.analysis.paired import noise_floor
@@ -34,8 +35,11 @@ class Candidate:
     """Effective bits a weight; the nominal ones where they were not recorded; None of a server that does not say."""
     memory_bytes: int | None
     """The larger of the peaks of the first forward (`cells.csv`) and of the trials at the batch size."""
-    speeds: tuple[float, ...]
-    """Decode tokens/s of the ok trials."""
+    starts: tuple[tuple[float, ...], ...]
+    """Decode tokens/s of the ok trials, by the process that made them."""
+    energies: tuple[tuple[float, ...], ...]
+    """Joules a token of the ok trials whose energy was counted, by the process that made them."""
+    energy_source: str | None
     accuracy: Accuracy | None
     drop: AccuracyDifference | None
     """Against the 16-bit cell of its run; the intervals of all candidates hold together with 95 %."""
@@ -47,6 +51,26 @@ class Candidate:
     caveats: tuple[str, ...]
     served: Served | None = None
     """Its best level under load; None unless goodput is asked for."""
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """Decode tokens/s of the ok trials, of all starts."""
+        return tuple(speed for start in self.starts for speed in start)
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        """Those that its intervals count, see `qbench.analysis.between_starts.samples`."""
+        return samples(self.starts)
+
+    @property
+    def energy(self) -> float | None:
+        """Median joules a token; None where they were not counted."""
+        return statistics.median([one for start in self.energies for one in start]) if self.energies else None
+
+    @property
+    def energy_samples(self) -> tuple[float, ...]:
+        """As `samples`, of the energies."""
+        return samples(self.energies)
 
     @property
     def speed(self) -> float | None:
@@ -111,7 +135,9 @@ def _candidate(
         label=cell.label,
         bits=cell.bits_per_weight,
         memory_bytes=max(peaks, default=None),
-        speeds=speed.trials,
+        starts=speed.starts,
+        energies=speed.energies,
+        energy_source=speed.energy_source,
         accuracy=cell.accuracy,
         drop=drop,
         is_reference=cell is reference,

@@ -173,7 +173,7 @@ def _speeds(one: CellSummary, other: CellSummary, confidence: float) -> Iterator
             second_status=second.status,
             first=first.tokens_per_s if ok[0] else None,
             second=second.tokens_per_s if ok[1] else None,
-            ratio=speed_ratio(first.trials, second.trials, confidence) if all(ok) and comparable else None,
+            ratio=speed_ratio(first.samples, second.samples, confidence) if all(ok) and comparable else None,
             remarks=tuple(remarks),
         )
 

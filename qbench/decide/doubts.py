@@ -17,7 +17,7 @@ from qbench.decide.serving import difference, requests_needed
 class Doubt:
     """One thing that is not shown."""
 
-    what: Literal["drop", "speed", "accuracy", "goodput"]
+    what: Literal["drop", "speed", "accuracy", "goodput", "energy"]
     """The drop may exceed its limit; or the named cell may lose more than the margin against the leader."""
     against: str
     """Name of the cell that it is compared with."""
@@ -27,7 +27,7 @@ class Doubt:
     """A fraction."""
     needed: int | None
     """About how many units would settle it; None if no number would, or it is not known."""
-    unit: Literal["questions", "trials", "requests a level"]
+    unit: Literal["questions", "trials", "starts", "requests a level"]
 
 
 def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, margin: float) -> Iterator[Doubt]:
@@ -43,11 +43,19 @@ def doubts(named: Candidate, leader: Candidate, objective: str, limits: Limits, 
     if named is leader:
         return
     if objective == "speed":
-        ratio = speed_ratio(leader.speeds, named.speeds)
+        ratio = speed_ratio(leader.samples, named.samples)
         low, _ = ratio.bounds
         if ratio.low is None or low < 1 - SPEED_MARGIN:
-            needed = trials_needed(leader.speeds, named.speeds, 1 - SPEED_MARGIN)
-            yield Doubt("speed", leader.name, 1 - low, SPEED_MARGIN, needed, "trials")
+            needed = trials_needed(leader.samples, named.samples, 1 - SPEED_MARGIN)
+            unit: Literal["trials", "starts"] = "starts" if min(len(leader.starts), len(named.starts)) > 1 else "trials"
+            yield Doubt("speed", leader.name, 1 - low, SPEED_MARGIN, needed, unit)
+    if objective == "energy":
+        ratio = speed_ratio(leader.energy_samples, named.energy_samples)
+        _, high = ratio.bounds
+        if ratio.high is None or high > 1 + SPEED_MARGIN:
+            needed = trials_needed(leader.energy_samples, named.energy_samples, 1 + SPEED_MARGIN)
+            several = min(len(leader.energies), len(named.energies)) > 1
+            yield Doubt("energy", leader.name, high - 1, SPEED_MARGIN, needed, "starts" if several else "trials")
     if objective == "goodput" and leader.served and named.served:
         _, lowest, _ = difference(leader.served.goodput, named.served.goodput)
         loss = -lowest / leader.served.goodput.per_s if leader.served.goodput.per_s else 0.0

@@ -10,8 +10,9 @@ correction, since a gate passes wrongly only if a figure that is beyond its limi
 are: R. L. Berger, Technometrics 24 (1982). A loss of accuracy has to pass McNemar's test as well, corrected by Holm,
 since it is exact. Memory has no noise. What is missing or failed, and is not so in the baseline, is worse.
 
-Trials know how a process varies, not what another start gives. With several runs as the baseline that is learnt from
-them (`qbench.analysis.between_runs`); with one the limit of the speed has to leave room for it.
+Trials know how a process varies, not what another start gives. Runs of several starts count those instead
+(`qbench.analysis.between_starts`), and with several runs as the baseline it is learnt from them
+(`qbench.analysis.between_runs`); else the limit of the speed has to leave room for it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from qbench.records.run import Run
 from qbench.text import one_line
 
 Status = Literal["ok", "worse", "inconclusive"]
-Unit = Literal["questions", "trials", "starts"]
+Unit = Literal["questions", "trials", "starts", "starts_of_each"]
 
 NOTHING: tuple[None, None] = (None, None)
 """Needed to settle a figure that is settled."""
@@ -68,7 +69,7 @@ class Check:
     needed: int | None = None
     """Where it is inconclusive, about how many units would settle it; None if no number would, or it is not known."""
     unit: Unit | None = None
-    """What is counted: questions, trials of each run, or starts of the baseline."""
+    """What is counted: questions, trials of each run, starts of the baseline, or starts within each run."""
 
     @property
     def ok(self) -> bool:
@@ -149,7 +150,7 @@ def _compared(
         speeds = []
         for speed in cell.speeds:
             if speed.ratio and own:
-                place, trials = (cell.label, speed.batch_size), own.at(speed.batch_size).trials
+                place, trials = (cell.label, speed.batch_size), own.at(speed.batch_size).samples
                 speed = replace(speed, ratio=between_runs.widened(speed.ratio, between, place, trials, confidence))
             speeds.append(speed)
         cells.append(replace(cell, speeds=tuple(speeds)))
@@ -230,8 +231,9 @@ def _speeds_needed(found: _Evidence, batch_size: int, ratio: float, limit: float
         return starts_needed(found.between.deviation, ratio, limit), "starts"
     if not found.run or not found.baseline:
         return None, "trials"
-    own, other = (cell.at(batch_size).trials for cell in (found.run, found.baseline))
-    return trials_needed(other, own, limit), "trials"
+    own, other = (cell.at(batch_size) for cell in (found.run, found.baseline))
+    several = min(len(own.starts), len(other.starts)) > 1
+    return trials_needed(other.samples, own.samples, limit), "starts_of_each" if several else "trials"
 
 
 def _accuracy(cell: CellChange, strict: CellChange, drop_points: float) -> Check:

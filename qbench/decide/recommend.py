@@ -26,7 +26,7 @@ from qbench.decide.serving import objective as agreed
 from qbench.errors import QbenchError
 from qbench.records.run import Run
 
-Objective = Literal["speed", "memory", "accuracy", "goodput"]
+Objective = Literal["speed", "memory", "accuracy", "goodput", "energy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +138,18 @@ def _slo(runs: Sequence[RunSummary], objective: Objective, given: SLO | None) ->
 
 def _check(runs: Sequence[RunSummary], candidates: Sequence[Candidate], batch_size: int, objective: Objective) -> None:
     sizes = sorted({size for run in runs for size in run.batch_sizes})
-    if batch_size not in sizes and objective != "goodput" and (sizes or objective == "speed"):
+    if batch_size not in sizes and objective != "goodput" and (sizes or objective in ("speed", "energy")):
         there = f"there are {', '.join(map(str, sizes))}" if sizes else "choose by --objective memory or accuracy"
         raise QbenchError(f"--batch {batch_size}: was not measured; {there}")
+    sources = sorted({one.energy_source for one in candidates if one.energy_source})
+    if objective == "energy" and len(sources) != 1:
+        raise QbenchError(
+            f"--objective energy: the runs read the counters {' and '.join(sources)}, of GPUs and of processors; give "
+            "runs of one of them"
+            if sources
+            else f"--objective energy: no counter of energy was read at batch {batch_size}; choose by another "
+            "objective, or measure where one can be read (docs/method.md, Energy)"
+        )
     questions = sorted({one.accuracy.questions for one in candidates if one.accuracy})
     if objective == "accuracy" and len(questions) > 1:
         raise QbenchError(
@@ -160,6 +169,8 @@ def _obstacle(candidate: Candidate, batch_size: int, objective: Objective, *, ti
         return candidate.failure
     if objective == "speed" and not candidate.speeds:
         return f"its speed at batch {batch_size} was not measured"
+    if objective == "energy" and not candidate.energies:
+        return f"its energy at batch {batch_size} was not counted"
     if timed and not candidate.speeds:
         return f"its memory at batch {batch_size} was not measured"
     if objective == "goodput" and candidate.served is None:
@@ -179,9 +190,16 @@ def tie_break(candidate: Candidate) -> tuple[float, float, float, str]:
 
 def _by_speed(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
     """Tied are those whose speed against the fastest has an interval with 1 in it; see `SpeedRatio.bounds`."""
-    fastest = max(candidates, key=lambda one: math.fsum(map(math.log, one.speeds)) / len(one.speeds))
-    tied = [one for one in candidates if one is fastest or not speed_ratio(fastest.speeds, one.speeds).differs]
+    fastest = max(candidates, key=lambda one: math.fsum(map(math.log, one.samples)) / len(one.samples))
+    tied = [one for one in candidates if one is fastest or not speed_ratio(fastest.samples, one.samples).differs]
     return fastest, tied
+
+
+def _by_energy(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
+    """Tied are those whose energy against the least has an interval with 1 in it, as of speeds."""
+    least = min(candidates, key=lambda one: math.fsum(map(math.log, one.energy_samples)) / len(one.energy_samples))
+    others = [one for one in candidates if one is not least]
+    return least, [least, *(one for one in others if not speed_ratio(least.energy_samples, one.energy_samples).differs)]
 
 
 def _by_memory(candidates: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
@@ -225,6 +243,7 @@ _BEST: dict[Objective, Callable[[Sequence[Candidate]], tuple[Candidate, list[Can
     "memory": _by_memory,
     "accuracy": _by_accuracy,
     "goodput": _by_goodput,
+    "energy": _by_energy,
 }
 """The best of some candidates by an objective, and those that are tied with it."""
 

@@ -31,6 +31,8 @@ class Capability(StrEnum):
     """It has a tokenizer: `encode` and `decode`."""
     GENERATE = "generate"
     """`session` and `complete`."""
+    DEPTH = "depth"
+    """Sessions that generate `after` tokens which are in the cache already."""
     KV_CACHE = "kv_cache"
     """Sessions whose keys and values are quantized."""
     LOGLIKELIHOODS = "loglikelihoods"
@@ -72,6 +74,8 @@ class About:
     eos_token_id: int | None = None
     gpu_uuid: str | None = None
     """Of the first GPU that holds weights, as its driver reports it; None on a CPU."""
+    gpu_uuids: tuple[str, ...] = ()
+    """Of all GPUs that hold weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,10 @@ Stop = Callable[[Sequence[int]], bool]
 class Session(Protocol):
     """Memory for sequences of a fixed number and length: a cache, a graph, or a server's slots."""
 
-    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+    def generate(self, prompts: Ints, new_tokens: int, *, after: Ints | None = None) -> Generation:
         """Greedily generate `new_tokens` tokens after prompts [batch_size, prompt_tokens]; nothing ends them early.
+
+        `after` [batch_size, depth] is read into the cache before the clock starts, and the prompts follow it.
 
         Raises:
             NotFiniteError: logits were NaN or infinite; looked at when the clock has stopped.

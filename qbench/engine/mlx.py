@@ -203,15 +203,14 @@ class MlxSession:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+    def generate(self, prompts: Ints, new_tokens: int, *, after: Ints | None = None) -> Generation:
         """A step is in MLX's queue while the one before it is computed, as in mlx-lm's `generate_step`."""
         read, cache = mx.array(prompts), make_prompt_cache(self._model)
         mx.eval(read)
+        if after is not None:
+            self._read(mx.array(after), cache, keep=0)
         made, best, times = [], [], [time.perf_counter()]
-        while read.shape[1] > 1:
-            beginning, read = mx.split(read, [min(PREFILL_TOKENS, read.shape[1] - 1)], axis=1)
-            self._model(beginning, cache=cache)
-            mx.eval([layer.state for layer in cache])
+        read = self._read(read, cache, keep=1)
         following = self._step(read, cache)
         for step in range(new_tokens):
             token, highest = following
@@ -225,6 +224,14 @@ class MlxSession:
             raise NotFiniteError("generation")
         ttft_s, *step_s = np.diff(times).tolist()
         return Generation(np.array(mx.concatenate(made, 1)).astype(np.int64), ttft_s, tuple(step_s))
+
+    def _read(self, tokens: mx.array, cache: Any, *, keep: int) -> mx.array:
+        """Read tokens [batch_size, n] in pieces, but for the last `keep`, which are given back."""
+        while tokens.shape[1] > keep:
+            beginning, tokens = mx.split(tokens, [min(PREFILL_TOKENS, tokens.shape[1] - keep)], axis=1)
+            self._model(beginning, cache=cache)
+            mx.eval([layer.state for layer in cache])
+        return tokens
 
     def _step(self, tokens: mx.array, cache: Any) -> tuple[mx.array, mx.array]:
         """The next token [batch_size, 1] and its logit [batch_size], in the queue."""

@@ -11,9 +11,12 @@ import numpy as np
 
 from qbench.config import MeasureConfig
 from qbench.config.measures import Measure
+from qbench.config.trials import Trial
 from qbench.engine.base import Capability, Engine, Ints
 from qbench.errors import QbenchError
+from qbench.machine import energy
 from qbench.machine.conditions import Sampler
+from qbench.machine.energy import Meter
 from qbench.records.rows import Identity, Row
 
 
@@ -55,6 +58,8 @@ class Context:
     """None where nothing is compared."""
     wants: Callable[[str], bool] = lambda unit: True
     """Whether a unit is to be measured; the others are kept from before."""
+    start: int = 0
+    """Which of the cell's processes this is."""
     journal: Path | None = None
     """A file for what a unit knows before it is done; it is removed then."""
 
@@ -62,6 +67,13 @@ class Context:
 def make_sampler(engine: Engine) -> Sampler:
     """What looks at the machine around a timed region, and at the device if it is a GPU."""
     return Sampler(engine.about.gpu_uuid) if engine.about.gpu_uuid else Sampler()
+
+
+def make_meter(engine: Engine) -> Meter | None:
+    """What counts the energy of the engine's device; None where nothing does."""
+    if engine.about.gpu_uuids:
+        return energy.of_gpus(engine.about.gpu_uuids)
+    return energy.of_packages() if engine.about.device == "cpu" else None
 
 
 def random_prompt(engine: Engine, batch_size: int, tokens: int, seed: int) -> Ints:
@@ -78,6 +90,14 @@ def check_length(engine: Engine, tokens: int, what: str) -> None:
     most = engine.about.max_position_embeddings
     if most and tokens > most:
         raise QbenchError(f"{what}: {tokens} tokens, more than the model's context of {most}; ask for {most} or fewer")
+
+
+def too_deep(engine: Engine, settings: Measure) -> tuple[str, tuple[str, ...]]:
+    """Why an engine cannot take some units of a measure, and their names; none if it can take all."""
+    units = [unit for unit in settings.units() if (trial := Trial.parse(unit)) and trial.depth]
+    if not units or Capability.DEPTH in engine.can:
+        return "", ()
+    return "depths: tokens cannot be in the cache before the prompt with this engine or model", tuple(units)
 
 
 def lacking(engine: Engine, needs: frozenset[Capability], settings: Measure) -> str | None:

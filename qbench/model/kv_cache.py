@@ -22,6 +22,9 @@ BITS: Final = {"int8": 8, "int4": 4}
 GROUP: Final = 64
 """Channels that share a scale and a zero: transformers' default."""
 
+FILL_TOKENS: Final = 512
+"""Tokens of a sequence that are read at once where a cache is filled before anything is timed."""
+
 RESIDUAL: Final = 128
 """Tokens that stand in the compute dtype before all are quantized again: transformers' default."""
 

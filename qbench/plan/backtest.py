@@ -15,6 +15,7 @@ from qbench.plan.engines import predict
 from qbench.plan.forecast import ceiling
 from qbench.plan.memory import Prediction
 from qbench.records.run import Run
+from qbench.records.trials import at_depth
 
 COLUMNS = (
     "label", "measure", "batch_size", "predicted_bytes", "measured_bytes", "predicted_tokens_per_s",
@@ -89,7 +90,7 @@ def _generations(
     timed, label = config.measure.of(predicted.backend).get("throughput"), predicted.backend.label
     if not isinstance(timed, TimedGeneration):
         return
-    trials = throughput[(throughput["label"] == label) & (throughput["status"] == "ok")]
+    trials = at_depth(throughput[(throughput["label"] == label) & (throughput["status"] == "ok")])
     for size in sorted(set(trials["batch_size"])):
         same = trials[trials["batch_size"] == size]
         yield {

@@ -119,8 +119,9 @@ def fit_lengths(config: RunConfig, content: Mapping[str, Any]) -> RunConfig:
     fitting: dict[str, Any] = {}
     for name in LENGTHS:
         measure = getattr(config.measure, name)
-        if most and measure and measure.seq_len > most and "seq_len" not in measure.model_fields_set:
-            fitting[name] = measure.model_copy(update={"seq_len": most})
+        room = most - getattr(measure, "deepest", 0) if most else 0
+        if room > 0 and measure and measure.seq_len > room and "seq_len" not in measure.model_fields_set:
+            fitting[name] = measure.model_copy(update={"seq_len": room})
     return config.model_copy(update={"measure": config.measure.model_copy(update=fitting)}) if fitting else config
 
 
@@ -256,4 +257,10 @@ def check_lengths(config: RunConfig) -> None:
             raise QbenchError(
                 f"measure.{name}.seq_len: {measure.seq_len} tokens, more than the model's context of {most}; set it to "
                 f"{most} or less"
+            )
+        deepest = getattr(measure, "deepest", 0)
+        if most and deepest and deepest + measure.seq_len > most:
+            raise QbenchError(
+                f"measure.{name}.depths: {deepest} tokens before a seq_len of {measure.seq_len} are more than the "
+                f"model's context of {most}; set them to {most - measure.seq_len} or less"
             )

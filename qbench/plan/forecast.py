@@ -46,6 +46,8 @@ class BatchForecast(Frozen):
     measure: str
     """throughput or sustained."""
     batch_size: int
+    depth: int = 0
+    """Tokens before the prompt, at which bytes are predicted: the most that are asked for."""
     cache_bytes: int
     peak_memory_bytes: int
     decode_tokens_per_s: float | None
@@ -96,6 +98,8 @@ class Forecast(Frozen):
     """Why the run would be refused on this machine."""
     questions: int | None = None
     """Of MMLU; None where it is not asked, or their number is not known here."""
+    starts: int = 1
+    """Processes in which each cell is measured."""
     compared: int = 0
     """Cells whose accuracy is compared with a 16-bit cell's."""
 
@@ -137,6 +141,7 @@ def make(
         ),
         problems=_problems(config, machine),
         questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
+        starts=config.measure.starts,
         compared=len(cells) - 1 if any(cell.is_reference for cell in cells) else 0,
     )
 
@@ -225,18 +230,24 @@ def _batches(
     throughput, sustained = own.get("throughput"), own.get("sustained")
     timed: list[tuple[str, TimedGeneration, int, int]] = []
     if isinstance(throughput, ThroughputConfig):
-        repeats = throughput.warmup + throughput.trials
+        repeats = throughput.starts * len(throughput.depths) * (throughput.warmup + throughput.trials)
         timed += [("throughput", throughput, size, repeats) for size in throughput.batch_sizes]
     if isinstance(sustained, SustainedConfig):  # a clock ends it
         timed.append(("sustained", sustained, sustained.batch_size, 0))
     for name, settings, size, repeats in timed:
-        peak = predicted.generation_bytes(size, settings.prompt_tokens, settings.seq_len, settings.kv_cache)
+        prompt, depth = settings.prompt_tokens, getattr(settings, "deepest", 0)
+        peak = (
+            predicted.filled_generation_bytes(size, prompt, settings.seq_len, depth)
+            if depth
+            else predicted.generation_bytes(size, prompt, settings.seq_len, settings.kv_cache)
+        )
         rate = None if speed is None else ceiling(predicted, settings, size, speed)
         yield BatchForecast(
             measure=name,
             batch_size=size,
+            depth=depth,
             cache_bytes=predicted.generation_cache_bytes(
-                size, settings.prompt_tokens, settings.seq_len, settings.kv_cache
+                size, depth + prompt, depth + settings.seq_len, settings.kv_cache
             ),
             peak_memory_bytes=peak,
             decode_tokens_per_s=rate,

@@ -75,6 +75,10 @@ class LlamaCppPrediction(Prediction):
         cells = _cells(seq_len)
         return self._bytes(batch_size * cells, min(UBATCH, batch_size * cells), cells, batch_size)
 
+    def filled_generation_bytes(self, batch_size: int, prompt: int, seq_len: int, depth: int) -> int:
+        """Peak of a generation: some hundred tokens are computed at once, whatever is before them."""
+        return self.generation_bytes(batch_size, prompt, depth + seq_len)
+
     def perplexity_bytes(self, window: int) -> int:
         """Peak of `measure.perplexity`: the logits of some hundred tokens, and three pieces of log-probabilities."""
         at_once = max(64, min(UBATCH, LOGITS // self.model.vocab_size))

@@ -16,7 +16,7 @@ from typing import Literal
 from qbench.config import Backend, KVCache
 from qbench.config.target import Target
 from qbench.model.architecture import Architecture
-from qbench.model.kv_cache import RESIDUAL, QuantizedKeysAndValues
+from qbench.model.kv_cache import FILL_TOKENS, RESIDUAL, QuantizedKeysAndValues
 
 CUDA_WORKSPACE_BYTES = 32 << 20
 """Of cuBLAS on Hopper, which torch's allocator counts; 8 MiB on older devices."""
@@ -117,6 +117,28 @@ class Prediction:
         if kv_cache == "16bit":
             return held + self.cache_bytes(batch_size, seq_len) + prefill
         return held + self._quantized_generation_bytes(batch_size, prompt, seq_len, kv_cache, prefill)
+
+    def filled_generation_bytes(self, batch_size: int, prompt: int, seq_len: int, depth: int) -> int:
+        """Peak of a generation with `depth` tokens a sequence before its prompt, over a cache of depth + seq_len."""
+        if not depth:
+            return self.generation_bytes(batch_size, prompt, seq_len)
+        fill = min(depth, FILL_TOKENS)
+        held = self.weights().total + self._workspace_bytes + self.cache_bytes(batch_size, depth + seq_len)
+        moments = (
+            self.prefill_bytes(batch_size, max(prompt, fill)),
+            self._behind_bytes(batch_size, prompt, depth + prompt),
+            self._behind_bytes(batch_size, fill, depth),
+        )
+        return held + max(moments)
+
+    def _behind_bytes(self, batch_size: int, tokens: int, attended: int) -> int:
+        """What attention of several tokens a sequence holds that follow others: with a mask, keys and values are
+        repeated for every head of queries; the mask is made of bytes and, on a CPU, taken as values."""
+        model, values = self.model, self.target.value_bytes
+        repeated = 2 * attended * model.query_size * values if model.query_size > model.key_value_size else 0
+        mask = tokens * attended * (1 + values)
+        own = (3 * model.hidden_size + 3 * model.query_size) * tokens * values
+        return batch_size * (repeated + own + mask)
 
     def _quantized_generation_bytes(
         self, batch_size: int, prompt: int, seq_len: int, kv_cache: Literal["int8", "int4"], prefill: int

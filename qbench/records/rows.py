@@ -117,6 +117,14 @@ class ThroughputRow(Row):
     """Seconds of compiling the decode step of this batch size, before the first trial; None in other decode modes."""
     kv_cache: str | None = None
     """16bit, int8 or int4."""
+    start: int | None = None
+    """Which process of the cell made the trial, from 0 on; None in tables of older versions, which knew one."""
+    depth: int | None = None
+    """Tokens in the cache before the prompt; None in tables of older versions, where it was empty."""
+    energy_j: float | None = None
+    """Of the whole generation, prefill and all sequences; None where no counter tells, see `qbench.machine.energy`."""
+    energy_source: str | None = None
+    """nvml: the boards of the GPUs that hold weights; rapl: the packages of all processors."""
 
 
 class SustainedRow(Row):

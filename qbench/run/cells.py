@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from qbench.config import RunConfig
+from qbench.config.trials import start_of
 from qbench.records.files import remove
 from qbench.records.rows import CellRow
+from qbench.run import starts
 from qbench.run.events import EventLog, ProgressEvent
 from qbench.run.executor import Ending, Executor
 from qbench.run.fingerprint import CELL
@@ -45,31 +48,48 @@ class CellRunner:
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, order: Sequence[str]) -> list[CellRow]:
-        """Measure what is missing of the cells, in this order or side by side; their rows."""
+        """Measure what is missing of the cells, in this order or side by side; their rows.
+
+        Every cell is measured once before any is started again, so that what changes with the hours, such as the
+        machine's heat and neighbours, meets all of them.
+        """
+        rows = self._start(order, 0)
+        for start in range(1, self.config.measure.starts):
+            again = [row.label for row in rows if row.status == "ok"]
+            later = {row.label: row for row in self._start(again, start)}
+            rows = [later.get(row.label, row) for row in rows]
+        return rows
+
+    def _start(self, order: Sequence[str], start: int) -> list[CellRow]:
+        """What is missing of one start of some cells."""
         if self.executor.side_by_side:
             first = self.config.reference.label if self.config.reference else None
-            return side_by_side(order, first, self._measure_beside_others, self.executor.stop)
-        rows = []
-        for number, label in enumerate(order, start=1):
-            row = self._kept(label)
+            one = functools.partial(self._measure_beside_others, start=start)
+            return side_by_side(order, first, one, self.executor.stop)
+        rows, total = [], len(order) * self.config.measure.starts
+        for number, label in enumerate(order, start=1 + start * len(order)):
+            row = self._kept(label, start)
             if row is None:
-                self.reporter.cell_started(label, number, len(order))
-                row = self._finish(self._measure(label, self.reporter.progress))
+                self.reporter.cell_started(starts.words(self.config, label, start), number, total)
+                row = self._finish(self._measure(label, self.reporter.progress, start))
             rows.append(row)
         return rows
 
-    def _measure_beside_others(self, label: str) -> CellRow:
-        return self._kept(label) or self._finish(self._measure(label, _Lines(label, self.reporter.say)))
+    def _measure_beside_others(self, label: str, start: int) -> CellRow:
+        row = self._kept(label, start)
+        if row is None:
+            lines = _Lines(starts.words(self.config, label, start), self.reporter.say)
+            row = self._finish(self._measure(label, lines, start))
+        return row
 
-    def _kept(self, label: str) -> CellRow | None:
-        """The cell's row if nothing of it is missing; says what a rerun finds."""
+    def _kept(self, label: str, start: int) -> CellRow | None:
+        """The cell's row if nothing of this start is missing; the first says what a rerun finds."""
         missing, parts = self.folder.missing(label), len(self.folder.units[label])
-        if not missing:
+        if start == 0 and not missing:
             self.reporter.say(f"{label}: already measured, kept (--fresh measures again)")
-            return self.folder.cell_row(label)
-        if len(missing) < parts:
+        elif start == 0 and len(missing) < parts:
             self.reporter.say(f"{label}: goes on; kept are {parts - len(missing)} of its parts")
-        return None
+        return None if any(start_of(unit) == start for unit in missing) else self.folder.cell_row(label)
 
     def _finish(self, row: CellRow) -> CellRow:
         with self._one_at_a_time:
@@ -77,9 +97,10 @@ class CellRunner:
             self.folder.write_tables()
         return row
 
-    def _measure(self, label: str, progress: Callable[[ProgressEvent], None]) -> CellRow:
-        """Run what is missing of a cell to its end, whatever that is."""
-        out, log = self.folder.cell(label), self.folder.path / "logs" / f"{label}.log"
+    def _measure(self, label: str, progress: Callable[[ProgressEvent], None], start: int) -> CellRow:
+        """Run what is missing of a start of a cell to its end, whatever that is."""
+        name = f"{label}.start-{start + 1}.log" if start else f"{label}.log"
+        out, log = self.folder.cell(label), self.folder.path / "logs" / name
         _clear_attempt(out)
         job = Job(
             config=config_of(self.config, next(cell for cell in self.config.backends if cell.label == label)),
@@ -89,8 +110,11 @@ class CellRunner:
             reference=self.folder.reference.resolve(),
             model_fingerprint=self.model_fingerprint,
             units=dict(self.folder.units[label]),
-            missing=tuple(self.folder.missing(label)),
+            missing=tuple(unit for unit in self.folder.missing(label) if start_of(unit) == start),
+            start=start,
         )
+        if start:
+            return self._measure_again(job, out, log, progress)
         # Until the worker says how it ended, this cell has no row.
         EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], (), complete=False)
         ending = self.executor.run(job, out, log, progress)
@@ -100,6 +124,16 @@ class CellRunner:
             reason = ending.reason + _last_words(log)
             row = cell_row(self.config, job.backend, status=ending.status, error=reason, host=ending.host)
             EventLog(out / "events.jsonl").unit(CELL, job.units[CELL], [row])
+        return row
+
+    def _measure_again(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> CellRow:
+        """A later start: the row of the cell is there, and a failure becomes one of the throughput."""
+        ending = self.executor.run(job, out, log, progress)
+        if ending:
+            events = EventLog(out / "events.jsonl")
+            starts.keep_failure(events, out, job, ending.status, ending.reason + _last_words(log), ending.host)
+        row = self.folder.cell_row(job.label)
+        assert row is not None, "only a cell whose first start is ok is started again"
         return row
 
 

@@ -19,9 +19,9 @@ from qbench.records.files import remove, write_atomically
 from qbench.records.redact import Redactor
 from qbench.records.rows import LINES, TABLES, AccuracyRow, CellRow, RequestRow, Row
 from qbench.records.run import RunRecord, read_run, write_lines, write_record, write_table
-from qbench.run import fingerprint
+from qbench.run import fingerprint, starts
 from qbench.run.events import UnitEvent, last_kernel, read_units
-from qbench.run.fingerprint import CELL, Facts
+from qbench.run.fingerprint import Facts
 
 FOLDERS = ("cells", "logs", "answers", "reference")
 """What a run's folder holds beside its tables."""
@@ -163,12 +163,12 @@ class RunFolder:
 
     def rows(self, label: str) -> list[Row]:
         """Everything kept of a cell."""
-        return [row for unit in self.kept(label).values() for row in unit.parsed()]
+        found = [row for unit in self.kept(label).values() for row in unit.parsed()]
+        return [starts.with_failures(row, found) if isinstance(row, CellRow) else row for row in found]
 
     def cell_row(self, label: str) -> CellRow | None:
         """The cell's own row, if its last worker came to its end."""
-        cell = self.kept(label).get(CELL)
-        return next((row for row in cell.parsed() if isinstance(row, CellRow)), None) if cell else None
+        return next((row for row in self.rows(label) if isinstance(row, CellRow)), None)
 
     def write_tables(self) -> None:
         """Derive the CSVs, and the files of lines for which there are rows, from the cells' events."""

@@ -44,6 +44,8 @@ class Job(BaseModel):
     """Key by name of every unit of the cell, see `qbench.run.fingerprint`."""
     missing: tuple[str, ...]
     """Names of those to measure."""
+    start: int = 0
+    """Which process of the cell this is: the first takes every measure, later ones the throughput once more."""
 
     @property
     def backend(self) -> Backend:

@@ -23,6 +23,7 @@ from qbench.backends.base import BackendModule, QuantizingModule, import_backend
 from qbench.config import Backend
 from qbench.config.measures import Measure
 from qbench.config.resolve import device_type
+from qbench.config.trials import start_of
 from qbench.engine.base import Capability, Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s
 from qbench.engine.torch.engine import TorchEngine
@@ -31,12 +32,12 @@ from qbench.errors import NotFiniteError, QbenchError, UnavailableError, describ
 from qbench.machine import bandwidth
 from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
-from qbench.measure.base import Context, Reference, lacking
+from qbench.measure.base import Context, Reference, lacking, too_deep
 from qbench.model import calibration
 from qbench.model.calibration import Calibration
 from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
 from qbench.records.rows import MemoryRow, Row, Status
-from qbench.run import checkpoints, fingerprint
+from qbench.run import checkpoints, fingerprint, starts
 from qbench.run.events import EventLog, read_units
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job, cell_row, receive
@@ -60,7 +61,7 @@ class Cell:
         self._engine: Engine | None = None
 
     def run(self) -> None:
-        """Measure, and end with the cell's row."""
+        """Measure, and end with the cell's row, or, in a later start, with what went wrong."""
         try:
             engine = self._load()
         except ImportError as error:
@@ -73,9 +74,17 @@ class Cell:
         else:
             self._measure(engine)
             self._known.setdefault("status", "ok")
-        self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
+        if self._job.start:
+            self._end_later_start()
+        else:
+            self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
         if close := getattr(self._engine, "close", None):
             close()
+
+    def _end_later_start(self) -> None:
+        """The cell's row is that of its first start."""
+        if self._known["status"] != "ok":
+            starts.keep_failure(self._log, self._out, self._job, self._known["status"], self._known["error"])
 
     def _load(self) -> Engine:
         job, config = self._job, self._job.config
@@ -134,12 +143,23 @@ class Cell:
         return engine
 
     def _go_on_with(self, kernel: str) -> None:
-        """What another kernel measured before is measured again: two of them must not stand in one table."""
+        """What another kernel measured before is measured again: two of them must not stand in one table.
+
+        Raises:
+            QbenchError: this is a later start, and the first had another kernel.
+        """
         kept = read_units(self._out / "events.jsonl")
+        first = kept[CELL].kernel if CELL in kept else None
+        if self._job.start and first not in (None, kernel):
+            raise QbenchError(
+                f"this start multiplies by {kernel}, the first did by {first}; name the kernel in the configuration, "
+                "or start over with --fresh"
+            )
         others = {name for name, unit in kept.items() if unit.kernel not in (None, kernel)}
         if others:
             self._log.progress(f"measuring again what another kernel than {kernel} measured", 0, 1)
-        missing = tuple(name for name in self._job.units if name in others or name in self._job.missing)
+        own = [name for name in self._job.units if start_of(name) == self._job.start]
+        missing = tuple(name for name in own if name in others or name in self._job.missing)
         self._job = self._job.model_copy(update={"missing": missing})
         self._log.kernel = kernel
 
@@ -177,18 +197,22 @@ class Cell:
             answers=self._job.answers,
             measures=self._job.config.measure,
             reference=self._reference(),
+            start=self._job.start,
         )
         measures = context.measures.of(self._job.backend)
+        if self._job.start:
+            measures = {"throughput": measures["throughput"]}
         modules = {name: importlib.import_module(f"qbench.measure.{name}") for name in measures}
         refusals = {name: lacking(engine, module.NEEDS, measures[name]) for name, module in modules.items()}
         unsupported = [f"{name}: {reason}" for name, reason in refusals.items() if reason]
-        self._known["unsupported"] = "; ".join(unsupported) or None
         failures: dict[str, tuple[Status, str]] = {}
         meaningless = False
         for name, settings in measures.items():
             if refusals[name]:
                 self._pass_over(name)
                 continue
+            if reason := self._leave_out(name, settings, engine):
+                unsupported.append(f"{name}: {reason}")
             try:
                 if timed := context.measures.throughput if name == "throughput" else None:
                     # Also where all trials are kept from before.
@@ -204,7 +228,9 @@ class Cell:
             own = engine.about.gpu_uuid is None and Capability.REQUESTS not in engine.can
             if name == "memory" and own:
                 self._known["peak_rss_bytes"] = self._resident.bytes()
-        self._judge(failures, meaningless or len(failures) == len(measures) - len(unsupported))
+        self._known["unsupported"] = "; ".join(unsupported) or None
+        taken = [name for name in measures if not refusals[name]]
+        self._judge(failures, meaningless or len(failures) == len(taken))
 
     def _judge(self, failures: dict[str, tuple[Status, str]], whole: bool) -> None:
         """A cell of which something could be measured is ok, whatever failed beside it, unless the `whole` failed."""
@@ -219,6 +245,17 @@ class Cell:
         for unit, key in self._job.units.items():
             if unit == name or unit.startswith(f"{name}/"):
                 self._log.unit(unit, key, [])
+
+    def _leave_out(self, name: str, settings: Measure, engine: Engine) -> str:
+        """Why some units of a measure are done without rows, if they are."""
+        reason, units = too_deep(engine, settings)
+        for unit in units:
+            whole = f"{name}/{unit}"
+            if whole in self._job.missing:
+                self._log.unit(whole, self._job.units[whole], [])
+        left = tuple(unit for unit in self._job.missing if unit.removeprefix(f"{name}/") not in units)
+        self._job = self._job.model_copy(update={"missing": left})
+        return reason
 
     def _take(self, name: str, settings: Measure, engine: Engine, context: Context) -> None:
         """One measure, or what is missing of it."""

@@ -27,6 +27,14 @@ SPEED_WORDS = {
 GATE_WORDS = {"ok": "ok", "worse": "FAIL", "inconclusive": "?"}
 
 
+COUNTED = {
+    "trials": "trials of each run",
+    "starts": "starts of the baseline",
+    "starts_of_each": "measure.throughput.starts of each run",
+}
+"""What would settle a check, by its unit."""
+
+
 def print_comparison(console: Console, compared: RunComparison, margin: float = MARGIN) -> None:
     """What else differs, then speed, memory and quality, cell by cell."""
     for line in differing(compared.first, compared.second, compared.differences):
@@ -91,8 +99,7 @@ def _settling(check: Check) -> str:
     """What would settle a check that is inconclusive; empty otherwise."""
     if check.unit is None:
         return ""
-    whose = {"trials": "trials of each run", "starts": "starts of the baseline"}.get(check.unit, check.unit)
-    return settled_by(check.needed, whose)
+    return settled_by(check.needed, COUNTED.get(check.unit, check.unit))
 
 
 def differing(first: str, second: str, found: Sequence[Difference]) -> Iterator[str]:

@@ -132,6 +132,16 @@ def remarks(forecast: Forecast) -> list[str]:
         )
     if servers := [cell.label for cell in forecast.cells if cell.weight_bytes is None]:
         lines.append(f"not predicted, what a server holds is its own affair: {', '.join(servers)}")
+    depth = max((batch.depth for cell in forecast.cells for batch in cell.batches), default=0)
+    if depth:
+        lines.append(
+            f"depths: memory of a batch is predicted with {depth:,} tokens before the prompt, its speed with none"
+        )
+    if forecast.starts > 1:
+        lines.append(
+            f"starts: each cell is loaded {forecast.starts} times, all of them once before any of them again; later "
+            "starts take only the throughput"
+        )
     unknown = [name for name in forecast.measures if name in ("mmlu", "tasks", "noise_floor", "generations")]
     if unknown:
         lines.append(f"memory not predicted, it depends on the prompts: {', '.join(unknown)}")

@@ -29,6 +29,11 @@ def percent(fraction: float | None, decimals: int = 1) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.{decimals}f} %"
 
 
+def joules(value: float | None) -> str:
+    """Joules with three digits."""
+    return MISSING if value is None else f"{value:.3g} J"
+
+
 def gigabytes_a_second(bytes_per_s: float | None) -> str:
     """Bytes a second as GB/s, with three digits or more."""
     if bytes_per_s is None:

@@ -69,8 +69,10 @@ def open_questions(found: Recommendation) -> Iterator[str]:
 def _doubt(found: Recommendation, one: Doubt) -> str:
     if one.what == "drop" and found.pick:
         return doubt(found.pick.named, found.limits)
-    unit = "%" if one.what in ("speed", "goodput") else "points"
+    unit = "points" if one.what == "accuracy" else "%"
     loss, allowed = (f"{value:g} {unit}" for value in (math.ceil(1000 * one.loss) / 10, 100 * one.allowed))
+    if one.what == "energy":
+        return f"{loss} more energy than {one.against} takes cannot be excluded, {allowed} count as none"
     return f"a loss of {loss} of {one.what} against {one.against} cannot be excluded, {allowed} count as none"
 
 
@@ -110,9 +112,14 @@ def _advantage(found: Recommendation, pick: Pick) -> str:
     if found.fitting == 1:
         return "the only one that fits" if str(found.limits) else "the only one that can be named"
     if len(pick.tied) == 1:
-        word = {"speed": "fastest", "memory": "smallest", "accuracy": "most accurate", "goodput": "best"}[
-            found.objective
-        ]
+        words = {
+            "speed": "fastest",
+            "memory": "smallest",
+            "accuracy": "most accurate",
+            "goodput": "best",
+            "energy": "most economical",
+        }
+        word = words[found.objective]
         return f"the {word} of {found.fitting}: {_against(found, found.runner_up, named)}"
     others = [one for one in pick.tied if one is not named]
     rival = pick.leader if named is not pick.leader else min(others, key=tie_break)
@@ -126,7 +133,10 @@ def _against(found: Recommendation, other: Candidate | None, named: Candidate) -
     if other is None:
         return _figures(named, None)
     if found.objective == "speed":
-        return f"{ratio_words(speed_ratio(other.speeds, named.speeds), SINGLE_TRIAL)} the speed of {other.name}"
+        return f"{ratio_words(speed_ratio(other.samples, named.samples), SINGLE_TRIAL)} the speed of {other.name}"
+    if found.objective == "energy":
+        ratio = speed_ratio(other.energy_samples, named.energy_samples)
+        return f"{ratio_words(ratio, SINGLE_TRIAL)} the energy a token of {other.name}"
     if found.objective == "memory":
         return f"{human_bytes(need_memory(named))} against {human_bytes(need_memory(other))} of {other.name}"
     if found.objective == "goodput" and named.served and other.served:
@@ -157,6 +167,7 @@ def _figures(candidate: Candidate, cost_per_hour: float | None) -> str:
     parts = [
         f"goodput {tokens(candidate.served.goodput.per_s)} requests/s" if candidate.served else "",
         f"{candidate.speed:,.1f} tok/s" if candidate.speed else "",
+        f"{candidate.energy:.3g} J a token" if candidate.energy else "",
         human_bytes(candidate.memory_bytes) if candidate.memory_bytes is not None else "",
         f"accuracy {100 * candidate.accuracy.value:.2f} %" if candidate.accuracy else "",
         f"{candidate.bits:.2f} bits a weight" if candidate.bits is not None else "",
@@ -210,6 +221,7 @@ def _choice(candidate: Candidate, limits: Limits, cost_per_hour: float | None) -
         "decode_tokens_per_s": candidate.speed,
         "goodput_per_s": candidate.served.goodput.per_s if candidate.served else None,
         "goodput_level": candidate.served.level.level if candidate.served else None,
+        "joules_per_token": candidate.energy,
         "accuracy": candidate.accuracy.value if candidate.accuracy else None,
         "accuracy_delta": drop.delta if drop else None,
         "accuracy_delta_low": drop.low if drop else None,

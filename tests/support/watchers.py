@@ -9,6 +9,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.started: list[tuple[str, int, int]] = []
         self.finished: list[CellRow] = []
         self.events: list[ProgressEvent] = []
 
@@ -16,7 +17,7 @@ class Watcher:
         self.said.append(text)
 
     def cell_started(self, label: str, number: int, total: int) -> None:
-        pass
+        self.started.append((label, number, total))
 
     def progress(self, event: ProgressEvent) -> None:
         self.events.append(event)

@@ -155,14 +155,19 @@ class LlamaCppSession:
         self._make: Callable[[], Context] | None = make
         self._context: Context | None = None
 
-    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+    def generate(self, prompts: Ints, new_tokens: int, *, after: Ints | None = None) -> Generation:
         """See `qbench.engine.base.Session`; the context is made before the clock starts."""
         assert self._make is not None, "the session is closed"
         context = self._context = self._context or self._make()
         context.forget()
         batch_size, length = prompts.shape
+        depth = 0
+        if after is not None:
+            depth = after.shape[1]
+            _last(context, _prefill(after))
+        length += depth
         tokens = np.empty((batch_size, new_tokens), np.int64)
-        prefill, step = _prefill(prompts), _step(batch_size)
+        prefill, step = _prefill(prompts, depth), _step(batch_size)
         marks = [time.perf_counter()]
         logits = _last(context, prefill)
         tokens[:, 0] = logits.argmax(-1)
@@ -186,12 +191,15 @@ class LlamaCppSession:
             self._context = None
 
 
-def _prefill(prompts: Ints) -> Tokens:
-    """One prompt after the other, as llama.cpp's own tools read them; the last token of each predicts."""
+def _prefill(prompts: Ints, depth: int = 0) -> Tokens:
+    """One prompt after the other, as llama.cpp's own tools read them; the last token of each predicts.
+
+    `depth` tokens of each sequence have been read.
+    """
     batch_size, length = prompts.shape
-    positions = np.tile(np.arange(length), batch_size)
+    positions = np.tile(np.arange(depth, depth + length), batch_size)
     sequences = [(number,) for number in range(batch_size) for _ in range(length)]
-    return Tokens(prompts.reshape(-1), positions, sequences, positions == length - 1)
+    return Tokens(prompts.reshape(-1), positions, sequences, positions == depth + length - 1)
 
 
 def _step(batch_size: int) -> Batch:

@@ -26,6 +26,7 @@ from qbench.engine.torch.eager import EagerDecoder, RecurrentDecoder
 from qbench.engine.torch.static import CompiledDecoder, GraphDecoder
 from qbench.engine.torch.step import state_name
 from qbench.errors import NotFiniteError, QbenchError
+from qbench.model.kv_cache import FILL_TOKENS
 
 
 class Decoder(Protocol):
@@ -33,6 +34,9 @@ class Decoder(Protocol):
 
     def prefill(self, prompt: Tensor) -> Tensor:
         """Forget everything, read prompt [batch_size, prompt_tokens], return the next token [batch_size, 1]."""
+
+    def extend(self, prompt: Tensor) -> Tensor:
+        """Append prompt [batch_size, prompt_tokens] to what has been read, return the next token [batch_size, 1]."""
 
     def step(self, token: Tensor) -> Tensor:
         """Append token [batch_size, 1] and return the next one, valid until the following call."""
@@ -63,12 +67,17 @@ def make_decoder(
 
 
 @torch.inference_mode()
-def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Generation:
-    """Greedily generate `new_tokens` tokens after prompt [batch_size, prompt_tokens], timing each of them."""
+def generate(decoder: Decoder, prompt: Tensor, new_tokens: int, after: Tensor | None = None) -> Generation:
+    """Greedily generate `new_tokens` tokens after prompt [batch_size, prompt_tokens], timing each of them.
+
+    `after` [batch_size, depth] is read before, uncounted.
+    """
+    if after is not None:
+        _fill(decoder, after)
     tokens = torch.empty(prompt.shape[0], new_tokens, dtype=torch.int64, device=prompt.device)
     clock = _clock(prompt.device)
     clock.mark()
-    token = decoder.prefill(prompt)
+    token = decoder.prefill(prompt) if after is None else decoder.extend(prompt)
     clock.mark()
     tokens[:, :1] = token
     for i in range(1, new_tokens):
@@ -79,6 +88,14 @@ def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> Generation:
     if not decoder.best.isfinite().all():
         raise NotFiniteError("generation")
     return Generation(tokens.cpu().numpy(), ttft_s, tuple(step_s))
+
+
+def _fill(decoder: Decoder, tokens: Tensor) -> None:
+    """Forget everything and read tokens in pieces, so that a long context takes no more memory than its cache does."""
+    first, *others = torch.split(tokens, FILL_TOKENS, dim=1)
+    decoder.prefill(first)
+    for piece in others:
+        decoder.extend(piece)
 
 
 class _HostClock:

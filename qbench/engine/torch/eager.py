@@ -44,6 +44,9 @@ class EagerDecoder:
             self._cache = self._make()
         return self._forward(prompt)
 
+    def extend(self, prompt: Tensor) -> Tensor:
+        return self._forward(prompt)
+
     def step(self, token: Tensor) -> Tensor:
         with without_copies():
             return self._forward(token)
@@ -74,6 +77,9 @@ class RecurrentDecoder:
 
     def prefill(self, prompt: Tensor) -> Tensor:
         self._state = DynamicCache(config=self._model.config) if self._name == "cache_params" else None
+        return self.step(prompt)
+
+    def extend(self, prompt: Tensor) -> Tensor:
         return self.step(prompt)
 
     def step(self, token: Tensor) -> Tensor:

@@ -71,13 +71,18 @@ class TorchEngine:
             max_position_embeddings=_positions(loaded),
             bos_token_id=tokenizer.bos_token_id if tokenizer else None,
             eos_token_id=tokenizer.eos_token_id if tokenizer else None,
-            gpu_uuid=f"GPU-{torch.cuda.get_device_properties(loaded.device).uuid}" if on_gpu else None,
+            gpu_uuid=_uuid(loaded.device) if on_gpu else None,
+            gpu_uuids=tuple(map(_uuid, loaded.devices)) if on_gpu else (),
         )
 
     @property
     def can(self) -> frozenset[Capability]:
-        """Everything; text only with a tokenizer, which random weights of a bare shape lack."""
-        return IN_PROCESS - (frozenset() if self.loaded.tokenizer else {Capability.TEXT})
+        """Everything; text only with a tokenizer, which random weights of a bare shape lack.
+
+        Several tokens follow what is in the cache only in models whose keys and values would serve other prompts, too.
+        """
+        lacking = set() if self.loaded.tokenizer else {Capability.TEXT}
+        return IN_PROCESS - lacking - (set() if can_share(self.loaded.model) else {Capability.DEPTH})
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
         """Token ids."""
@@ -175,11 +180,14 @@ class TorchSession:
         self._device = device
         self._compile_s: float | None = getattr(decoder, "compile_s", None)
 
-    def generate(self, prompts: Ints, new_tokens: int) -> Generation:
+    def generate(self, prompts: Ints, new_tokens: int, *, after: Ints | None = None) -> Generation:
         """See `qbench.engine.torch.decode.generate`; the prompts are on the device before its clock begins."""
         assert self._decoder is not None, "the session is closed"
-        on_device = torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device)
-        return replace(generate(self._decoder, on_device, new_tokens), compile_s=self._compile_s)
+        on_device, before = self._on_device(prompts), None if after is None else self._on_device(after)
+        return replace(generate(self._decoder, on_device, new_tokens, before), compile_s=self._compile_s)
+
+    def _on_device(self, tokens: Ints) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(tokens)).to(self._device)
 
     def close(self) -> None:
         """Give the cache back, so that it is neither counted nor in the way of the next one."""
@@ -189,6 +197,10 @@ class TorchSession:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _uuid(gpu: torch.device) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(gpu).uuid}"
 
 
 def _positions(loaded: LoadedModel) -> int | None:

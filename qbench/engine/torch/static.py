@@ -41,6 +41,10 @@ class GraphDecoder:
             return self.prefill(prompt)
         return token
 
+    def extend(self, prompt: Tensor) -> Tensor:
+        _, token = next_token(self._model, prompt, past_key_values=self._cache)
+        return token
+
     def step(self, token: Tensor) -> Tensor:
         assert self._replay is not None, "prefill comes first"
         self._token.copy_(token)

@@ -13,6 +13,11 @@ from qbench.show.verdicts import comparison_words, difference_words
 from qbench.show.view.records import RunReport
 from qbench.text import human_bytes
 
+ENERGY_SOURCES = {
+    "nvml": "energy of the GPUs' boards, by NVML's counter",
+    "rapl": "energy of the processors' packages, by RAPL's counter",
+}
+
 WHISKERS = "whiskers: slowest and fastest trial"
 
 
@@ -105,6 +110,21 @@ def bandwidth(report: RunReport, looks: Looks) -> BarChart | None:
     details = (*words, caption(report.cells))
     shown = tuple(filter(None, details))
     return BarChart(title="Bandwidth while decoding", details=shown, panels=panels) if panels else None
+
+
+def energy(report: RunReport, looks: Looks) -> BarChart | None:
+    """Joules a token, a panel for each batch size."""
+
+    def bar(cell: CellSummary, speed: Speed) -> Bar:
+        joules = speed.joules_per_token
+        text = formats.joules(joules)
+        return _bar(cell, looks, joules, text, [f"{cell.name}, batch {speed.batch_size}: {text} a token"], speed=speed)
+
+    sources = {speed.energy_source for cell in report.cells for speed in cell.speeds} - {None}
+    counted = [ENERGY_SOURCES.get(str(source), str(source)) for source in sorted(map(str, sources))]
+    panels = _by_batch(report, "J a token", bar)
+    details = (report.settings.get("throughput", ""), *counted, caption(report.cells))
+    return BarChart(title="Energy", details=tuple(filter(None, details)), panels=panels) if panels else None
 
 
 def latency(report: RunReport, looks: Looks) -> BarChart | None:

@@ -51,6 +51,10 @@ CHARTS = (
         scatter.batches,
     ),
     ChartKind(
+        "depths", "depths", "Speed against context",
+        "The more tokens are in the cache before the prompt, the more keys and values each step reads.", scatter.depths,
+    ),
+    ChartKind(
         "bandwidth", "bandwidth", "Bandwidth",
         "How fast decoding reads weights and cache. A model that fits the processor's caches is read from there.",
         bars.bandwidth,
@@ -58,6 +62,11 @@ CHARTS = (
     ChartKind(
         "latency", "latency", "Latency",
         "Time between tokens: half of them come faster than p50, one in twenty slower than p95.", bars.latency,
+    ),
+    ChartKind(
+        "energy", "energy", "Energy",
+        "Joules for each token made, by the hardware's counters: prefill and decoding of all sequences ÷ tokens.",
+        bars.energy,
     ),
     ChartKind(
         "sustained", "sustained_{model}", "Sustained load",

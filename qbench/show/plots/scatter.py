@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from qbench.analysis.formulas import pareto_front
-from qbench.analysis.summary import CellSummary
+from qbench.analysis.summary import CellSummary, Speed
 from qbench.analysis.validity import FOREIGN
 from qbench.show import formats
 from qbench.show.phrases import NO_RESULT, accuracy_words, caption, not_shown
@@ -54,26 +54,53 @@ def accuracy_speed(report: RunReport, looks: Looks) -> ScatterChart | None:
     )
 
 
+def depths(report: RunReport, looks: Looks) -> ScatterChart | None:
+    """Tokens/s over tokens before the prompt, at the smallest batch size; None without a depth."""
+    batch = min(report.batch_sizes, default=0)
+    series = []
+    for cell in report.cells:
+        deeper = [speed for speed in cell.deeper if speed.batch_size == batch]
+        points = [_point(cell, speed, speed.depth) for speed in (cell.at(batch), *deeper)]
+        if any(deeper) and (there := tuple(filter(None, points))):
+            series.append(Series(backend=cell.name, look=looks[cell.name], points=there))
+    if not series:
+        return None
+    absent = not_shown(report, {one.backend for one in series})
+    details = (report.settings.get("throughput", ""), WHISKERS, caption(report.cells), *absent)
+    return ScatterChart(
+        title="Decode speed against context",
+        details=tuple(filter(None, details)),
+        x_axis="tokens in the cache before the prompt",
+        y_axis=f"tokens/s at batch {batch}",
+        series=tuple(series),
+        connected=True,
+    )
+
+
+def _point(cell: CellSummary, speed: Speed, x: float) -> Point | None:
+    """A speed over something; None where there is none."""
+    if speed.tokens_per_s is None:
+        return None
+    depth = f", {speed.depth:,} tokens before" if speed.depth else ""
+    return Point(
+        x=x,
+        y=speed.tokens_per_s,
+        span=speed.span,
+        hover=formats.lines(
+            f"{cell.name}, batch {speed.batch_size}{depth}: {formats.tokens(speed.tokens_per_s)} tokens/s",
+            f"{formats.tokens(speed.tokens_per_s / speed.batch_size)} for each sequence",
+            formats.span(speed.span),
+            formats.doubts(speed.reasons),
+        ),
+        mark="!" if speed.doubtful else "",
+    )
+
+
 def batches(report: RunReport, looks: Looks) -> ScatterChart | None:
     """Tokens/s over batch sizes; None for a single one."""
     series = []
     for cell in report.cells:
-        points = tuple(
-            Point(
-                x=speed.batch_size,
-                y=speed.tokens_per_s,
-                span=speed.span,
-                hover=formats.lines(
-                    f"{cell.name}, batch {speed.batch_size}: {formats.tokens(speed.tokens_per_s)} tokens/s",
-                    f"{formats.tokens(speed.tokens_per_s / speed.batch_size)} for each sequence",
-                    formats.span(speed.span),
-                    formats.doubts(speed.reasons),
-                ),
-                mark="!" if speed.doubtful else "",
-            )
-            for speed in cell.speeds
-            if speed.tokens_per_s is not None
-        )
+        points = tuple(filter(None, (_point(cell, speed, speed.batch_size) for speed in cell.speeds)))
         if points:
             series.append(Series(backend=cell.name, look=looks[cell.name], points=points))
     ticks = tuple(sorted({point.x for one in series for point in one.points}))

@@ -28,6 +28,7 @@ def render(reports: Sequence[RunReport]) -> str:
     for heading, table, lines in (
         ("Tasks", tables.tasks(reports), []),
         ("Speed and latency", speed_tables.speeds(reports), _crossovers(reports)),
+        ("Speed at a filled cache", speed_tables.depths(reports), []),
         ("Where a decode step's time goes", speed_tables.steps(reports), _bandwidths(reports)),
         ("Sustained load", speed_tables.sustained(reports), []),
         ("Under load", load_tables.levels(reports), _rates(reports)),

@@ -65,6 +65,7 @@ def render(reports: Sequence[RunReport]) -> str:
         loaded=speed_tables.sustained(reports),
         levels=load_tables.levels(reports),
         rates=load_tables.found(reports),
+        depths=speed_tables.depths(reports),
         steps=speed_tables.steps(reports),
         bandwidths=speed_tables.step_bandwidths(reports),
         heat=[table for i, report in enumerate(reports) if (table := tables.subjects(report, i))],

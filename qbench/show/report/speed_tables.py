@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qbench.analysis.between_starts import VarianceShare
 from qbench.analysis.decode_step import DecodeStep
+from qbench.analysis.formulas import prefill_tokens_per_s
 from qbench.analysis.summary import CellSummary, Speed
 from qbench.show import formats
 from qbench.show.phrases import bandwidth_words, ratio_words
@@ -16,12 +18,16 @@ from qbench.text import MISSING, human_bytes
 
 def speeds(reports: Sequence[RunReport]) -> Table | None:
     """A row for each cell and batch size; None if nothing was timed."""
+    several = any(speed.between_starts for report in reports for cell in report.cells for speed in cell.speeds)
+    counted = any(speed.energies for report in reports for cell in report.cells for speed in cell.speeds)
     columns = [
         *whose(reports),
         Column(title="batch"),
         Column(title="tokens/s"),
         Column(title="slowest to fastest trial"),
         Column(title="against 16 bit [95 %]"),
+        *([Column(title="variance between starts [95 %]")] if several else []),
+        *([Column(title="energy a token")] if counted else []),
         Column(title="first token"),
         Column(title="between tokens, p50"),
         Column(title="p95"),
@@ -32,7 +38,9 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
     ]
     rows = [
         TableRow(
-            run=i, backend=cell.name, fields=(*identity(reports, report, cell), *_speed_fields(report, cell, speed))
+            run=i,
+            backend=cell.name,
+            fields=(*identity(reports, report, cell), *_speed_fields(report, cell, speed, several, counted)),
         )
         for i, report in enumerate(reports)
         for cell in report.cells
@@ -43,7 +51,7 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
     return Table(key="speeds", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
 
 
-def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Field]:
+def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed, several: bool, counted: bool) -> list[Field]:
     ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
     read = speed.step.read_bytes_per_s if speed.step else None
     share = read / ceiling if read and ceiling else None
@@ -54,6 +62,8 @@ def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Fi
         speed_field(speed),
         figure_field(slowest, trials),
         figure_field(None, ratio_words(speed.speedup) or MISSING),
+        *([_share_field(speed.between_starts)] if several else []),
+        *([figure_field(speed.joules_per_token, formats.joules(speed.joules_per_token))] if counted else []),
         *(
             figure_field(value, formats.milliseconds(value))
             for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)
@@ -63,6 +73,43 @@ def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed) -> list[Fi
         figure_field(share, formats.percent(share, 0)),
         trust_field(speed),
     ]
+
+
+def depths(reports: Sequence[RunReport]) -> Table | None:
+    """A row for each cell, batch size and depth; None if every cache was empty."""
+    titles = ("batch", "tokens before", "tokens/s", "prefill tokens/s", "first token", "peak memory")
+    columns = [*whose(reports), *(Column(title=title) for title in titles), Column(title="trust", numeric=False)]
+    rows = [
+        TableRow(run=i, backend=cell.name, fields=(*identity(reports, report, cell), *_depth_fields(speed)))
+        for i, report in enumerate(reports)
+        for cell in report.cells
+        for speed in sorted((*cell.speeds, *cell.deeper), key=lambda one: (one.batch_size, one.depth))
+        if cell.deeper and speed.status is not None
+    ]
+    caption = "Speed at a filled cache: medians over trials; the prompt follows the tokens before it"
+    return Table(key="depths", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
+
+
+def _depth_fields(speed: Speed) -> list[Field]:
+    prefill = None
+    if speed.ttft_s and speed.lengths:
+        prefill = prefill_tokens_per_s(speed.batch_size, speed.lengths[0], speed.ttft_s)
+    return [
+        figure_field(speed.batch_size, str(speed.batch_size)),
+        figure_field(speed.depth, f"{speed.depth:,}"),
+        speed_field(speed),
+        figure_field(prefill, formats.tokens(prefill)),
+        figure_field(speed.ttft_s, formats.milliseconds(speed.ttft_s)),
+        figure_field(speed.peak_memory_bytes, human_bytes(speed.peak_memory_bytes)),
+        trust_field(speed),
+    ]
+
+
+def _share_field(found: VarianceShare | None) -> Field:
+    if found is None:
+        return figure_field(None, MISSING)
+    ends = f"{formats.percent(found.low, 0)}, {formats.percent(found.high, 0)}"
+    return figure_field(found.share, f"{formats.percent(found.share, 0)} [{ends}]")
 
 
 def steps(reports: Sequence[RunReport]) -> Table | None:
