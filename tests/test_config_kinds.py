@@ -160,7 +160,7 @@ def test_a_cell_keeps_its_options_through_json(example: Path) -> None:
         ({"label": "x"}, f"backends[0].kind: is missing (one of {', '.join(SHIPPED)}, int8-rows)"),
         (
             {"kind": "int8-rows", "clop": 1},
-            "backends[0].clop: unknown key; did you mean clip? (valid: kind, label, python, resources, clip)",
+            "backends[0].clop: unknown key; did you mean clip? (valid: kind, label, python, kv_cache, resources, clip)",
         ),
         ({"kind": "int8-rows", "clip": "x"}, "backends[0].clip: input should be a valid number"),
     ],

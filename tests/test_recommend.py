@@ -302,7 +302,7 @@ def test_an_accuracy_over_a_16_bit_cache_is_no_accuracy_of_a_quantized_one() -> 
     quantized = [row.model_copy(update={"kv_cache": "int4"}) if isinstance(row, ThroughputRow) else row for row in rows]
     said = text(recommend([made_up_run(rows), made_up_run(quantized)], 1, "speed", Limits()))
     assert "note: different caches: keys and values in 16bit; keys and values in int4" in said
-    assert "its accuracy was measured with keys and values in 16 bit, its speed with int4" in said
+    assert "its accuracy was measured with keys and values in 16bit, its speed with int4" in said
     assert "its accuracy was measured" not in text(asked(rows))
 
 

@@ -124,9 +124,8 @@ def _cpu_product_bytes(out_features: int, in_features: int, tokens: int, target:
         # Elsewhere activations and the output are float32 first.
         return 0 if same else (in_features + out_features) * tokens * values
     rows = tokens if same else min(tokens, limits.FLOAT_ROWS)
+    block = limits.BLOCK_BYTES_AMX if amx else limits.BLOCK_BYTES
     tile = limits.TILE_ROWS
-    whole = -(-out_features // tile) * tile
-    block_bytes = limits.BLOCK_BYTES_AMX if amx else limits.BLOCK_BYTES
-    block = min(whole, max(1, block_bytes // (in_features * values * tile)) * tile)
+    weights = max(1, block // (in_features * values * tile)) * tile
     inputs = 0 if same else in_features * rows * values
-    return inputs + block * in_features * values + min(out_features, block) * rows * values
+    return inputs + block + min(out_features, weights) * rows * values

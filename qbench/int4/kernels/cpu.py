@@ -128,7 +128,6 @@ def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, out: T
     """The product by blocks of rows of the weight, into `out` [M, out_features], in the dtype of x."""
     best = native.level()
     rows = max(1, block_bytes // (weight.kp * x.itemsize * TILE_ROWS)) * TILE_ROWS
-    rows = min(rows, -(-spec.out_features // TILE_ROWS) * TILE_ROWS)
     block = x.new_empty(rows, weight.kp)
     for first in range(0, spec.out_features, rows):
         last = min(first + rows, spec.out_features)

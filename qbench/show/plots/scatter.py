@@ -65,7 +65,7 @@ def depths(report: RunReport, looks: Looks) -> ScatterChart | None:
             series.append(Series(backend=cell.name, look=looks[cell.name], points=there))
     if not series:
         return None
-    absent = not_shown(report, {one.backend for one in series})
+    absent = not_shown(report.cells, {one.backend for one in series})
     details = (report.settings.get("throughput", ""), WHISKERS, caption(report.cells), *absent)
     return ScatterChart(
         title="Decode speed against context",
