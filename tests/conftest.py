@@ -44,6 +44,18 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+LONGEST = (
+    *("test_fresh_run", "test_formats", "test_ray_executor", "test_families", "test_int4_triton", "test_faults"),
+    *("test_backends_gptqmodel", "test_int4_cuda", "test_plots", "test_int4_stream", "test_resume"),
+)
+"""Files that begin, so that no process is left with one of them when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail when anything but a GPU or its data was missing")
 

@@ -254,19 +254,16 @@ def test_a_float32_run_computes_in_float32(method: Method, options: LoadOptions,
     assert tiny.logits(loaded).isfinite().all()
 
 
-def test_only_the_loaded_model_stays_in_memory(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_codes_and_only_the_loaded_model_stays_in_memory(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     before = models_in_memory()
-    loaded = gptq.load(tiny.options(tiny_llama, tmp_path), GPTQ(), tiny.CALIBRATION)
-    assert models_in_memory() - before == {id(loaded.model)}
+    once = gptq.load(tiny.options(tiny_llama, tmp_path / "once"), GPTQ(), tiny.CALIBRATION)
+    assert models_in_memory() - before == {id(once.model)}
+    again = gptq.load(tiny.options(tiny_llama, tmp_path / "again"), GPTQ(), tiny.CALIBRATION)
+    assert tiny.logits(again).equal(tiny.logits(once))
 
 
 def models_in_memory() -> set[int]:
     gc.collect()
     return {id(item) for item in gc.get_objects() if isinstance(item, LlamaForCausalLM)}
-
-
-def test_the_same_seed_gives_the_same_codes(tiny_llama: Path, tmp_path: Path) -> None:
-    once, again = (
-        gptq.load(tiny.options(tiny_llama, tmp_path / name), GPTQ(), tiny.CALIBRATION) for name in ("once", "again")
-    )
-    assert tiny.logits(again).equal(tiny.logits(once))

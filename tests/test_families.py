@@ -61,6 +61,10 @@ def folder_of(name: str, folders: Path) -> Path:
     return folder if folder.exists() else save(name, folder)
 
 
+REFUSALS: dict[tuple[str, str], str] = {}
+"""By backend and family that have been tried: the sentence, empty where it loads."""
+
+
 def loaded_by(backend: str, name: str, folders: Path) -> LoadedModel | str:
     """The model, or the sentence with which it is refused."""
     module, config = BACKENDS[backend]
@@ -69,7 +73,9 @@ def loaded_by(backend: str, name: str, folders: Path) -> LoadedModel | str:
         loaded = module.load(options(folder, folder, torch.float32), config, None)
         loaded.check()
     except QbenchError as error:
+        REFUSALS[backend, name] = str(error)
         return str(error)
+    REFUSALS[backend, name] = ""
     return loaded
 
 
@@ -216,10 +222,10 @@ def test_nf4_works_or_says_why_not(name: str, folders: Path) -> None:
 
 def outcome(backend: str, name: str, folders: Path) -> str:
     """What docs/models.md says of a family."""
-    found = loaded_by(backend, name, folders)
-    if isinstance(found, LoadedModel):
-        return "yes"
-    return next(short for words, short in REASONS.items() if words in found)
+    if (backend, name) not in REFUSALS:
+        loaded_by(backend, name, folders)
+    refusal = REFUSALS[backend, name]
+    return next(short for words, short in REASONS.items() if words in refusal) if refusal else "yes"
 
 
 REASONS = {

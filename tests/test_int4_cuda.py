@@ -4,7 +4,9 @@ import ctypes
 import itertools
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ HOST = Path(__file__).parent / "support" / "cuda"
 GROUPS = {32: 32, 64: 64, 128: 128, 256: 0, 0: 0}
 """group_size of a weight (0: a row), and the macro it is compiled with."""
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+DTYPES = tuple(TOLERANCE)
 VARIANTS = (
     Variant("product", 1, 1, 1, 8, 2, 1),
     Variant("product", 2, 1, 2, 2, 1, 2),
@@ -41,6 +44,19 @@ def built(folder: Path, source: str, macros: dict[str, int]) -> ctypes.CDLL:
         command = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", "-w", f"-I{HOST}", f"-I{nvrtc.SOURCES}", *defines]
         subprocess.run([*command, f"-DSOURCE=<{source}.cu>", "-o", str(file), str(HOST / main)], check=True)
     return ctypes.CDLL(str(file))
+
+
+def by_turns(cases: Iterable[Any]) -> list[Any]:
+    """Each case with one of the dtypes; with the other one only among the long tests."""
+    return [
+        pytest.param(case, dtype, marks=pytest.mark.long if (number + turn) % 2 else ())
+        for number, case in enumerate(cases)
+        for turn, dtype in enumerate(DTYPES)
+    ]
+
+
+def named(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +88,7 @@ def product(folder: Path, config: Variant, x: torch.Tensor, q: QuantizedTensor, 
     return y
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: "-".join(map(str, config)))
+@pytest.mark.parametrize(("config", "dtype"), by_turns(VARIANTS), ids=named)
 def test_every_variant_against_float64(folder: Path, config: Variant, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     group_size = tuple(GROUPS)[VARIANTS.index(config) % len(GROUPS)]
@@ -85,6 +100,7 @@ def test_every_variant_against_float64(folder: Path, config: Variant, dtype: tor
         assert ((y.double() - exact).norm() / exact.norm()).item() < TOLERANCE[dtype]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group_size", GROUPS)
 @pytest.mark.parametrize("source", ["product", "wgmma"])
 def test_every_group_size_against_float64(folder: Path, source: str, group_size: int) -> None:
@@ -97,9 +113,9 @@ def test_every_group_size_against_float64(folder: Path, source: str, group_size:
     assert ((y.double() - exact).norm() / exact.norm()).item() < TOLERANCE[torch.float16]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("group_size", "columns"), [(32, 160), (64, 136), (128, 300), (0, 129)])
-def test_dequantized_with_one_rounding(folder: Path, dtype: torch.dtype, group_size: int, columns: int) -> None:
+@pytest.mark.parametrize(("shape", "dtype"), by_turns([(32, 160), (64, 136), (128, 300), (0, 129)]), ids=named)
+def test_dequantized_with_one_rounding(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    group_size, columns = shape
     q = weight_of(21, columns, group_size, dtype)
     packed, spec = cuda.pack(q), WeightSpec.of(q)
     macros = {"BFLOAT": int(dtype == torch.bfloat16), "GROUP": GROUPS[group_size]}
@@ -124,25 +140,28 @@ def test_unpack_gives_the_weight_back(group_size: int, symmetric: bool) -> None:
         assert torch.equal(again.tensors()[name], tensor)
 
 
-COMPILED = {
-    (source, architecture, bfloat, group, config)
-    for rows, (outputs, columns), bfloat, group in itertools.product(
-        BUCKETS, ((4096, 4096), (28672, 4096), (4096, 14336)), (0, 1), (32, 64, 128, 0)
+TYPES = tuple(itertools.product((0, 1), (32, 64, 128, 0)))
+"""Whether values are bfloat16, and the group's macro."""
+
+
+def launched(architecture: str) -> list[Variant]:
+    """What products of Llama-3-8B's shapes are compiled with."""
+    sizes = itertools.product(BUCKETS, ((4096, 4096), (28672, 4096), (4096, 14336)))
+    return sorted(
+        {rule_of_thumb(rows, *shape, hopper=architecture == "sm_90a")._replace(splits=1) for rows, shape in sizes}
     )
-    for architecture in ("sm_80", "sm_89", "sm_90a")
-    for config in [rule_of_thumb(rows, outputs, columns, hopper=architecture == "sm_90a")._replace(splits=1)]
-    for source in [config.source]
-}
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)], ids=["by turns", "all"])
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90a"])
-def test_what_a_run_launches_compiles(architecture: str) -> None:
+def test_what_a_run_launches_compiles(architecture: str, every: bool) -> None:
+    """Each variant for one of the types by turns, or for all of them."""
     pytest.importorskip("cuda.bindings")
-    for source, of, bfloat, group, config in sorted(COMPILED):
-        if of == architecture:
+    for number, config in enumerate(launched(architecture)):
+        for bfloat, group in TYPES if every else TYPES[3 * number % 8 :][:1]:
             macros = {"BFLOAT": bfloat, "GROUP": group} | config.macros
-            assert nvrtc.compiled(f"{source}.cu", of, macros)
-    for bfloat, group in itertools.product((0, 1), (32, 64, 128, 0)):
+            assert nvrtc.compiled(f"{config.source}.cu", architecture, macros)
+    for bfloat, group in TYPES if every else TYPES[2:3]:
         assert nvrtc.compiled("dequantize.cu", architecture, {"BFLOAT": bfloat, "GROUP": group})
 
 

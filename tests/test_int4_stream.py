@@ -296,7 +296,8 @@ from qbench.model.load import LoadOptions, load_pretrained
 def load(how, folder):
     options = LoadOptions(folder=Path(folder), device=torch.device("cpu"), dtype=torch.bfloat16, work=Path(folder))
     if how != "whole":
-        return int4.load(options, Int4(lm_head=how), None).model
+        # The search that takes most is that of the one; it is long.
+        return int4.load(options, Int4(lm_head=how, search="mse" if how == "16bit" else "none"), None).model
     model = load_pretrained(options)
     quantize_model(model, tuple(block_linears(model)), search="none")
     return model

@@ -24,10 +24,9 @@ from qbench.records.rows import CellRow, Row
 from qbench.records.run import read_run
 from qbench.run.events import read_units
 from qbench.run.executor import Executor
-from qbench.run.local import LocalExecutor
 from qbench.run.ray.executor import connect
 from tests.support.running import execute
-from tests.support.runs import interpreter
+from tests.support.runs import HereExecutor, interpreter
 from tests.support.watchers import Watcher
 
 # Before ray is imported: it would take any other address of this machine for 127.0.0.1.
@@ -131,7 +130,7 @@ def test_a_cluster_gives_the_rows_and_files_of_one_machine(
     settings = config(tiny_llama, [{"kind": "int4"}, {"kind": "fp16"}], measure=measure)
     there, ok, watcher = run(settings, tmp_path / "ray", executor)
     assert ok, [row.error for row in watcher.finished]
-    here, ok, _ = run(settings, tmp_path / "local", LocalExecutor())
+    here, ok, _ = run(settings, tmp_path / "local", HereExecutor())
     assert ok
     for label in ("fp16", "int4"):
         assert rows_of(there, label) == rows_of(here, label)
