@@ -157,7 +157,7 @@ class NumpySession:
 class NumpyEngine:
     """See `qbench.engine.base.Engine`."""
 
-    can = IN_PROCESS - {Capability.KV_CACHE}
+    can = IN_PROCESS - {Capability.KV_CACHE, Capability.STREAM}
 
     def __init__(self, folder: Path) -> None:
         self._model = Llama(folder)

@@ -25,6 +25,7 @@ from qbench.engine.base import (
     Loglikelihoods,
     Query,
     Scores,
+    Stepper,
     Stop,
     Tokens,
 )
@@ -36,6 +37,7 @@ from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
 from qbench.engine.torch.prefix import PrefixReader, can_share, sharing_agrees
 from qbench.engine.torch.static import compiler_missing
+from qbench.engine.torch.stepper import make_stepper
 from qbench.errors import QbenchError
 from qbench.model.find import CONTEXT_NAMES
 
@@ -80,8 +82,10 @@ class TorchEngine:
         """Everything; text only with a tokenizer, which random weights of a bare shape lack.
 
         Several tokens follow what is in the cache only in models whose keys and values would serve other prompts, too.
+        Sequences that come and go keep theirs in 16 bit.
         """
         lacking = set() if self.loaded.tokenizer else {Capability.TEXT}
+        lacking |= set() if self._kv_cache == "16bit" else {Capability.STREAM}
         return IN_PROCESS - lacking - (set() if can_share(self.loaded.model) else {Capability.DEPTH})
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
@@ -134,6 +138,10 @@ class TorchEngine:
     def complete(self, prompts: Sequence[Tokens], new_tokens: int, stop: Stop) -> list[Tokens]:
         """See `qbench.engine.torch.complete`."""
         return complete(self.loaded, prompts, new_tokens, stop, self._kv_cache)
+
+    def stepper(self, sequences: int, context: int) -> Stepper:
+        """See `qbench.engine.torch.stepper`."""
+        return make_stepper(self.loaded, sequences, context)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
