@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -223,7 +223,9 @@ class Store:
     def conversation(self, chosen: str) -> Conversation | None:
         """One of them with its turns, those that were replaced included; None if there is none of that id."""
         row = self._db.execute("SELECT id, model, title, created FROM conversations WHERE id = ?", (chosen,)).fetchone()
-        return None if row is None else Conversation(*row, turns=tuple(self._turns("t.conversation = ?", chosen)))
+        if row is None:
+            return None
+        return replace(Conversation(*row), turns=tuple(self._turns("t.conversation = ?", chosen)))
 
     def turn(self, chosen: str) -> Turn | None:
         """One turn; None if there is none of that id."""
