@@ -93,7 +93,7 @@ def test_a_batch_and_a_cache_change_no_token() -> None:
 
 def test_what_an_engine_cannot_do_it_says() -> None:
     engine = NumpyEngine(demo.MODEL_DIR)
-    assert frozenset(Capability) - engine.can == {Capability.KV_CACHE}
+    assert frozenset(Capability) - engine.can == {Capability.KV_CACHE, Capability.STREAM}
 
 
 def test_the_log_likelihood_of_an_answer_is_the_sum_over_its_tokens() -> None:

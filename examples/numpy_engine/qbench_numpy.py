@@ -152,7 +152,7 @@ class NumpySession:
 class NumpyEngine:
     """See `qbench.engine.base.Engine`."""
 
-    can = frozenset(Capability) - {Capability.KV_CACHE}
+    can = frozenset(Capability) - {Capability.KV_CACHE, Capability.STREAM}
 
     def __init__(self, folder: Path) -> None:
         self._model = Llama(folder)

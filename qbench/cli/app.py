@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ import typer
 from rich.markup import escape
 
 from qbench import __version__
-from qbench.cli import decide, export, plan, report, votes
-from qbench.cli.options import Config, Margin, Only, Set, complete_label
+from qbench.cli import decide, export, plan, report, serve, votes
+from qbench.cli.options import Config, Margin, Only, Set, complete_label, leave_on_sigterm
 from qbench.cli.options import errors as _errors
 from qbench.errors import QbenchError
 
@@ -97,7 +96,7 @@ def run(
 
         if fresh and not yes:
             _confirm_deletion([results / plan.config.name for plan in plans])
-        _leave_on_sigterm()
+        leave_on_sigterm()
         for folder, ok in sweep.run(
             plans,
             results,
@@ -142,7 +141,7 @@ def quantize(
     terminal = make_console()
     with _errors("nothing was written"):
         chosen = load.load(config, overrides or ())
-        _leave_on_sigterm()
+        leave_on_sigterm()
         with progress.reporting(terminal) as reporter:
             written = export.quantize(chosen, out, reporter, label=cell, force=force)
     size = human_bytes(written.bytes)
@@ -210,6 +209,7 @@ app.add_typer(plan.app)
 app.add_typer(report.app)
 app.add_typer(export.app)
 app.add_typer(decide.app)
+app.add_typer(serve.app)
 app.add_typer(votes.app)
 
 cache_app = typer.Typer(no_args_is_help=True, help="Manage the cache of quantized checkpoints.")
@@ -292,8 +292,3 @@ def _confirm_deletion(folders: list[Path]) -> None:
     if not terminal.is_attended():
         raise QbenchError(f"--fresh deletes the run in {found}; pass --yes when not running interactively")
     typer.confirm(f"Delete the run in {found} and measure all of it again?", abort=True)
-
-
-def _leave_on_sigterm() -> None:
-    """As after Ctrl-C: end the worker, write the tables and remove what is half done before going."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

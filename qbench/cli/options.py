@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,3 +75,8 @@ def errors(interrupted: str = "finished rows are kept, the same command goes on 
     except KeyboardInterrupt as error:
         typer.secho(f"interrupted: {interrupted}", err=True)
         raise typer.Exit(130) from error
+
+
+def leave_on_sigterm() -> None:
+    """As after Ctrl-C: end what was started, write the tables and remove what is half done before going."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -7,10 +7,10 @@ changes the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class Capability(StrEnum):
     LOGLIKELIHOODS = "loglikelihoods"
     SCORE = "score"
     PEAK_MEMORY = "peak_memory"
+    STREAM = "stream"
+    """`stepper`, see `Streaming`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,28 @@ class Session(Protocol):
         Raises:
             NotFiniteError: logits were NaN or infinite; looked at when the clock has stopped.
         """
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+class Stepper(Protocol):
+    """Sequences that come and go, of which each step computes one token: continuous batching (Orca, OSDI 2022)."""
+
+    def join(self, prompt: Tokens) -> tuple[int, Floats]:
+        """Read a prompt of at least one token: the number of its sequence, and the logits [vocab_size] that follow.
+
+        There is room for as many sequences as the stepper was made for.
+        """
+
+    def step(self, tokens: Mapping[int, int]) -> Floats:
+        """Append a token to each of the sequences named: logits [len(tokens), vocab_size] in their order.
+
+        Other sequences wait. What a sequence is given does not depend on the others but for the order of sums.
+        """
+
+    def leave(self, sequence: int) -> None:
+        """Forget a sequence; its number may be given to the next."""
 
     def close(self) -> None:
         """Give the memory back."""
@@ -205,3 +229,11 @@ class Engine(Protocol):
 
     def peak_memory(self, call: Callable[[], object]) -> list[int]:
         """Bytes on each device at the worst moment of `call` there, weights included."""
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """What engines with `Capability.STREAM` do besides."""
+
+    def stepper(self, sequences: int, context: int) -> Stepper:
+        """Memory for at most so many `sequences` at once, of at most `context` tokens each."""

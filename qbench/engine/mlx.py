@@ -97,8 +97,8 @@ class MlxEngine:
 
     @property
     def can(self) -> frozenset[Capability]:
-        """Everything but quantized caches; text only with a tokenizer."""
-        lacking = {Capability.KV_CACHE} | (set() if self._tokenizer else {Capability.TEXT})
+        """Everything but quantized caches and steps; text only with a tokenizer."""
+        lacking = {Capability.KV_CACHE, Capability.STREAM} | (set() if self._tokenizer else {Capability.TEXT})
         return frozenset(Capability) - lacking
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jinja2 import TemplateError
 
 from qbench.errors import QbenchError
 
@@ -38,3 +40,20 @@ def context_of(tokenizer: Any) -> int | None:
     """The most tokens that a tokenizer takes; None where it does not say, or there is none."""
     length = getattr(tokenizer, "model_max_length", None)
     return int(length) if length and length < TOKENIZER_INFINITY else None
+
+
+def chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of a conversation up to where the assistant answers, by the tokenizer's chat template.
+
+    Raises:
+        QbenchError: it has none, or its template refuses the messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise QbenchError("the model has no chat template; send the prompt's text to /v1/completions")
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        raise QbenchError(f"messages: the model's chat template refuses them: {error}") from error
+    return ids

@@ -28,7 +28,8 @@ QUANTIZING = ("backends", "compat", "config/resolve.py", "demo/calibration.txt",
 """What makes quantized weights, below the package."""
 
 MEASURING = (
-    *("analysis/formulas.py", "machine", "measure", "records/answers.py", "run/worker.py"),
+    *("analysis/formulas.py", "machine", "measure", "records/answers.py"),
+    *("run/loading.py", "run/worker.py"),
     *("demo/heldout.txt", "demo/mmlu"),
     *QUANTIZING,
 )

@@ -9,43 +9,28 @@ not is the runner's to say. Imports only what its cell needs.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import importlib
 import sys
-import time
 import traceback
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from qbench.backends.base import BackendModule, QuantizingModule, import_backend
-from qbench.config import Backend
 from qbench.config.measures import Measure
-from qbench.config.resolve import device_type
 from qbench.engine.base import Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s
-from qbench.engine.torch.engine import TorchEngine
-from qbench.engine.torch.loaded import LoadedModel
-from qbench.errors import NotFiniteError, UnavailableError, describe_fault
+from qbench.errors import NotFiniteError, describe_fault
 from qbench.machine import bandwidth
 from qbench.machine.resident import ResidentPeak
 from qbench.measure import memory
 from qbench.measure.base import Context, Reference, lacking
-from qbench.model import calibration
-from qbench.model.calibration import Calibration
-from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
 from qbench.records.rows import MemoryRow, Row, Status
-from qbench.run import checkpoints, fingerprint
+from qbench.run import fingerprint
 from qbench.run.events import EventLog, read_units
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job, cell_row, receive
-
-ABOUT_COLUMNS = (
-    *("dtype", "kernel", "quantized_layers", "expected_layers", "lm_head_bits", "weight_bytes"),
-    *("effective_bits_per_weight", "quantize_s"),
-)
-"""Columns of `cells.csv` that an engine's `About` fills."""
+from qbench.run.loading import Loading
 
 
 class Cell:
@@ -75,49 +60,22 @@ class Cell:
         self._log.unit(CELL, self._job.units[CELL], [cell_row(self._job.config, self._job.backend, **self._known)])
 
     def _load(self) -> Engine:
-        job, config = self._job, self._job.config
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        device = resolve_device(config.device)
-        self._known |= {"device": device_name(device), "threads": torch.get_num_threads()}
-        self._log.progress("importing the backend", 0, 1)
-        backend = import_backend(job.backend)
-        if reason := job.backend.unavailable_on(device_type(device.type)):
-            raise UnavailableError(f"backends.{job.backend.label}: {reason}")
-        calibrated = None
-        if job.backend.calibrates:
-            calibrated = calibration.prepare(config.calibration, config.model, config.seed)
-            self._known["calibration_sha256"] = calibrated.sha256
-        options = LoadOptions(
+        job = self._job
+        loading = Loading(
+            job.config,
+            job.backend,
             folder=job.folder,
-            device=device,
-            dtype=resolve_dtype(config.dtype, device),
+            model_fingerprint=job.model_fingerprint,
             work=self._out,
-            trust_remote_code=config.model.trust_remote_code,
-            device_map_auto=config.device_map == "auto",
+            progress=self._log.progress,
+            known=self._known,
         )
-        self._known["read_bytes_per_s"] = read_bytes_per_s(device)
-        self._resident = ResidentPeak()
-        if prepare := getattr(backend, "prepare", None):
-            prepare(options, job.backend, self._log.progress)
-        settings = self._quantized(backend, options, calibrated)
-        self._log.progress("loading", 0, 1)
-        started = time.perf_counter()
-        loaded = backend.load(options, settings, calibrated)
-        elapsed = time.perf_counter() - started
-        engine = TorchEngine(loaded) if isinstance(loaded, LoadedModel) else loaded
-        about = engine.about
-        self._go_on_with(about.kernel)
-        columns = {name: getattr(about, name) for name in ABOUT_COLUMNS}
-        self._known |= {name: value for name, value in columns.items() if value is not None}
-        if job.backend.weight_bits == 16 and about.effective_bits_per_weight == 32:
-            self._known["bits"] = 32
-        self._known["load_s"] = elapsed - (about.quantize_s or 0.0)
-        self._known["load_peak_bytes"] = load_peak_bytes(loaded, self._resident)
-        if isinstance(loaded, LoadedModel):
-            size = "choose a group_size that divides every in_features, or another backend"
-            loaded.check(size if hasattr(job.backend, "group_size") else "use another backend")
-        gc.collect()
+        options = loading.prepare()
+        self._known["read_bytes_per_s"] = read_bytes_per_s(options.device)
+        engine = loading.load()
+        self._go_on_with(engine.about.kernel)
+        loading.check()
+        self._resident = loading.resident
         self._resident.restart()
         return engine
 
@@ -130,27 +88,6 @@ class Cell:
         missing = tuple(name for name in self._job.units if name in others or name in self._job.missing)
         self._job = self._job.model_copy(update={"missing": missing})
         self._log.kernel = kernel
-
-    def _quantized(self, backend: BackendModule, options: LoadOptions, calibrated: Calibration | None) -> Backend:
-        """The cell's settings, with the checkpoint of the cache that they describe if there is to be one."""
-        config, settings = self._job.config, self._job.backend
-        if not (config.cache and settings.makes_checkpoint):
-            return settings
-        facts = fingerprint.checkpoint_facts(
-            config,
-            settings,
-            self._job.model_fingerprint,
-            device=options.device.type,
-            dtype=str(options.dtype).removeprefix("torch."),
-        )
-
-        def make(folder: Path) -> float:
-            return cast(QuantizingModule, backend).quantize(options, settings, calibrated, folder, self._log.progress)
-
-        entry, found = checkpoints.obtain(facts, config.model.name, make, lambda text: self._log.progress(text, 0, 1))
-        gc.collect()
-        self._known |= {"cached": found, "quantize_s": entry.manifest.quantize_s}
-        return settings.with_checkpoint(entry.folder)
 
     def _measure(self, engine: Engine) -> None:
         """Every measure that the configuration asks for: the keys of `measure:` are the names of their modules.
@@ -246,23 +183,11 @@ class Cell:
                 self._known["peak_memory_per_device"] = row.peak_memory_per_device
 
 
-def device_name(device: torch.device) -> str:
-    """`cpu`, or the name that the driver gives the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def read_bytes_per_s(device: torch.device) -> float | None:
     """How fast the device moves bytes of its memory right now; None where that cannot be measured."""
     if device.type == "cuda":
         return copy_bytes_per_s(device)
     return bandwidth.of_host().bytes_per_s
-
-
-def load_peak_bytes(loaded: LoadedModel | Engine, resident: ResidentPeak) -> int:
-    """Peak over loading and quantizing: allocated on CUDA, summed over its devices; resident elsewhere."""
-    if isinstance(loaded, LoadedModel) and loaded.device.type == "cuda":
-        return sum(torch.cuda.max_memory_allocated(device) for device in loaded.devices)
-    return resident.bytes()
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from qbench.engine.llama_cpp.context import BATCH, CELLS, LOGITS, MAX_SEQUENCES,
 from qbench.engine.llama_cpp.logprobs import log_softmax, most_probable, outline
 from qbench.engine.llama_cpp.memory import COUNTS, Watch
 from qbench.engine.llama_cpp.prefix import PrefixReader, sharing_agrees
+from qbench.engine.llama_cpp.stepper import LlamaCppStepper
 from qbench.errors import NotFiniteError, QbenchError
 
 
@@ -80,11 +81,21 @@ class LlamaCppEngine:
             QbenchError: more sequences than llama.cpp has, or see `decode_mode`.
         """
         self.decode_mode(decode, kv_cache)
-        if batch_size > MAX_SEQUENCES:
-            raise QbenchError(f"batch_size: {batch_size}, and llama.cpp has at most {MAX_SEQUENCES} sequences")
+        self._check_sequences(batch_size)
         cells = -(-seq_len // CELLS) * CELLS
         make = partial(self._context, tokens=batch_size * cells, sequences=batch_size, outputs=batch_size)
         return LlamaCppSession(partial(make, unified=False))
+
+    def stepper(self, sequences: int, context: int) -> LlamaCppStepper:
+        """A context in which every sequence has a cache of its own.
+
+        Raises:
+            QbenchError: more sequences than llama.cpp has.
+        """
+        self._check_sequences(sequences)
+        cells = -(-context // CELLS) * CELLS
+        made = self._context(tokens=sequences * cells, sequences=sequences, outputs=sequences, unified=False)
+        return LlamaCppStepper(made, sequences)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None
@@ -121,6 +132,10 @@ class LlamaCppEngine:
     def peak_memory(self, call: Callable[[], object]) -> list[int]:
         """See `qbench.engine.llama_cpp.memory`."""
         return [self.about.weight_bytes + self._watch.growth(call)]
+
+    def _check_sequences(self, asked: int) -> None:
+        if asked > MAX_SEQUENCES:
+            raise QbenchError(f"batch_size: {asked}, and llama.cpp has at most {MAX_SEQUENCES} sequences")
 
     @property
     def _at_once(self) -> int:

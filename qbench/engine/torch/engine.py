@@ -24,6 +24,7 @@ from qbench.engine.base import (
     Loglikelihoods,
     Query,
     Scores,
+    Stepper,
 )
 from qbench.engine.text import context_of, decode, encode
 from qbench.engine.torch.decode import Decoder, generate, make_decoder
@@ -32,6 +33,7 @@ from qbench.engine.torch.logprobs import log_probabilities, outline
 from qbench.engine.torch.memory import peak_bytes
 from qbench.engine.torch.prefix import PrefixReader, can_share, sharing_agrees
 from qbench.engine.torch.static import compiler_missing
+from qbench.engine.torch.stepper import make_stepper
 from qbench.errors import QbenchError
 from qbench.model.find import CONTEXT_NAMES
 
@@ -117,6 +119,10 @@ class TorchEngine:
         mode = self.decode_mode(decode, kv_cache)
         decoder = make_decoder(self.loaded.model, mode, batch_size, seq_len, kv_cache)
         return TorchSession(decoder, self.loaded.device)
+
+    def stepper(self, sequences: int, context: int) -> Stepper:
+        """See `qbench.engine.torch.stepper`."""
+        return make_stepper(self.loaded, sequences, context)
 
     def loglikelihoods(
         self, queries: Iterable[Query], *, batch_size: int, share: bool, journal: Journal | None = None

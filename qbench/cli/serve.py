@@ -1,0 +1,86 @@
+"""The command that lets others ask a loaded cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from qbench.cli.options import Config, Set, complete_label, errors, leave_on_sigterm
+from qbench.errors import QbenchError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: `qbench serve configs/smoke.yaml --cell int4`, then "
+    "`curl http://127.0.0.1:8000/v1/models`. Ctrl-C ends it."
+)
+def serve(
+    config: Config,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="A cell to serve, as a model of that name; may be repeated. Needed where there are several.",
+            show_default=False,
+            autocompletion=complete_label,
+        ),
+    ] = None,
+    overrides: Set = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for one that is free.")] = 8000,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Environment variable with the token that requests must carry.", show_default=False
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Requests to a cell that are computed together; others wait.")
+    ] = 8,
+    context: Annotated[
+        int | None,
+        typer.Option(min=2, help="Most tokens of prompt and answer.", show_default="the model's, up to 4096"),
+    ] = None,
+) -> None:
+    """Serve cells of a configuration by an OpenAI-compatible API, from qbench's own engines."""
+    try:
+        from qbench.serve import server
+    except ImportError as error:
+        raise typer.BadParameter(f"{error}; `pip install 'qbench-llm[serve]'` installs it") from error
+    from qbench.config import load
+    from qbench.plan import cells as planning
+    from qbench.run.local import LocalExecutor
+    from qbench.show import progress
+    from qbench.show.terminal import make_console
+
+    out = make_console()
+    with errors("nothing is served any more"), TemporaryDirectory(prefix="qbench-serve-") as work:
+        token = server.read_token(host, token_env)
+        chosen = load.load(config, overrides or ())
+        if not cell and len(chosen.backends) > 1:
+            labels = ", ".join(backend.label for backend in chosen.backends)
+            raise QbenchError(f"--cell: name at least one of {labels}")
+        planning.select(chosen, cell or (), option="--cell")
+        plan = planning.make_plan(chosen, LocalExecutor().prepare, cell or ())
+        leave_on_sigterm()
+        with server.bind(host, port) as bound:
+            from qbench.serve import cells
+            from qbench.serve.api import create_app
+            from qbench.serve.batching import Loop
+
+            cells.check(plan.cells)
+            with progress.reporting(out) as reporter:
+                found = cells.load(plan, reporter, Path(work), sequences=max_batch, context=context)
+            loop = Loop([one.queue for one in found.values()])
+            try:
+                out.print(escape(f"serving {', '.join(found)} at {server.url(bound)}; Ctrl-C ends it"))
+                server.run(create_app({label: one.model for label, one in found.items()}, token=token), bound)
+            finally:
+                loop.stop()
