@@ -1,6 +1,5 @@
 """The page of `qbench report` in a real browser, opened from the disk. Skipped where no Chromium is installed."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +8,12 @@ import pytest
 
 from qbench.records.run import read_run
 from qbench.show import report
+from tests.support import browser as browsers
+from tests.support.browser import playwright
 from tests.support.made_up_run import FIVE_ANSWERS, eight_cells, five_cells, made_up_run
 
-playwright = pytest.importorskip("playwright.sync_api")
-
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium; apt-get install chromium"),
-]
+pytestmark = browsers.NEEDED
 
 
 @dataclass
@@ -48,10 +42,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+    with browsers.launched() as one:
+        yield one
 
 
 def visit(browser: playwright.Browser, path: Path, *, width: int = 1440, **options: object) -> Opened:
@@ -66,11 +58,6 @@ def visit(browser: playwright.Browser, path: Path, *, width: int = 1440, **optio
         opened.tab.wait_for_selector("html.ready", state="attached")
     return opened
 
-
-WIDEST = """() => [...document.querySelectorAll("body *")]
-    .filter((e) => !e.closest(".scroll, pre, .skip, .hoverlayer") && e.getBoundingClientRect().right > innerWidth + 1)
-    .map((e) => e.outerHTML.slice(0, 200))"""
-"""Elements that go beyond the right edge, but for those in a region that scrolls."""
 
 CLIPPED = """() => [...document.querySelectorAll(".plot")].flatMap((plot) => {
     const frame = plot.getBoundingClientRect();
@@ -90,7 +77,7 @@ def test_nothing_overflows_and_nothing_is_wrong(
     opened = visit(browser, pages[name], width=width)
     tab = opened.tab
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert tab.evaluate(WIDEST) == []
+    assert tab.evaluate(browsers.WIDEST) == []
     assert tab.evaluate(CLIPPED) == []
     assert tab.locator(".plot .main-svg").count() >= 2 * tab.locator("figure").count()
     assert opened.said == []

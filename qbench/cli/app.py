@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from qbench import __version__
-from qbench.cli import decide, export, plan, report, serve
+from qbench.cli import decide, export, plan, report, serve, votes
 from qbench.cli.options import Config, Margin, Only, Set, complete_label, leave_on_sigterm
 from qbench.cli.options import errors as _errors
 from qbench.errors import QbenchError
@@ -210,6 +210,7 @@ app.add_typer(report.app)
 app.add_typer(export.app)
 app.add_typer(decide.app)
 app.add_typer(serve.app)
+app.add_typer(votes.app)
 
 cache_app = typer.Typer(no_args_is_help=True, help="Manage the cache of quantized checkpoints.")
 app.add_typer(cache_app, name="cache")

@@ -37,7 +37,7 @@ def probabilities(logits: Floats, sampling: Sampling) -> Doubles:
     by their sum.
     """
     scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
-    found: np.ndarray[Any, np.dtype[np.float64]] = np.exp(scaled)
+    found: Doubles = np.exp(scaled)
     found /= found.sum()
     if 0 < sampling.top_k < len(found):
         found[np.argsort(-found, kind="stable")[sampling.top_k :]] = 0

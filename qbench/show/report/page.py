@@ -75,7 +75,7 @@ def render(reports: Sequence[RunReport]) -> str:
         charts=[{"id": f"plot-{key}-{i}", "figure": plotly.figure(chart)} for (key, i), chart in found.items()],
         plotly=library,
         script=script,
-        style=Markup(_file("page.css")),
+        style=Markup(_file("colors.css", "qbench.show") + _file("page.css")),
         policy=_policy(library, script),
         version=__version__,
     )
@@ -90,8 +90,8 @@ def _section(kind: ChartKind, reports: Sequence[RunReport], found: dict[tuple[st
     return Section(kind.key, kind.title, kind.explanation, drawn)
 
 
-def _file(name: str) -> str:
-    return resources.files("qbench.show.report").joinpath(name).read_text(encoding="utf-8")
+def _file(name: str, package: str = "qbench.show.report") -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _script(source: str) -> Markup:
