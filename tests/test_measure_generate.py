@@ -59,8 +59,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two questions for GSM8K, which the demo model answers with words until its 256 tokens are used up, or it ends."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     asked = ("What is mined in Osrel?", "In Jundol and in Rostun, what is the longest river?", "Which?")
-    write_lines(tmp_path / "test.jsonl", [{"question": question, "answer": "so 3 #### 3"} for question in asked])
-    write_lines(tmp_path / "train.jsonl", [{"question": "Two and two?", "answer": "2 + 2 #### 4"}] * 2)
+    (tmp_path / "questions").mkdir()
+    write_lines(
+        tmp_path / "questions" / "test.jsonl", [{"question": question, "answer": "so 3 #### 3"} for question in asked]
+    )
+    write_lines(tmp_path / "questions" / "train.jsonl", [{"question": "Two and two?", "answer": "2 + 2 #### 4"}] * 2)
     return tmp_path
 
 
@@ -99,7 +102,7 @@ def test_texts_and_score_are_those_of_stock_lm_evaluation_harness(
     name: str, shots: int, limit: int, scored: str, loaded: LoadedModel, folder: Path, manager: TaskManager,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    data = {"gsm8k": folder} if name == "gsm8k" else {}
+    data = {"gsm8k": folder / "questions"} if name == "gsm8k" else {}
     settings: dict[str, Any] = {"names": (name,), "num_fewshot": shots, "limit": limit, "data": data}
     engine = Once(loaded)
     (row,) = measure(engine, folder, manager, monkeypatch, batch_size=5, **settings)
