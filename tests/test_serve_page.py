@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from qbench.cli.app import app as cli
 from qbench.serve.api import create_app
 from qbench.serve.export import first_difference
 from qbench.serve.page import add_page
@@ -397,3 +399,15 @@ def test_a_model_without_a_chat_template_continues_the_text(tmp_path: Path, brow
             served.ended()
             assert models["int4"].asked == ["In Jundol", "In Gorhap"]
             tab.context.close()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [(("int4", "int4"), "name two different cells"), (("int4", "gptt"), "did you mean gptq")],
+)
+def test_two_cells_that_cannot_be_compared(labels: tuple[str, str], words: str, tmp_path: Path) -> None:
+    store = tmp_path / "page.sqlite"
+    done = CliRunner().invoke(cli, ["serve", "configs/smoke.yaml", "--compare", *labels, "--store", str(store)])
+    assert done.exit_code == 2
+    assert words in done.output
+    assert not store.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -30,6 +31,17 @@ def serve(
             autocompletion=complete_label,
         ),
     ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Two cells to serve side by side, on a page that also takes blind votes.",
+            show_default=False,
+        ),
+    ] = None,
+    store: Annotated[Path, typer.Option(help="File for conversations and votes of --compare.")] = Path(
+        "results/side-by-side.sqlite"
+    ),
     overrides: Set = None,
     host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a token.")] = (
         "127.0.0.1"
@@ -52,23 +64,31 @@ def serve(
     """Serve cells of a configuration by an OpenAI-compatible API, from qbench's own engines."""
     try:
         from qbench.serve import server
+        from qbench.serve.page import add_page
     except ImportError as error:
         raise typer.BadParameter(f"{error}; `pip install 'qbench-llm[serve]'` installs it") from error
     from qbench.config import load
     from qbench.plan import cells as planning
     from qbench.run.local import LocalExecutor
+    from qbench.serve.store import Store
+    from qbench.serve.turns import Compared
     from qbench.show import progress
     from qbench.show.terminal import make_console
 
     out = make_console()
-    with errors("nothing is served any more"), TemporaryDirectory(prefix="qbench-serve-") as work:
+    with errors("nothing is served any more"), TemporaryDirectory(prefix="qbench-serve-") as work, ExitStack() as stack:
         token = server.read_token(host, token_env)
         chosen = load.load(config, overrides or ())
-        if not cell and len(chosen.backends) > 1:
+        wanted = list(dict.fromkeys([*(cell or ()), *(compare or ())]))
+        if not wanted and len(chosen.backends) > 1:
             labels = ", ".join(backend.label for backend in chosen.backends)
-            raise QbenchError(f"--cell: name at least one of {labels}")
+            raise QbenchError(f"--cell: name at least one of {labels}, or two with --compare")
+        if compare and compare[0] == compare[1]:
+            raise QbenchError(f"--compare {' '.join(compare)}: name two different cells")
         planning.select(chosen, cell or (), option="--cell")
-        plan = planning.make_plan(chosen, LocalExecutor().prepare, cell or ())
+        planning.select(chosen, compare or (), option="--compare")
+        plan = planning.make_plan(chosen, LocalExecutor().prepare, wanted)
+        kept = stack.enter_context(closing(Store.open(store))) if compare else None
         leave_on_sigterm()
         with server.bind(host, port) as bound:
             from qbench.serve import cells
@@ -80,7 +100,14 @@ def serve(
                 found = cells.load(plan, reporter, Path(work), sequences=max_batch, context=context)
             loop = Loop([one.queue for one in found.values()])
             try:
+                models = {label: one.model for label, one in found.items()}
+                api = create_app(models, token=token)
                 out.print(escape(f"serving {', '.join(found)} at {server.url(bound)}; Ctrl-C ends it"))
-                server.run(create_app({label: one.model for label, one in found.items()}, token=token), bound)
+                if compare and kept:
+                    two = {label: models[label] for label in compare}
+                    prompts = chosen.measure.generations.prompts if chosen.measure.generations else ()
+                    add_page(api, Compared(two, chosen.model.name, kept, prompts), token=token)
+                    out.print(escape(f"{' and '.join(two)} side by side: {server.url(bound).removesuffix('v1')}"))
+                server.run(api, bound)
             finally:
                 loop.stop()
