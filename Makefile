@@ -8,10 +8,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A file's tests share what they measured, so they stay in one process.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
+# A file's tests share what they measured, so they stay in one process; tests/conftest.py says which files begin.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 STAMP := $(VENV)/installed
 LLAMA_CPP := $(VENV)/llama-cpp
+QUANTO := $(VENV)/quanto
 # Also inside build environments, where a plain -c does not reach: gptqmodel builds from source.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -38,6 +39,13 @@ $(LLAMA_CPP): $(STAMP)
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF $(CMAKE_ARGS)" $(BIN)/pip install -q -e '.[gguf]'
 	touch $@
 
+# By its first use, which would otherwise be that of a test.
+$(QUANTO): $(STAMP)
+	@echo "compiling optimum-quanto's kernel for CPUs, once, for about a minute"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c \
+	'import torch, optimum.quanto; torch.ops.quanto.unpack(torch.zeros(1, dtype=torch.uint8), 4)'
+	touch $@
+
 smoke: setup  ## five backends on the demo model: a table and plots (under 8 minutes on 2 cores)
 	$(BIN)/qbench run configs/smoke.yaml
 	$(BIN)/qbench plot results/smoke
@@ -48,7 +56,7 @@ lint: setup  ## ruff, mypy and the borders between folders
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint $(LLAMA_CPP)  ## lint, types, and every test but the long loops (10 minutes on 2 cores)
+test: lint $(LLAMA_CPP) $(QUANTO)  ## lint, types, and every test but the long loops (up to half an hour on 2 cores)
 	$(PYTEST) -m 'not long'
 
 test-all: test  ## `make test`, and then the loops of minutes
