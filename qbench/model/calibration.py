@@ -1,4 +1,4 @@
-"""The text that AWQ and GPTQ look at while they quantize, and the tokens taken from it."""
+"""The text that AWQ, GPTQ and calibrated INT4 look at while they quantize, and the tokens taken from it."""
 
 from __future__ import annotations
 
