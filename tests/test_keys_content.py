@@ -299,9 +299,10 @@ def test_what_a_worker_imports_is_code_that_measures_or_only_keeps() -> None:
     """Whoever writes a module that makes figures is told to name it."""
     keeps = {
         *("qbench", "qbench.analysis", "qbench.demo", "qbench.errors", "qbench.records", "qbench.run", "qbench.text"),
-        *(f"qbench.config{name}" for name in ("", ".backends", ".base", ".kinds", ".measures", ".run", ".target")),
+        *(f"qbench.config{name}" for name in ("", ".backends", ".base", ".kinds", ".measures", ".requests", ".run")),
+        *(f"qbench.config.{name}" for name in ("target", "trials")),
         *(f"qbench.records.{name}" for name in ("files", "redact", "rows")),
-        *(f"qbench.run.{name}" for name in ("checkpoints", "events", "fingerprint", "job")),
+        *(f"qbench.run.{name}" for name in ("checkpoints", "events", "fingerprint", "job", "starts")),
     }
     script = (
         "import importlib, json, sys; import qbench.run.worker; from qbench.config import MeasureConfig\n"

@@ -175,7 +175,7 @@ def test_a_continuation_ends_where_it_is_told_to_and_with_the_end_of_the_text(lo
 )
 def test_tasks_that_sample_or_execute_are_refused(name: str, message: str, folder: Path, manager: TaskManager) -> None:
     with pytest.raises(QbenchError, match=message):
-        load_tasks(manager, TasksConfig(names=(name,), data={name: folder}))
+        load_tasks(manager, TasksConfig(names=(name,), data={name: folder / "questions"}))
 
 
 def test_stop_strings_and_limits_are_read_as_the_harness_does() -> None:

@@ -368,8 +368,10 @@ def test_every_chart_that_is_registered_is_in_the_folder_and_in_the_page(tmp_pat
     figures = {"decode_tokens_per_s": 40.0, "energy_j": 256.0, "energy_source": "nvml"}
     timed = [trial("int4", None, 1, depth=depth, **figures) for depth in (0, 512)]
     loaded = collect(made_up_run([*sustained_cells(), *timed]))
-    written = {path.stem for one in (report, loaded) for path in files.write(one, tmp_path)}
-    html = page.render([report, loaded])
+    levels, _ = two_servers(SLO(ttft=0.5, itl=0.05))
+    served = collect(made_up_run([*(cell(label, "server") for label in ("quick", "slow")), *levels], batch_sizes=None))
+    written = {path.stem for one in (report, loaded, served) for path in files.write(one, tmp_path)}
+    html = page.render([report, loaded, served])
     for kind in CHARTS:
         assert kind.file.format(model="Meta-Llama-3-8B-Instruct") in written
         assert f'<h2 id="{kind.key}">{kind.title}</h2>' in html

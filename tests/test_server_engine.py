@@ -66,7 +66,8 @@ def test_it_says_what_it_can_and_nothing_that_it_cannot_know(engine: ServerEngin
     assert about.kernel.endswith("model.gguf F16")
     assert (about.weight_bytes, about.dtype, about.effective_bits_per_weight, about.lm_head_bits) == (None,) * 4
     assert (about.vocab_size, about.max_position_embeddings) == (4096, 256)  # a slot's context
-    assert engine.can == frozenset(Capability) - {Capability.SCORE, Capability.KV_CACHE}
+    beyond = {Capability.SCORE, Capability.KV_CACHE, Capability.DEPTH, Capability.STREAM}
+    assert engine.can == frozenset(Capability) - beyond
     with pytest.raises(QbenchError, match="decode: graph is a mode of the torch engine"):
         engine.decode_mode("graph")
 

@@ -222,7 +222,8 @@ def describe(plan: Plan) -> list[str]:
     config = plan.config
     lines = [f"{config.name}: {config.model.name}, device {config.device}, dtype {config.dtype}"]
     for backend in plan.cells:
-        options = backend.model_dump(mode="json", exclude={"kind", "label", "python", "resources"}, exclude_none=True)
+        left_out = {"kind", "label", "python", "resources", *({"kv_cache"} if backend.kv_cache == "16bit" else ())}
+        options = backend.model_dump(mode="json", exclude=left_out, exclude_none=True)
         shown = ", ".join(f"{key} {value}" for key, value in options.items())
         lines.append(f"  cell {backend.label}: {backend.kind}{f' ({shown})' if shown else ''}")
     for name, settings in config.measure:

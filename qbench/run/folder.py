@@ -146,8 +146,11 @@ class RunFolder:
         return [
             name
             for name in self.units[label]
-            if name not in kept or not kept[name].done or not all(file.is_file() for file in self._files(label, name))
+            if name not in kept or not kept[name].done or (kept[name].rows and self._lost(label, name))
         ]
+
+    def _lost(self, label: str, unit: str) -> bool:
+        return not all(file.is_file() for file in self._files(label, unit))
 
     def _files(self, label: str, unit: str) -> list[Path]:
         """What a unit leaves besides its rows."""
