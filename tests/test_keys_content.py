@@ -300,7 +300,7 @@ def test_what_a_worker_imports_is_code_that_measures_or_only_keeps() -> None:
     keeps = {
         *("qbench", "qbench.analysis", "qbench.demo", "qbench.errors", "qbench.records", "qbench.run", "qbench.text"),
         *(f"qbench.config{name}" for name in ("", ".backends", ".base", ".kinds", ".measures", ".requests", ".run")),
-        *(f"qbench.config.{name}" for name in ("target", "trials")),
+        *(f"qbench.config.{name}" for name in ("target", "timed", "trials")),
         *(f"qbench.records.{name}" for name in ("files", "redact", "rows")),
         *(f"qbench.run.{name}" for name in ("checkpoints", "events", "fingerprint", "job", "starts")),
     }

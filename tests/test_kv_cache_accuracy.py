@@ -139,5 +139,7 @@ def test_what_a_cell_says_comes_before_what_a_measure_says_of_all() -> None:
     assert [one.kv_cache for one in load if isinstance(one, SustainedConfig)] == ["int4", "16bit"]
     with pytest.raises(ValidationError, match="that of kv4 grows"):
         run_config(backends=CELLS, measure={"throughput": {"decode": "compiled"}})
+    with pytest.raises(ValidationError, match="depths: need a cache in 16 bit, and kv4 has a kv_cache of its own"):
+        run_config(backends=CELLS, measure={"throughput": {"depths": [0, 64]}})
     with pytest.raises(ValidationError, match="is of models that transformers runs; gguf takes 16bit"):
         run_config(backends=[{"kind": "gguf", "kv_cache": "int8"}])

@@ -21,7 +21,7 @@ from qbench.analysis.tasks import task_results
 from qbench.backends import fp16
 from qbench.backends.fp16 import FP16
 from qbench.config import TasksConfig
-from qbench.engine.base import Stop, Tokens
+from qbench.engine.base import Capability, Stop, Tokens
 from qbench.engine.one_by_one import complete as one_by_one
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
@@ -123,6 +123,15 @@ def test_texts_and_score_are_those_of_stock_lm_evaluation_harness(
     (again,) = measure(engine, folder, manager, monkeypatch, batch_size=5, **settings)
     assert engine.batches == 0, "batches in the journal are not generated again"
     assert again.model_dump(exclude={"wall_s"}) == row.model_dump(exclude={"wall_s"})
+
+
+def test_an_engine_that_only_generates_takes_tasks_that_are_answered_so(
+    loaded: LoadedModel, folder: Path, manager: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchEngine, "can", frozenset({Capability.TEXT, Capability.GENERATE}))
+    (row,) = measure(TorchEngine(loaded), folder, manager, monkeypatch, names=("demo_qa",), num_fewshot=3, limit=4)
+    assert isinstance(row, AccuracyRow)
+    assert (row.n, row.correct) == (4, 4)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from qbench.backends import fp16
 from qbench.backends.fp16 import FP16
 from qbench.config import Reading, RunConfig, TasksConfig
+from qbench.engine.base import IN_PROCESS, Capability
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.errors import QbenchError
@@ -126,6 +127,15 @@ def expected_arc(loaded: LoadedModel, rows: list[dict[str, Any]]) -> int:
         scores = [logprob(loaded, prompt, f" {text}") for text in row["choices"]["text"]]
         right += max(range(len(scores)), key=scores.__getitem__) == row["choices"]["label"].index(row["answerKey"])
     return right
+
+
+def test_an_engine_without_log_likelihoods_is_not_asked_for_them(
+    measure: Measure, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of most servers; tests/test_measure_generate.py has a task that they can take."""
+    monkeypatch.setattr(TorchEngine, "can", IN_PROCESS - {Capability.LOGLIKELIHOODS})
+    with pytest.raises(QbenchError, match="names: arc_easy takes an engine that gives log-probabilities of a prompt"):
+        measure("arc_easy", data={"arc_easy": folder / "arc"})
 
 
 @pytest.mark.parametrize("engine", ["prefix", "stock"])

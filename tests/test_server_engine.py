@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,19 @@ def test_it_says_what_it_can_and_nothing_that_it_cannot_know(engine: ServerEngin
     assert engine.can == frozenset(Capability) - beyond
     with pytest.raises(QbenchError, match="decode: graph is a mode of the torch engine"):
         engine.decode_mode("graph")
+
+
+def test_completions_are_those_of_torch_and_end_where_they_do(engine: ServerEngine, reference: TorchEngine) -> None:
+    texts = ("In Jundol, the highest mountain is", "What is mined in Osrel?\nAnswer:", "Travelers to Gorhap learn that")
+    prompts = [tuple(reference.encode(text)) for text in texts]
+
+    def stop(tokens: Sequence[int]) -> bool:
+        return any(end in reference.decode(tokens) for end in (".", "\n"))
+
+    found, expected = (each.complete(prompts, 12, stop) for each in (engine, reference))
+    assert [engine.decode(tokens) for tokens in found] == [reference.decode(tokens) for tokens in expected]
+    assert any(stop(tokens) for tokens in found)
+    assert len({len(tokens) for tokens in found}) > 1
 
 
 def test_log_likelihoods_are_those_of_torch_on_the_same_weights(engine: ServerEngine, reference: TorchEngine) -> None:

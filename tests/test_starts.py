@@ -8,7 +8,8 @@ from scipy.stats import t
 
 from qbench.analysis.between_runs import estimate, widened
 from qbench.analysis.effects import SpeedRatio
-from qbench.analysis.summary import RunSummary, summarize
+from qbench.analysis.figures import RunSummary
+from qbench.analysis.summary import summarize
 from tests.support.made_up_run import cell, made_up_run, trials
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
+from qbench.analysis.figures import CHANCE_LEVEL
 from qbench.analysis.formulas import (
     decode_tokens_per_s,
     mean_of_windows,
@@ -21,7 +22,7 @@ from qbench.analysis.formulas import (
     steady_state,
     wilson_interval,
 )
-from qbench.analysis.summary import CHANCE_LEVEL, batch_sizes, summarize
+from qbench.analysis.summary import batch_sizes, summarize
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qbench.analysis.effects import SpeedRatio
-from qbench.analysis.summary import RunSummary
+from qbench.analysis.figures import RunSummary
 
 Place = tuple[str, int]
 """A cell, by label, and a batch size."""

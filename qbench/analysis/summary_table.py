@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from qbench.analysis.equivalence import MARGIN
-from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
+from qbench.analysis.figures import CellSummary, RunSummary, Speed
+from qbench.analysis.summary import summarize
 from qbench.records.run import read_run, write_frame
 
 TEXTS = (

@@ -9,20 +9,17 @@ from qbench.config.base import Name, Resources
 from qbench.config.kinds import backend_class, backend_kinds, kind_names
 from qbench.config.measures import (
     GenerationsConfig,
-    LoadConfig,
     MeasureConfig,
     MemoryConfig,
     MMLUConfig,
     NoiseFloorConfig,
     PerplexityConfig,
     Reading,
-    SustainedConfig,
     TasksConfig,
-    ThroughputConfig,
-    TimedGeneration,
 )
 from qbench.config.requests import SLO, seconds
 from qbench.config.run import NOISE_SUFFIX, CalibrationConfig, ModelConfig, RunConfig
+from qbench.config.timed import LoadConfig, SustainedConfig, ThroughputConfig, TimedGeneration
 
 __all__ = [
     "NOISE_SUFFIX",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,3 +28,30 @@ class Resources(Strict):
     custom: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default={}, description="resources that nodes were started with, e.g. {h100: 1}"
     )
+
+
+class Measure(Strict):
+    """Settings of one measure."""
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions that decide its figures, besides those of the backend."""
+    countable: ClassVar[tuple[str, ...]] = ()
+    """Settings that say only how many units there are: more of them change nothing that was measured."""
+    repeats: ClassVar[tuple[str, ...]] = ()
+    """Other measures whose settings it takes over."""
+
+    def used_libraries(self) -> tuple[str, ...]:
+        """`libraries`, and those that a setting brings in."""
+        return self.libraries
+
+    def units(self) -> tuple[str, ...]:
+        """Names of the parts that are measured and kept by themselves; one without a name if it is kept whole."""
+        return ("",)
+
+    def data_files(self, unit: str) -> dict[str, list[Path]]:
+        """By setting, the files of the user's that a unit reads: their content decides its figures, not their place."""
+        return {}
+
+    def hub_datasets(self) -> dict[str, str]:
+        """By setting, the repositories of data on the hub that it reads."""
+        return {}

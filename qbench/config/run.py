@@ -114,6 +114,11 @@ class RunConfig(Strict):
                     f"measure.{name}.decode: {timed.decode} needs a cache of one length, and that of {cells[0]} grows "
                     "(kv_cache); use auto or eager"
                 )
+        if cells and self.measure.throughput and self.measure.throughput.deepest:
+            raise ValueError(
+                f"measure.throughput.depths: need a cache in 16 bit, and {cells[0]} has a kv_cache of its own; leave "
+                "one of them out, or use a longer seq_len"
+            )
         return self
 
     @model_validator(mode="after")

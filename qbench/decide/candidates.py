@@ -11,10 +11,10 @@ from pathlib import Path
 from qbench.analysis import validity
 from qbench.analysis.between_starts import samples
 from qbench.analysis.effects import Accuracy, AccuracyDifference, accuracy_difference
+from qbench.analysis.figures import CellSummary, RunSummary, Speed
 from qbench.analysis.formulas import Flips
 from qbench.analysis.paired import noise_floor
 from qbench.analysis.power import together
-from qbench.analysis.summary import CellSummary, RunSummary, Speed
 from qbench.analysis.validity import REASONS
 from qbench.decide.serving import Served
 from qbench.records.run import Run

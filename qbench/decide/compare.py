@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from qbench.analysis.effects import AccuracyDifference, SpeedRatio, accuracy_difference, section, speed_ratio
 from qbench.analysis.equivalence import MARGIN, Verdict
+from qbench.analysis.figures import CellSummary, RunSummary, Speed
 from qbench.analysis.paired import holm
 from qbench.analysis.power import together
-from qbench.analysis.summary import CellSummary, RunSummary, Speed
 from qbench.decide.provenance import Difference, differences
 from qbench.text import one_line
 

@@ -23,8 +23,9 @@ from typing import Literal
 
 from qbench.analysis import between_runs
 from qbench.analysis.between_runs import BetweenRuns
+from qbench.analysis.figures import CellSummary, RunSummary
 from qbench.analysis.power import SIGNIFICANCE, starts_needed, together, trials_needed
-from qbench.analysis.summary import CellSummary, RunSummary, summarize
+from qbench.analysis.summary import summarize
 from qbench.decide.compare import CellChange, MemoryChange, RunComparison, SpeedChange, compare_runs
 from qbench.decide.provenance import Difference, check_same_conditions, check_same_model
 from qbench.errors import QbenchError

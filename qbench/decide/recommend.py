@@ -14,9 +14,10 @@ from typing import Literal
 
 from qbench.analysis.effects import AccuracyDifference, accuracy_difference, speed_ratio
 from qbench.analysis.equivalence import MARGIN
+from qbench.analysis.figures import RunSummary
 from qbench.analysis.paired import holm, is_below
 from qbench.analysis.power import SIGNIFICANCE
-from qbench.analysis.summary import RunSummary, summarize
+from qbench.analysis.summary import summarize
 from qbench.config import SLO
 from qbench.decide.candidates import Candidate, gather, notes
 from qbench.decide.constraints import UNLIMITED, Limits, excess, least, nearby, need_memory

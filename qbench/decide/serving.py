@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qbench.analysis.effects import section
+from qbench.analysis.figures import RunSummary
 from qbench.analysis.load import Goodput, counted, goodput, keeps
-from qbench.analysis.summary import RunSummary, known
+from qbench.analysis.summary import known
 from qbench.config import SLO
 from qbench.errors import QbenchError
 from qbench.records import requests

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from qbench.config import MeasureConfig
-from qbench.config.measures import Measure
+from qbench.config.base import Measure
 from qbench.config.trials import Trial
 from qbench.engine.base import Capability, Engine, Ints
 from qbench.errors import QbenchError

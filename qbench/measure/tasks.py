@@ -21,8 +21,8 @@ from qbench.measure.lm_eval.tasks_data import generates, load_tasks, scored_by, 
 from qbench.records.answers import QUESTION, task_file, write_answers
 from qbench.records.rows import AccuracyRow
 
-NEEDS = frozenset({Capability.LOGLIKELIHOODS})
-"""Capabilities without which a cell's measure is unsupported."""
+NEEDS: frozenset[Capability] = frozenset()
+"""Capabilities without which a cell's measure is unsupported: some tasks compare log-likelihoods, others generate."""
 
 
 def measure(engine: Engine, config: TasksConfig, context: Context) -> None:
@@ -32,7 +32,7 @@ def measure(engine: Engine, config: TasksConfig, context: Context) -> None:
 
     Raises:
         QbenchError: the model has no tokenizer, its logits are NaN, a task cannot be measured (see `load_tasks`), or
-            the engine cannot generate and a task asks for it.
+            the engine cannot do what a task asks for.
     """
     if Capability.TEXT not in engine.can:
         raise QbenchError("measure.tasks: the model has no tokenizer; choose one that has, or remove tasks")
@@ -43,8 +43,7 @@ def measure(engine: Engine, config: TasksConfig, context: Context) -> None:
         for name, tasks in chosen.items():
             if not context.wants(name):
                 continue
-            if Capability.GENERATE not in engine.can and any(map(generates, tasks)):
-                raise QbenchError(f"measure.tasks.names: {name} takes an engine that generates; leave it out")
+            _check_engine(engine, name, tasks)
             journal = Journal(context.journal and context.journal.with_suffix(f".{name}.jsonl"))
             found = evaluate(
                 engine,
@@ -61,6 +60,16 @@ def measure(engine: Engine, config: TasksConfig, context: Context) -> None:
             wall_s = journal.elapsed_s
             _write_answers(context.answers / task_file(context.identity["label"], name), tasks, found)
             context.emit(*(_row(name, task, found, config, context, wall_s) for task in tasks), unit=name)
+
+
+def _check_engine(engine: Engine, name: str, tasks: list[Task]) -> None:
+    """Refuse a name whose tasks ask for what the engine cannot do; other names may go."""
+    for asked, needed, words in (
+        (any(map(generates, tasks)), Capability.GENERATE, "generates"),
+        (not all(map(generates, tasks)), Capability.LOGLIKELIHOODS, "gives log-probabilities of a prompt"),
+    ):
+        if asked and needed not in engine.can:
+            raise QbenchError(f"measure.tasks.names: {name} takes an engine that {words}; leave it out")
 
 
 def _row(name: str, task: Task, found: Evaluation, config: TasksConfig, context: Context, wall_s: float) -> AccuracyRow:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qbench.config import Backend, RunConfig
+from qbench.config.base import Measure
 from qbench.config.kinds import plugin_facts
-from qbench.config.measures import Measure
 from qbench.machine import environment
 from qbench.machine.environment import Environment
 from qbench.model import content, hub, texts

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from qbench.config.measures import Measure
+from qbench.config.base import Measure
 from qbench.config.trials import start_of
 from qbench.engine.base import Capability, Engine
 from qbench.engine.torch.bandwidth import copy_bytes_per_s

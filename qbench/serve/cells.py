@@ -39,9 +39,11 @@ def check(cells: tuple[Backend, ...]) -> None:
     """Refuse cells that cannot be loaded in this process.
 
     Raises:
-        QbenchError: one asks for another interpreter.
+        QbenchError: one asks for another interpreter, or is a server already.
     """
     for cell in cells:
+        if cell.engine == "server":
+            raise QbenchError(f"--cell {cell.label}: is a server already; ask it at its own address")
         if cell.python is not None:
             raise QbenchError(
                 f"backends.{cell.label}.python: qbench serve loads cells in its own process; start it with "

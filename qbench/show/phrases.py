@@ -9,8 +9,8 @@ import pandas as pd
 
 from qbench.analysis import validity
 from qbench.analysis.effects import Accuracy, SpeedRatio
+from qbench.analysis.figures import PLAIN_CACHE, CellSummary, Load, Sustained
 from qbench.analysis.load import FoundRate
-from qbench.analysis.summary import PLAIN_CACHE, CellSummary, Load, Sustained
 from qbench.analysis.validity import FOREIGN, REASONS
 from qbench.machine.bandwidth import Bandwidth
 from qbench.records.rows import LoadRow

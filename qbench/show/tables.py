@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from qbench.analysis.equivalence import MARGIN
-from qbench.analysis.summary import CellSummary, RunSummary, Speed, summarize
+from qbench.analysis.figures import CellSummary, RunSummary, Speed
+from qbench.analysis.summary import summarize
 from qbench.records.rows import PerplexityRow
 from qbench.records.run import Run
 from qbench.show.formats import percent

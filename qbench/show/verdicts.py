@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from qbench.analysis.effects import Accuracy
 from qbench.analysis.equivalence import Verdict
+from qbench.analysis.figures import CellSummary
 from qbench.analysis.paired import Comparison
 from qbench.analysis.power import POWER
-from qbench.analysis.summary import CellSummary
 from qbench.show.phrases import p_words
 from qbench.text import MISSING, signed
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qbench.backends.int4.options import Int4
+from qbench.backends.int4.stream import explained, scheme
 from qbench.engine.torch.loaded import block_linears
 from qbench.errors import QbenchError
 from qbench.int4.calibrated import Moments, quantize_calibrated
@@ -83,7 +84,8 @@ def quantize_with_text(
                 linear = block.get_submodule(name)
                 assert isinstance(linear, nn.Linear)
                 full = f"{prefix}.{number}.{name}"
-                quantized = _quantize(linear.weight, moments, config, f"{full}.weight")
+                with explained():
+                    quantized = quantize_calibrated(linear.weight, moments, **scheme(config), name=f"{full}.weight")
                 linear.weight.copy_(dequantize(quantized))
                 found[full] = quantized
         for chunk in chunks:
@@ -91,21 +93,6 @@ def quantize_with_text(
             chunk.quantized = _forward(block, chunk.quantized, chunk.arguments[number])
     progress("quantizing with the calibration text", len(blocks), len(blocks))
     return found
-
-
-def _quantize(weight: Tensor, moments: Moments, config: Int4, name: str) -> QuantizedTensor:
-    try:
-        return quantize_calibrated(
-            weight,
-            moments,
-            bits=config.bits,
-            group_size=config.group_size,
-            symmetric=config.symmetric,
-            search=config.search,
-            name=name,
-        )
-    except ValueError as error:
-        raise QbenchError(f"{error}; the checkpoint is damaged, or its weights need `dtype: bfloat16`") from error
 
 
 def _blocks(model: PreTrainedModel, config: Int4) -> nn.ModuleList:

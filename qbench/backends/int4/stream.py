@@ -7,9 +7,10 @@ in the plain layout, and `place`, which puts them into the model, siblings may b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -216,19 +217,24 @@ def quantizer(config: Int4) -> QuantizeOne:
     """`quantize` with the options of a cell; what it refuses becomes a QbenchError."""
 
     def quantize_one(name: str, weight: Tensor) -> QuantizedTensor:
-        try:
-            return quantize(
-                weight,
-                bits=config.bits,
-                group_size=config.group_size,
-                symmetric=config.symmetric,
-                search=config.search,
-                name=name,
-            )
-        except ValueError as error:
-            raise QbenchError(f"{error}; the checkpoint is damaged, or its weights need `dtype: bfloat16`") from error
+        with explained():
+            return quantize(weight, **scheme(config), name=name)
 
     return quantize_one
+
+
+def scheme(config: Int4) -> dict[str, Any]:
+    """The options of a cell that both quantizers of `qbench.int4` take."""
+    return {name: getattr(config, name) for name in ("bits", "group_size", "symmetric", "search")}
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Of what a quantizer refuses, the remedy."""
+    try:
+        yield
+    except ValueError as error:
+        raise QbenchError(f"{error}; the checkpoint is damaged, or its weights need `dtype: bfloat16`") from error
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from qbench.analysis.summary import PLAIN_CACHE, CellSummary, RunSummary, Speed
+from qbench.analysis.figures import PLAIN_CACHE, CellSummary, RunSummary, Speed
 from qbench.records.rows import GenerationRow
 from qbench.records.run import Run
 from qbench.show.formats import percent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qbench.analysis.summary import CellSummary
+from qbench.analysis.figures import CellSummary
 from qbench.config import Backend, backend_class
 from qbench.records.run import Run
 from qbench.text import one_line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from qbench.analysis.summary import CHANCE_LEVEL, CellSummary, Speed
+from qbench.analysis.figures import CHANCE_LEVEL, CellSummary, Speed
 from qbench.show import formats
 from qbench.show.phrases import NO_RESULT, accuracy_words, bandwidth_words, caption, ratio_words
 from qbench.show.plots.shapes import Bar, BarChart, Pair, Panel

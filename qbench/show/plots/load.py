@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qbench.analysis.summary import CellSummary
+from qbench.analysis.figures import CellSummary
 from qbench.records.rows import LoadRow
 from qbench.show import formats
 from qbench.show.phrases import level_words, not_shown

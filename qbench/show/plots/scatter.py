@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from qbench.analysis.figures import CellSummary, Speed
 from qbench.analysis.formulas import pareto_front
-from qbench.analysis.summary import CellSummary, Speed
 from qbench.analysis.validity import FOREIGN
 from qbench.show import formats
 from qbench.show.phrases import NO_RESULT, accuracy_words, caption, not_shown

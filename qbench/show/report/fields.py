@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qbench.analysis.summary import CellSummary, Speed
+from qbench.analysis.figures import CellSummary, Speed
 from qbench.show import formats
 from qbench.show.report.table import Column, Field, Table, TableRow
 from qbench.show.view.records import RunReport

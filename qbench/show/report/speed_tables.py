@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from qbench.analysis.between_starts import VarianceShare
 from qbench.analysis.decode_step import DecodeStep
+from qbench.analysis.figures import CellSummary, Speed
 from qbench.analysis.formulas import prefill_tokens_per_s
-from qbench.analysis.summary import CellSummary, Speed
 from qbench.show import formats
 from qbench.show.phrases import bandwidth_words, ratio_words
 from qbench.show.report.fields import figure_field, identity, speed_field, trust_field, whose

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qbench.analysis.effects import Accuracy
+from qbench.analysis.figures import CellSummary
 from qbench.analysis.paired import Comparison
-from qbench.analysis.summary import CellSummary
 from qbench.show import formats
 from qbench.show.phrases import accuracy_words
 from qbench.show.report.fields import by_cell, figure_field, identity, speed_field, text_field, whose

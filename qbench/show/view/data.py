@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from qbench.analysis.decode_step import DecodeStep, decode_steps
 from qbench.analysis.effects import section
 from qbench.analysis.equivalence import MARGIN
+from qbench.analysis.figures import CellSummary, Speed
 from qbench.analysis.paired import tied
 from qbench.analysis.subjects import subjects
-from qbench.analysis.summary import CellSummary, Speed, known, summarize
+from qbench.analysis.summary import known, summarize
 from qbench.analysis.tasks import task_results
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth

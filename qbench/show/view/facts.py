@@ -8,7 +8,7 @@ from typing import Any, cast
 import pandas as pd
 
 from qbench import DISTRIBUTION
-from qbench.analysis.summary import CellSummary
+from qbench.analysis.figures import CellSummary
 from qbench.machine.environment import Environment
 from qbench.records.run import Run, RunRecord
 from qbench.show.phrases import cache_words

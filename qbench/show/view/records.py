@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qbench.analysis.figures import CellSummary
 from qbench.analysis.subjects import Subject
-from qbench.analysis.summary import CellSummary
 from qbench.analysis.tasks import TaskResult
 from qbench.machine.bandwidth import Bandwidth
 
