@@ -70,6 +70,7 @@ def serve(
     from qbench.config import load
     from qbench.plan import cells as planning
     from qbench.run.local import LocalExecutor
+    from qbench.run.quantize import quiet_libraries
     from qbench.serve.store import Store
     from qbench.serve.turns import Compared
     from qbench.show import progress
@@ -91,9 +92,10 @@ def serve(
         kept = stack.enter_context(closing(Store.open(store))) if compare else None
         leave_on_sigterm()
         with server.bind(host, port) as bound:
-            from qbench.serve import cells
-            from qbench.serve.api import create_app
-            from qbench.serve.batching import Loop
+            with quiet_libraries():
+                from qbench.serve import cells
+                from qbench.serve.api import create_app
+                from qbench.serve.batching import Loop
 
             cells.check(plan.cells)
             with progress.reporting(out) as reporter:
