@@ -46,7 +46,7 @@ $(QUANTO): $(STAMP)
 	'import torch, optimum.quanto; torch.ops.quanto.unpack(torch.zeros(1, dtype=torch.uint8), 4)'
 	touch $@
 
-smoke: setup  ## five backends on the demo model: a table and plots (under 8 minutes on 2 cores)
+smoke: setup  ## five backends on the demo model: a table and plots (under 8 minutes on 2 cores with AMX)
 	$(BIN)/qbench run configs/smoke.yaml
 	$(BIN)/qbench plot results/smoke
 
