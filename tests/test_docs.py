@@ -198,6 +198,23 @@ def test_the_figures_of_int4_on_a_gpu_are_those_of_the_benchmark() -> None:
     assert f"takes {microseconds:.0f} µs for {size / 1e6:.0f} MB, {rates}" in text
 
 
+def test_the_table_of_calibrated_int4_is_that_of_its_run() -> None:
+    folder = RESULTS / "int4-calibrated-epyc-2core"
+    cells, texts = (pd.read_csv(folder / f"{name}.csv").set_index("label") for name in ("cells", "perplexity"))
+    rows = rows_of("int4.md")
+    for label in ("int4-g128", "int4-calibrated", "nf4", "gptq"):
+        text = texts.loc[label]
+        assert [
+            label, f"{cells.loc[label, 'effective_bits_per_weight']:.2f}",
+            f"{1e3 * text['kl_mean']:.2f} ± {1e3 * text['kl_stderr']:.2f}", f"{100 * text['top1_agreement']:.2f} %",
+            f"{text['perplexity']:.4f}",
+        ] in rows  # fmt: skip
+    page = (ROOT / "docs" / "int4.md").read_text(encoding="utf-8")
+    seconds = (f"{cells.loc[label, 'quantize_s']:.0f} s" for label in ("int4-calibrated", "gptq"))
+    assert "Quantizing took {}, and GPTQ's {}".format(*seconds) in page
+    assert f"16 bit has a perplexity of {texts.loc['fp16', 'perplexity']:.4f}" in page
+
+
 def test_the_readme_s_figures_of_a_gpu_are_those_of_its_run() -> None:
     folder = RESULTS / "llama3-8b-shape-h100"
     speeds = pd.read_csv(folder / "throughput.csv").groupby(["label", "batch_size"])["decode_tokens_per_s"].median()
