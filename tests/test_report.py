@@ -429,6 +429,7 @@ def test_the_command_writes_both_files(tmp_path: Path, monkeypatch: pytest.Monke
     names = {row["run"] for row in Page((tmp_path / "pages" / "all.html").read_text()).records("All backends")}
     assert names == {
         "demo-mmlu",
+        "int4-calibrated",
         "smoke",
         "llama3-8b-shape",
         "tinyllama-shape",

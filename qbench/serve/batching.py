@@ -134,8 +134,8 @@ class Batch(Queue):
             goes_on = False
         else:
             ticket.made += 1
-            ticket.tell(token)
             self._running[sequence] = (ticket, token.id)
+            ticket.tell(token)
             goes_on = not token.ends and ticket.made < ticket.request.max_tokens
         if not goes_on:
             self._leave(sequence)
