@@ -7,6 +7,7 @@ import yaml
 
 from qbench import demo
 from qbench.engine.base import IN_PROCESS, Capability, Query
+from qbench.records.answers import task_file
 from qbench.records.run import Run, read_run
 from tests.support.cli import qbench
 from tests.support.numpy_engine import NumpyEngine
@@ -25,6 +26,7 @@ SETTINGS = {
         },
         "perplexity": {"text": "demo", "window": 128, "limit": 6},
         "mmlu": {"data": "demo", "limit": 2, "num_fewshot": 1},
+        "tasks": {"names": ["demo_qa"], "limit": 5},
         "generations": {"prompts": ["The capital of", "Who"], "new_tokens": 12},
     },
 }  # fmt: skip
@@ -45,6 +47,15 @@ def test_perplexity_is_that_of_torch_and_nothing_diverges(run: Run) -> None:
     assert rows.loc["numpy", "perplexity"] == pytest.approx(rows.loc["fp16", "perplexity"], rel=1e-5)
     assert abs(rows.loc["numpy", "kl_mean"]) < 1e-6
     assert rows.loc["numpy", "top1_agreement"] > 0.999
+
+
+def test_answers_are_generated_as_by_torch(run: Run) -> None:
+    """One prompt after the other, to the limit, and cut: torch continues them side by side."""
+    torch, numpy = (
+        pd.read_parquet(run.folder / "answers" / task_file(label, "demo_qa")) for label in ("fp16", "numpy")
+    )
+    assert list(numpy["text"]) == list(torch["text"])
+    assert numpy["score"].all()
 
 
 def test_questions_are_answered_as_by_torch(run: Run) -> None:

@@ -31,6 +31,7 @@ SETTINGS = {
         "sustained": {"batch_size": 2, "seq_len": 24, "new_tokens": 8, "minutes": 0.02, "window_s": 0.5},
         "perplexity": {"text": "demo", "window": 128, "limit": 6},
         "mmlu": {"data": "demo", "limit": 2, "num_fewshot": 2},
+        "tasks": {"names": ["demo_qa"], "limit": 12},
         "generations": {"prompts": ["The capital of", "Who"], "new_tokens": 12},
     },
 }  # fmt: skip
@@ -75,6 +76,13 @@ def test_quality_is_that_of_the_model(run: Run) -> None:
     torch, found = (pd.read_parquet(run.folder / "answers" / f"{label}.parquet") for label in ("fp16", "Q8_0"))
     columns = [f"logprob_{letter}" for letter in "abcd"]
     np.testing.assert_allclose(np.exp(found[columns]), np.exp(torch[columns]), atol=0.05)
+
+
+def test_answers_are_generated(run: Run) -> None:
+    rows = run.accuracy[run.accuracy["task"] == "demo_qa"].set_index("label")
+    assert set(rows["metric"]) == {"exact_match,first-line"}
+    assert rows.loc["Q8_0", "accuracy"] == rows.loc["fp16", "accuracy"] == 1
+    assert set(run.task_answers["demo_qa"]) == {"fp16", *CELLS}
 
 
 def test_speed_is_measured_like_any_other(run: Run) -> None:

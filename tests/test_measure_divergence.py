@@ -21,6 +21,7 @@ from qbench.engine.torch.loaded import LoadedModel, block_linears
 from qbench.engine.torch.logprobs import outline
 from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
+from qbench.measure import divergence
 from qbench.measure.divergence import kl_divergence
 from qbench.records.run import read_run
 from tests.support.perplexity import WINDOW, Cell, logprobs_by_hand
@@ -95,11 +96,12 @@ def rounded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Loade
     return model
 
 
+@pytest.mark.parametrize("how", [{"top_k": VOCAB}, {"divergence": "full"}])
 def test_every_figure_is_that_of_float64(
-    loaded: LoadedModel, rounded: LoadedModel, words_file: str, tmp_path: Path
+    loaded: LoadedModel, rounded: LoadedModel, words_file: str, tmp_path: Path, how: dict[str, object]
 ) -> None:
-    own = Cell(tmp_path).measure(loaded, text=words_file, window=WINDOW, top_k=VOCAB)
-    row = Cell(tmp_path, "int4").measure(rounded, text=words_file, window=WINDOW, top_k=VOCAB)
+    own = Cell(tmp_path).measure(loaded, text=words_file, window=WINDOW, **how)
+    row = Cell(tmp_path, "int4").measure(rounded, text=words_file, window=WINDOW, **how)
     assert own.kl_mean is own.kl_p99 is own.top1_agreement is own.delta_logprob_mean is own.top_k is None
     tokens = word_ids()[:96].view(6, WINDOW)
     p, q = logprobs_by_hand(loaded, tokens), logprobs_by_hand(rounded, tokens)
@@ -116,6 +118,22 @@ def test_every_figure_is_that_of_float64(
     assert row.delta_logprob_stderr == pytest.approx(delta.mean(1).std(ddof=1) / math.sqrt(6), rel=1e-3)
     assert row.top_k == VOCAB
     assert row.tail_mass_mean == 0
+
+
+def test_whole_vocabularies_are_kept_where_they_are_small_and_outlines_where_words_are_counted(
+    loaded: LoadedModel, rounded: LoadedModel, words_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(name: str, **settings: object) -> tuple[int | None, list[str]]:
+        Cell(tmp_path / name).measure(loaded, text=words_file, window=WINDOW, **settings)
+        row = Cell(tmp_path / name, "int4").measure(rounded, text=words_file, window=WINDOW, **settings)
+        return row.top_k, sorted(path.name for path in (tmp_path / name / "reference").iterdir())
+
+    whole = ["logprobs.safetensors", "logprobs.whole.npy"]
+    assert kept("small") == (VOCAB, whole)
+    assert kept("counted", top_k=8) == (8, whole[:1])
+    monkeypatch.setattr(divergence, "SMALL_BYTES", 6 * 15 * VOCAB * 4 - 1)
+    assert kept("large") == (64, whole[:1])
+    assert kept("asked", divergence="full") == (VOCAB, whole)
 
 
 @pytest.mark.parametrize(("top_k", "missing"), [(64, 0.12), (256, 0.01)])

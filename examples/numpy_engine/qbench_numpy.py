@@ -32,6 +32,7 @@ from qbench.engine.base import (
     Journal,
     KVCache,
     Loglikelihoods,
+    Pieces,
     Query,
     Scores,
     Stop,
@@ -222,9 +223,13 @@ class NumpyEngine:
         answer = np.array(query.answer)
         return float(logprobs[np.arange(len(answer)), answer].sum()), bool((logprobs.argmax(-1) == answer).all())
 
-    def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
+    def score(
+        self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None, whole: Pieces | None = None
+    ) -> Scores:
         states = self._model.forward(tokens[None, :-1], Cache(self._model, 1, len(tokens)))[0]
         logprobs = _log_softmax(states @ self._model.head.T)
+        if whole:
+            whole(slice(0, len(logprobs)), logprobs)
         truth = np.take_along_axis(logprobs, tokens[1:, None], 1)[:, 0]
         chosen = np.argsort(-logprobs, axis=1, kind="stable")[:, :top_k] if top_k else words
         if chosen is None:

@@ -128,9 +128,16 @@ class PerplexityConfig(Measure):
         default=None, ge=2, description="tokens a window; 2048 unless given, or the model's context if that is shorter"
     )
     limit: int | None = Field(default=None, ge=1, description="windows; marks rows partial")
-    divergence: bool = Field(default=True, description="compare every token's prediction with the fp16 cell's")
-    top_k: int = Field(
-        default=64, ge=1, description="of the fp16 cell's predictions kept a token, beside the rest's sum"
+    divergence: bool | Literal["full"] = Field(
+        default=True,
+        description="compare every token's prediction with the fp16 cell's; full: over the whole vocabulary, however "
+        "much that keeps on disk, 4 bytes a token and word",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="words of the fp16 cell's predictions kept a token, beside the rest's sum; unless given, all words "
+        "where they take at most 256 MiB, else 64",
     )
 
     @property

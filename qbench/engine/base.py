@@ -185,8 +185,7 @@ class Journal(Protocol):
 class Scores:
     """What a model says of the n - 1 tokens that follow the first of a window.
 
-    An outline of a prediction is the log-probabilities of k words and, last, of all others together: whole vocabularies
-    do not cross the contract.
+    An outline of a prediction is the log-probabilities of k words and, last, of all others together.
     """
 
     truth: Floats
@@ -197,6 +196,10 @@ class Scores:
     """[n - 1, k], those of the outlines."""
     outlines: Floats | None = None
     """[n - 1, k + 1]."""
+
+
+Pieces = Callable[[slice, Floats], None]
+"""Takes log-probabilities of the whole vocabulary, [rows, vocabulary], of some rows of a window at a time, in order."""
 
 
 class Engine(Protocol):
@@ -251,10 +254,13 @@ class Engine(Protocol):
         engine checks that on the first of them, and reads prompts whole where it does not hold.
         """
 
-    def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
+    def score(
+        self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None, whole: Pieces | None = None
+    ) -> Scores:
         """Score a window [n] in one forward.
 
-        Outlines are of the `top_k` most probable words, or of `words` [n - 1, k], or are left out.
+        Outlines are of the `top_k` most probable words, or of `words` [n - 1, k], or are left out. `whole` is given the
+        log-probabilities of all words.
         """
 
     def peak_memory(self, call: Callable[[], object]) -> list[int]:

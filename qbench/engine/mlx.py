@@ -30,6 +30,7 @@ from qbench.engine.base import (
     Journal,
     KVCache,
     Loglikelihoods,
+    Pieces,
     Query,
     Scores,
     Stop,
@@ -168,13 +169,17 @@ class MlxEngine:
         mx.eval(answers)
         return [(total.item(), greedy.item()) for total, greedy in answers]
 
-    def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
+    def score(
+        self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None, whole: Pieces | None = None
+    ) -> Scores:
         """One forward; the output embedding is multiplied in pieces, so that no window's logits are held whole."""
         cache = make_prompt_cache(self._model)
         pieces: list[dict[str, Any]] = []
         for first in range(0, len(tokens) - 1, SCORE_TOKENS):
             last = min(first + SCORE_TOKENS, len(tokens) - 1)
             logprobs = _log_softmax(self._model(mx.array(tokens[None, first:last]), cache=cache)[0])
+            if whole:
+                whole(slice(first, last), np.array(logprobs))
             piece = {"truth": mx.take_along_axis(logprobs, mx.array(tokens[first + 1 : last + 1, None]), 1)[:, 0]}
             if top_k:
                 piece["words"] = mx.argsort(-logprobs, axis=1)[:, :top_k]

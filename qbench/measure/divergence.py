@@ -12,12 +12,15 @@ Information Theory, 2.5), exactly
     (mass of the last class by p) × KL(p || q, each among the words of that class alone).
 
 The mass is known and reported. The second factor is not, and has no bound, since q may give a word next to nothing.
-With `top_k` as large as the vocabulary nothing is missing. Natural logarithms throughout; figures are in nats.
+With the whole vocabulary nothing is missing: the 16-bit cell leaves the log-probabilities of every word, in a file of
+4 bytes a token and word, and KL is the sum over the vocabulary, some rows at a time. That is done where it is asked
+for, and where the file stays small. Natural logarithms throughout; figures are in nats.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +29,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from qbench.analysis import formulas
-from qbench.engine.base import Floats, Ints, Scores
+from qbench.config import PerplexityConfig
+from qbench.engine.base import Floats, Ints, Pieces, Scores
 from qbench.errors import QbenchError
 from qbench.measure.base import Reference
+
+TOP_K = 64
+"""Words of an outline unless `top_k` is given."""
+
+SMALL_BYTES = 256 << 20
+"""Of whole vocabularies, up to which they are kept without being asked for."""
 
 
 class Observer(Protocol):
@@ -41,6 +51,9 @@ class Observer(Protocol):
     def words(self, window: int) -> Ints | None:
         """Words [window - 1, k] that it wants outlined instead."""
 
+    def whole(self, window: int) -> Pieces | None:
+        """What takes the log-probabilities of every word; None where outlines are enough."""
+
     def see(self, window: int, scores: Scores) -> None:
         """The scores of a window, with outlines."""
 
@@ -48,12 +61,15 @@ class Observer(Protocol):
         """All are seen: the columns of the row that this gives."""
 
 
-def observer(tokens: Ints, top_k: int, reference: Reference) -> Observer:
+def observer(tokens: Ints, config: PerplexityConfig, vocabulary: int, reference: Reference) -> Observer:
     """A recorder for the 16-bit cell, a comparison for any other; `tokens` are all windows, [windows, window].
 
     Raises:
         QbenchError: there is nothing to compare with, or it was made with another model, text or setting.
     """
+    shape = (len(tokens), tokens.shape[1] - 1, vocabulary)
+    whole = is_whole(config, 4 * math.prod(shape))
+    top_k = 1 if whole else config.top_k or TOP_K  # the most probable word is compared in any case
     facts = {
         "window": str(tokens.shape[1]),
         "windows": str(len(tokens)),
@@ -61,9 +77,37 @@ def observer(tokens: Ints, top_k: int, reference: Reference) -> Observer:
         "top_k": str(top_k),
         "model_fingerprint": reference.model_fingerprint,
     }
+    if whole:
+        facts["vocabulary"] = str(vocabulary)
+        if reference.own:
+            return WholeRecorder(tokens, reference.path, facts, shape)
+        return WholeComparison(tokens, reference, facts, shape)
     if reference.own:
         return Recorder(tokens, top_k, reference.path, facts)
     return Comparison(tokens, top_k, reference, facts)
+
+
+def is_whole(config: PerplexityConfig, size: int) -> bool:
+    """Whether predictions are compared over the whole vocabulary, of which the 16-bit cell would keep `size` bytes."""
+    return config.divergence == "full" or (config.top_k is None and size <= SMALL_BYTES)
+
+
+def files(reference: Path) -> list[Path]:
+    """What the 16-bit cell has left: `reference`, and the whole vocabularies that it speaks of."""
+    try:
+        with safe_open(reference, framework="numpy") as file:
+            whole = "vocabulary" in (file.metadata() or {})
+    except (OSError, SafetensorError):  # said where it is read
+        whole = False
+    return [reference, whole_file(reference)] if whole else [reference]
+
+
+def whole_file(reference: Path) -> Path:
+    """Where the log-probabilities of every word are, beside the file of outlines: float32 [windows, window - 1, words].
+
+    In NumPy's format, so that a window is read without the others.
+    """
+    return reference.with_suffix(".whole.npy")
 
 
 class Recorder:
@@ -82,6 +126,10 @@ class Recorder:
 
     def words(self, window: int) -> None:
         """The most probable ones, whatever they are."""
+
+    def whole(self, window: int) -> Pieces | None:
+        """Outlines are enough."""
+        return None
 
     def see(self, window: int, scores: Scores) -> None:
         """Keep the window's outlines."""
@@ -117,6 +165,10 @@ class Comparison:
         """Those of the 16-bit cell."""
         return self._of("words", window).astype(np.int64)
 
+    def whole(self, window: int) -> Pieces | None:
+        """Outlines are enough."""
+        return None
+
     def see(self, window: int, scores: Scores) -> None:
         """Compare the window's outlines with those of the 16-bit cell."""
         assert scores.best is not None
@@ -148,6 +200,89 @@ class Comparison:
             "top_k": self._top_k,
             "tail_mass_mean": float(self._tail.mean()),
         }
+
+
+class WholeRecorder(Recorder):
+    """Writes the log-probabilities of every word, too."""
+
+    def __init__(self, tokens: Ints, path: Path, facts: dict[str, str], shape: tuple[int, int, int]) -> None:
+        super().__init__(tokens, 1, path, facts)
+        self._file = whole_file(path)
+        self._partial = self._file.with_name(f".{self._file.name}.partial")
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        self._all = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]  # numpy's
+            self._partial, mode="w+", dtype=np.float32, shape=shape
+        )
+
+    def whole(self, window: int) -> Pieces:
+        """Writes them where they belong in the file."""
+
+        def keep(rows: slice, logprobs: Floats) -> None:
+            self._all[window, rows] = logprobs
+
+        return keep
+
+    def end(self) -> dict[str, float | int | None]:
+        """Write both files, each whole or not at all."""
+        self._all.flush()
+        self._partial.replace(self._file)
+        return super().end()
+
+
+class WholeComparison(Comparison):
+    """Compares the log-probabilities of every word."""
+
+    def __init__(self, tokens: Ints, reference: Reference, facts: dict[str, str], shape: tuple[int, int, int]) -> None:
+        super().__init__(tokens, 1, reference, facts)
+        file = whole_file(reference.path)
+        try:
+            self._all = np.load(file, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise QbenchError(f"{file}: missing or damaged ({error}); start over with --fresh") from error
+        if self._all.shape != shape:
+            raise QbenchError(
+                f"{file}: holds {self._all.shape} log-probabilities, not {shape}; start over with --fresh"
+            )
+
+    def whole(self, window: int) -> Pieces:
+        """KL over the vocabulary, a few rows at a time, so that all of it stays in the processor's caches."""
+
+        def compare(rows: slice, logprobs: Floats) -> None:
+            step = max(1, CHUNK_VALUES // logprobs.shape[1])
+            for start in range(rows.start, rows.stop, step):
+                own = slice(start, min(start + step, rows.stop))
+                found = logprobs[own.start - rows.start : own.stop - rows.start]
+                self._kl[window, own] = whole_kl(self._all[window, own], found)
+
+        return compare
+
+    def see(self, window: int, scores: Scores) -> None:
+        """As of outlines, but for KL."""
+        kl = self._kl[window].copy()
+        super().see(window, scores)
+        self._kl[window] = kl
+        self._tail[window] = 0.0
+
+    def end(self) -> dict[str, float | int | None]:
+        """As of outlines of as many words as there are."""
+        return super().end() | {"top_k": self._all.shape[-1]}
+
+
+CHUNK_VALUES = 1 << 18
+"""float32 values of a piece of a comparison: 1 MiB."""
+
+
+def whole_kl(p: Floats, q: Floats) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """KL(p || q) of log-probabilities [rows, vocabulary], in nats, float64 [rows]; terms in float32, which is enough.
+
+    NumPy sums a row in pairs, whose rounding is far below that of the log-probabilities themselves, 1e-7.
+    """
+    with np.errstate(invalid="ignore"):  # of a word that neither has
+        terms = np.exp(p) * (p - q)
+    sums = terms.sum(1)
+    if not np.isfinite(sums).all():
+        sums = np.where(p > -np.inf, terms, np.float32(0)).sum(1)
+    return np.asarray(sums, dtype=np.float64)
 
 
 def kl_divergence(p: Floats, q: Floats) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -44,7 +44,7 @@ def measure(engine: Engine, config: PerplexityConfig, context: Context) -> None:
     text = config.text or "wikitext2"
     window = window_length(engine.about.context, config.window)
     tokens = cut(engine.encode(texts.read(text, "test", "measure.perplexity.text")), window, config.limit)
-    watching, refusal = _observer(tokens, config, context)
+    watching, refusal = _observer(engine, tokens, config, context)
     nll = _negative_log_likelihoods(engine, tokens, watching, context)
     mean, stderr = formulas.mean_of_windows(nll)
     if mean > LARGEST_NLL:
@@ -69,11 +69,13 @@ def measure(engine: Engine, config: PerplexityConfig, context: Context) -> None:
         raise refusal
 
 
-def _observer(tokens: Ints, config: PerplexityConfig, context: Context) -> tuple[Observer | None, QbenchError | None]:
+def _observer(
+    engine: Engine, tokens: Ints, config: PerplexityConfig, context: Context
+) -> tuple[Observer | None, QbenchError | None]:
     if not config.divergence or context.reference is None:
         return None, None
     try:
-        return observer(tokens, config.top_k, context.reference), None
+        return observer(tokens, config, engine.about.vocab_size, context.reference), None
     except QbenchError as error:
         return None, error
 
@@ -87,7 +89,7 @@ def _negative_log_likelihoods(
         window = tokens[i]
         context.progress("perplexity", i, len(tokens))
         if watching:
-            scores = engine.score(window, top_k=watching.top_k, words=watching.words(i))
+            scores = engine.score(window, top_k=watching.top_k, words=watching.words(i), whole=watching.whole(i))
             watching.see(i, scores)
         else:
             scores = engine.score(window)

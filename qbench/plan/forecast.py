@@ -11,13 +11,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from qbench.config import Backend, RunConfig, SustainedConfig, ThroughputConfig, TimedGeneration, resolve
+from qbench.config import (
+    Backend,
+    PerplexityConfig,
+    RunConfig,
+    SustainedConfig,
+    ThroughputConfig,
+    TimedGeneration,
+    resolve,
+)
 from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth
 from qbench.machine.bandwidth import Bandwidth
 from qbench.machine.environment import Environment
-from qbench.model.architecture import of_model
+from qbench.model.architecture import Architecture, of_model
 from qbench.model.kv_cache import attended_tokens, recent_tokens
 from qbench.plan import cells as plan
 from qbench.plan import questions
@@ -100,6 +108,8 @@ class Forecast(Frozen):
     """Of MMLU; None where it is not asked, or their number is not known here."""
     starts: int = 1
     """Processes in which each cell is measured."""
+    reference_bytes: int | None = None
+    """On disk, for each window of a text: the 16-bit cell's whole predictions; None unless `divergence` is full."""
     compared: int = 0
     """Cells whose accuracy is compared with a 16-bit cell's."""
 
@@ -141,9 +151,21 @@ def make(
         ),
         problems=_problems(config, machine),
         questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
+        reference_bytes=_reference_bytes(config, model),
         starts=config.measure.starts,
         compared=len(cells) - 1 if any(cell.is_reference for cell in cells) else 0,
     )
+
+
+def _window(config: PerplexityConfig, model: Architecture) -> int:
+    return config.window or min(2048, model.max_position_embeddings or 2048)
+
+
+def _reference_bytes(config: RunConfig, model: Architecture) -> int | None:
+    settings = config.measure.perplexity
+    if settings is None or settings.divergence != "full" or config.reference is None:
+        return None
+    return 4 * model.vocab_size * (_window(settings, model) - 1)
 
 
 def to_json(forecasts: Sequence[Forecast]) -> str:
@@ -205,8 +227,7 @@ def _cell(
     load = predicted.load_bytes() if predicted.target.device == "cpu" else None
     perplexity = None
     if config.measure.perplexity:
-        window = config.measure.perplexity.window or min(2048, predicted.model.max_position_embeddings or 2048)
-        perplexity = predicted.perplexity_bytes(window)
+        perplexity = predicted.perplexity_bytes(_window(config.measure.perplexity, predicted.model))
     return CellForecast(
         label=cell.label,
         backend=cell.kind,

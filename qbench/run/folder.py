@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from qbench.config import NOISE_SUFFIX, Backend, RunConfig
 from qbench.errors import QbenchError
+from qbench.measure import divergence
 from qbench.records import requests
 from qbench.records.answers import task_file
 from qbench.records.files import remove, write_atomically
@@ -161,7 +162,7 @@ class RunFolder:
         return {
             "mmlu": [self.answers / f"{label}.parquet"],
             "noise_floor": [self.answers / f"{label}{NOISE_SUFFIX}.parquet"],
-            "perplexity": [self.reference] if reference and reference.label == label else [],
+            "perplexity": divergence.files(self.reference) if reference and reference.label == label else [],
         }.get(unit, [])
 
     def rows(self, label: str) -> list[Row]:

@@ -142,6 +142,11 @@ def remarks(forecast: Forecast) -> list[str]:
             f"starts: each cell is loaded {forecast.starts} times, all of them once before any of them again; later "
             "starts take only the throughput"
         )
+    if forecast.reference_bytes:
+        lines.append(
+            f"disk: divergence: full keeps {human_bytes(forecast.reference_bytes)} of the 16-bit cell's predictions "
+            "for each window of the text"
+        )
     unknown = [name for name in forecast.measures if name in ("mmlu", "tasks", "noise_floor", "generations")]
     if unknown:
         lines.append(f"memory not predicted, it depends on the prompts: {', '.join(unknown)}")

@@ -21,6 +21,7 @@ from qbench.engine.base import (
     Journal,
     KVCache,
     Loglikelihoods,
+    Pieces,
     Query,
     Scores,
     Stop,
@@ -116,7 +117,9 @@ class LlamaCppEngine:
         read = prefix_groups.count(groups, batch_size).read  # nothing is padded
         return Loglikelihoods(TokenCount(read, read), reader.read(), shared=share)
 
-    def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
+    def score(
+        self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None, whole: Pieces | None = None
+    ) -> Scores:
         """See `qbench.engine.base.Engine.score`; the window is read in pieces, as llama.cpp computes it anyway."""
         count = len(tokens) - 1
         read = Tokens(tokens[:-1], np.arange(count), [(0,)] * count, np.ones(count, bool))
@@ -125,6 +128,8 @@ class LlamaCppEngine:
         try:
             for places, logits in context.read(read, self._at_once):
                 logprobs = log_softmax(logits)
+                if whole:
+                    whole(slice(int(places[0]), int(places[-1]) + 1), logprobs)
                 seen: dict[str, Any] = {"truth": np.take_along_axis(logprobs, tokens[places + 1, None], 1)[:, 0]}
                 chosen = most_probable(logprobs, top_k) if top_k else None if words is None else words[places]
                 if chosen is not None:

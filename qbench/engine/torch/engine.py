@@ -23,6 +23,7 @@ from qbench.engine.base import (
     Journal,
     KVCache,
     Loglikelihoods,
+    Pieces,
     Query,
     Scores,
     Stepper,
@@ -158,13 +159,17 @@ class TorchEngine:
         return Loglikelihoods(prefix_groups.count(groups, batch_size), reader.read(groups), shared=share)
 
     @torch.inference_mode()
-    def score(self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None) -> Scores:
+    def score(
+        self, tokens: Ints, *, top_k: int | None = None, words: Ints | None = None, whole: Pieces | None = None
+    ) -> Scores:
         """See `qbench.engine.base.Engine.score`."""
         window = torch.from_numpy(tokens)
         targets = window[1:].to(self.loaded.device)
         watched = None if words is None else torch.from_numpy(words).to(self.loaded.device)
         found: dict[str, list[torch.Tensor]] = {}
         for rows, logprobs in log_probabilities(self.loaded, window, self._kv_cache):
+            if whole:
+                whole(rows, logprobs.cpu().numpy())
             seen = {"truth": logprobs.gather(1, targets[rows, None])[:, 0]}
             chosen = None if watched is None else watched[rows]
             if top_k:

@@ -19,6 +19,7 @@ from qbench import __version__
 from qbench.errors import QbenchError, describe_fault
 from qbench.machine import environment
 from qbench.machine.environment import Environment
+from qbench.measure import divergence
 from qbench.model import content, find
 from qbench.run import fingerprint
 from qbench.run.executor import Ending
@@ -80,7 +81,7 @@ class Results:
     ending: Ending | None
     files: dict[str, bytes]
     answers: dict[str, bytes]
-    reference: bytes | None
+    reference: dict[str, bytes]
     """Given by the cell whose log-probabilities the others are compared with."""
 
 
@@ -101,7 +102,7 @@ class NodeCell:
         self._out: Path
         self._log: Path
 
-    def start(self, parcel: Parcel, reference: bytes | None) -> str | None:
+    def start(self, parcel: Parcel, reference: dict[str, bytes]) -> str | None:
         """Begin, unless the node would measure something else: then the reason."""
         try:
             self._job = self._resolve(parcel, reference)
@@ -126,7 +127,7 @@ class NodeCell:
             ending=self._ending,
             files=contents(self._out, {"events.jsonl"}),
             answers=contents(job.answers),
-            reference=job.reference.read_bytes() if own else None,
+            reference={file.name: file.read_bytes() for file in divergence.files(job.reference)} if own else {},
         )
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class NodeCell:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _resolve(self, parcel: Parcel, reference: bytes | None) -> Job:
+    def _resolve(self, parcel: Parcel, reference: dict[str, bytes]) -> Job:
         """The job with this node's paths.
 
         Raises:
@@ -160,8 +161,8 @@ class NodeCell:
         }
         for folder, files in ((self._out, parcel.files), (own["answers"], parcel.answers)):
             unpack(folder, files)
-        if reference is not None:
-            unpack(own["reference"].parent, {own["reference"].name: reference})
+        if reference:
+            unpack(own["reference"].parent, reference)
         return job.model_copy(update=own)
 
     def _run(self) -> None:

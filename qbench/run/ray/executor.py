@@ -111,6 +111,12 @@ class RayExecutor:
         Raises:
             QbenchError: no node has what a cell asks for; or a node does not answer, or has other code.
         """
+        perplexity = config.measure.perplexity
+        if perplexity and perplexity.divergence == "full":
+            raise QbenchError(
+                "measure.perplexity.divergence: full may leave more than can be sent between nodes; set it to true, "
+                "which compares whole vocabularies where they are small, or run on one machine"
+            )
         for backend in cells:
             resources.request(config, backend, self._nodes())
         found = self._facts()
@@ -150,7 +156,7 @@ class RayExecutor:
         asked = resources.request(cell.job.config, cell.job.backend, self._nodes())
         actor, begun = self._place(asked), False
         try:
-            reference = ray.put(cell.reference()) if cell.compares else None
+            reference = ray.put(cell.reference()) if cell.compares else {}
             cell.progress(ProgressEvent(what="waiting for a node of the cluster", done=0, total=1))
             refusal = self._get(actor.start.remote(self._parcel(cell, asked), reference), needs=asked)
             begun = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qbench.config import NOISE_SUFFIX
+from qbench.measure import divergence
 from qbench.records.answers import TASKS
 from qbench.run.events import EventReader, ProgressEvent
 from qbench.run.job import Job
@@ -37,9 +38,9 @@ class Mirror:
         reference = self.job.config.reference
         return reference is not None and reference.label != self.job.label and self.job.reference.is_file()
 
-    def reference(self) -> bytes:
+    def reference(self) -> dict[str, bytes]:
         """The 16-bit cell's log-probabilities."""
-        return self.job.reference.read_bytes()
+        return {file.name: file.read_bytes() for file in divergence.files(self.job.reference)}
 
     def answers(self) -> dict[str, bytes]:
         """The cell's own answer files that are here already."""
@@ -70,9 +71,9 @@ class Mirror:
             if isinstance(event, ProgressEvent):
                 self.progress(event)
 
-    def keep(self, files: dict[str, bytes], answers: dict[str, bytes], reference: bytes | None) -> None:
+    def keep(self, files: dict[str, bytes], answers: dict[str, bytes], reference: dict[str, bytes]) -> None:
         """Write what the cell leaves behind beside its events and its log."""
         unpack(self.out, files)
         unpack(self.job.answers, answers)
-        if reference is not None:
-            unpack(self.job.reference.parent, {self.job.reference.name: reference})
+        if reference:
+            unpack(self.job.reference.parent, reference)
