@@ -164,6 +164,29 @@ def test_every_measure_is_named_and_counted(laptop: Environment) -> None:
         assert words in text
 
 
+def test_memory_is_predicted_for_the_longest_needle_prompts(laptop: Environment) -> None:
+    def fits(**tasks: object) -> forecast.CellForecast:
+        measure = {"memory": {"seq_len": 8}, "tasks": {"names": ["niah_single_1"], **tasks}}
+        return forecast.make(
+            llama(model=REAL, backends=SIX[:1], measure=measure, device="cuda"), laptop, memory_bytes=24 * GIB
+        ).cells[0]
+
+    short, long = (fits(context_lengths=lengths, batch_size=1) for lengths in ([4096], [4096, 8192]))
+    assert short.needles_bytes is not None
+    assert long.needles_bytes is not None
+    # 2 x 32 layers x 8 heads x 128 values of 2 bytes a token are 128 KiB.
+    assert long.needles_bytes - short.needles_bytes > 4096 * 128 * 1024
+    assert (short.needles_fits, fits(context_lengths=[8192], batch_size=8).needles_fits) == ("yes", "no")
+    assert fits(names=["piqa"]).needles_bytes is None
+    text = printed(
+        forecast.make(
+            llama(model=REAL, backends=SIX[:1], measure={"tasks": {"names": ["niah_single_1"]}}), laptop, rate=1e9
+        )
+    )
+    assert "needle tasks" in text
+    assert "it depends on the prompts" not in text
+
+
 def test_a_plan_says_what_its_questions_will_show(laptop: Environment) -> None:
     def said(flips: float = 0.05, **mmlu: object) -> str:
         found = forecast.make(llama(model=REAL, measure={"mmlu": mmlu}), laptop, rate=1e9)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from qbench.config import Backend, RunConfig, SustainedConfig, ThroughputConfig, TimedGeneration, resolve
+from qbench.config import Backend, RunConfig, SustainedConfig, ThroughputConfig, TimedGeneration, needles, resolve
 from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth
@@ -75,6 +75,9 @@ class CellForecast(Frozen):
     fits: Fit | None = None
     perplexity_bytes: int | None = None
     perplexity_fits: Fit | None = None
+    needles_bytes: int | None = None
+    """Of the longest prompts of `measure.tasks.context_lengths`; None where no needle task is measured."""
+    needles_fits: Fit | None = None
     batches: tuple[BatchForecast, ...] = ()
 
 
@@ -98,6 +101,8 @@ class Forecast(Frozen):
     """Why the run would be refused on this machine."""
     questions: int | None = None
     """Of MMLU; None where it is not asked, or their number is not known here."""
+    unpredicted: tuple[str, ...] = ()
+    """Measures whose memory depends on prompts that are not known before they run."""
     starts: int = 1
     """Processes in which each cell is measured."""
     compared: int = 0
@@ -141,6 +146,7 @@ def make(
         ),
         problems=_problems(config, machine),
         questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
+        unpredicted=_unpredicted(config),
         starts=config.measure.starts,
         compared=len(cells) - 1 if any(cell.is_reference for cell in cells) else 0,
     )
@@ -188,6 +194,13 @@ def _problems(config: RunConfig, machine: Environment) -> tuple[str, ...]:
     return ()
 
 
+def _unpredicted(config: RunConfig) -> tuple[str, ...]:
+    measures = config.measure
+    known = {"tasks": measures.tasks is None or not measures.tasks.stored}
+    names = ("mmlu", "tasks", "noise_floor", "generations")
+    return tuple(name for name in names if getattr(measures, name) is not None and not known.get(name))
+
+
 def _settings(config: RunConfig) -> dict[str, str]:
     dumps = {name: one.model_dump(mode="json", exclude_none=True) for name, one in config.measure if one is not None}
     return {name: ", ".join(f"{key} {value}" for key, value in values.items()) for name, values in dumps.items()}
@@ -207,6 +220,10 @@ def _cell(
     if config.measure.perplexity:
         window = config.measure.perplexity.window or min(2048, predicted.model.max_position_embeddings or 2048)
         perplexity = predicted.perplexity_bytes(window)
+    tasks, longest = config.measure.tasks, None
+    if tasks and tasks.made:
+        tokens = max(tasks.context_lengths)
+        longest = predicted.completion_bytes(tasks.batch_size, tokens - needles.NEW_TOKENS, tokens, kv_cache)
     return CellForecast(
         label=cell.label,
         backend=cell.kind,
@@ -219,6 +236,8 @@ def _cell(
         fits=fit(peak, memory),
         perplexity_bytes=perplexity,
         perplexity_fits=None if perplexity is None else fit(perplexity, memory),
+        needles_bytes=longest,
+        needles_fits=None if longest is None else fit(longest, memory),
         batches=tuple(_batches(config, predicted, memory, speed)),
     )
 

@@ -77,7 +77,9 @@ def memory_table(forecast: Forecast) -> Table:
     headings = ["units", "bits/weight", "weights", "loading", "first forward"]
     perplexity = any(cell.perplexity_bytes for cell in forecast.cells)
     batches = [batch.batch_size for batch in _batches(forecast) if batch.measure == "throughput"]
+    needles = any(cell.needles_bytes for cell in forecast.cells)
     headings += [f"batch {size}" for size in batches] + (["perplexity"] if perplexity else [])
+    headings += ["needle tasks"] if needles else []
     for heading in headings:
         table.add_column(heading, justify="right")
     for cell in forecast.cells:
@@ -93,6 +95,7 @@ def memory_table(forecast: Forecast) -> Table:
             _marked(cell.peak_memory_bytes, cell.fits),
             *(peaks or [MISSING] * len(batches)),
             *([_marked(cell.perplexity_bytes, cell.perplexity_fits)] if perplexity else []),
+            *([_marked(cell.needles_bytes, cell.needles_fits)] if needles else []),
         )
     return table
 
@@ -142,9 +145,8 @@ def remarks(forecast: Forecast) -> list[str]:
             f"starts: each cell is loaded {forecast.starts} times, all of them once before any of them again; later "
             "starts take only the throughput"
         )
-    unknown = [name for name in forecast.measures if name in ("mmlu", "tasks", "noise_floor", "generations")]
-    if unknown:
-        lines.append(f"memory not predicted, it depends on the prompts: {', '.join(unknown)}")
+    if forecast.unpredicted:
+        lines.append(f"memory not predicted, it depends on the prompts: {', '.join(forecast.unpredicted)}")
     return lines
 
 
@@ -158,7 +160,7 @@ def _misfits(cell: CellForecast) -> list[str]:
     for batch in cell.batches:
         mark = ", sustained" if batch.measure == "sustained" else ""
         parts.append((f"batch {batch.batch_size}{mark}", batch.fits))
-    parts.append(("perplexity", cell.perplexity_fits))
+    parts += [("perplexity", cell.perplexity_fits), ("needle tasks", cell.needles_fits)]
     lines = []
     for fits, words in (("no", "does not fit"), ("tight", "is tight")):
         if found := [part for part, how in parts if how == fits]:
