@@ -22,7 +22,7 @@ from qbench.machine.bandwidth import Bandwidth
 from qbench.plan import backtest
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
-from qbench.show.phrases import crossovers, remarks, truncations
+from qbench.show.phrases import crossovers, cut_prompts, remarks, truncations
 from qbench.show.verdicts import reading
 from qbench.show.view import facts
 from qbench.show.view.facts import Record
@@ -86,7 +86,12 @@ def collect(
         crossovers=tuple(crossovers(cells, names.get(reference) if reference else None)),
         tried=facts.tried(run),
         failures=tuple(facts.failures(run, names)),
-        doubts=(*truncations(cells), *remarks(cells), *(Redactor.here().text(text) for text in run.warnings)),
+        doubts=(
+            *truncations(cells),
+            *cut_prompts(tasks),
+            *remarks(cells),
+            *(Redactor.here().text(text) for text in run.warnings),
+        ),
         notes=tuple(notes),
     )
 
