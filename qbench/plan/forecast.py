@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict
 
 from qbench.config import Backend, RunConfig, SustainedConfig, ThroughputConfig, TimedGeneration, needles, resolve
 from qbench.config.target import Target
@@ -99,8 +99,8 @@ class Forecast(Frozen):
     """In the order in which they run."""
     problems: tuple[str, ...]
     """Why the run would be refused on this machine."""
-    questions: int | None = None
-    """Of MMLU; None where it is not asked, or their number is not known here."""
+    questions: dict[str, int | None] = {}
+    """By `mmlu` or unit of `measure.tasks`, see `qbench.plan.questions.count_all`."""
     unpredicted: tuple[str, ...] = ()
     """Measures whose memory depends on prompts that are not known before they run."""
     starts: int = 1
@@ -145,16 +145,11 @@ def make(
             _cell(config, cell, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)
         ),
         problems=_problems(config, machine),
-        questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
+        questions=questions.count_all(config.measure),
         unpredicted=_unpredicted(config),
         starts=config.measure.starts,
         compared=len(cells) - 1 if any(cell.is_reference for cell in cells) else 0,
     )
-
-
-def to_json(forecasts: Sequence[Forecast]) -> str:
-    """A JSON array."""
-    return TypeAdapter(list[Forecast]).dump_json(list(forecasts), indent=2).decode()
 
 
 def fit(peak_bytes: int, memory_bytes: int | None) -> Fit | None:
