@@ -231,6 +231,8 @@ def test_a_plan_says_what_its_questions_will_show(laptop: Environment, tmp_path:
     assert rows(tasks={"names": ["hellaswag"], "limit": 600})["hellaswag"][0] == 600
     assert rows(mmlu={"limit": 20})["mmlu"][0] == 1140
     assert rows(mmlu={"subjects": ["anatomy"]})["mmlu"] == (None, None, None), "not known before they are fetched"
+    few = forecast.make(llama(model=REAL, measure={"mmlu": {"limit": 1, "subjects": ["anatomy"]}}), laptop, rate=1e9)
+    assert list(forecast_table.power_table(few, 0.05).columns[2].cells) == ["100"], "one question shows nothing"
     text = printed(forecast.make(llama(model=REAL, measure={"mmlu": {}}), laptop, rate=1e9))
     assert "two-sided alpha 0.05, shared by 5 comparisons" in text
     alone = forecast.make(llama(model=REAL, backends=SIX[1:2], measure={"mmlu": {}}), laptop, rate=1e9)

@@ -82,7 +82,7 @@ def power_table(forecast: Forecast, flips: float) -> Table:
         table.add_column(f"{100 * share:g} % flip", justify="right")
     for task, n in forecast.questions.items() if forecast.compared else ():
         found = [_least(n, share, forecast) for share in _shares(flips)]
-        points = [MISSING if least is None else f"{100 * least:.2g}" for least in found]
+        points = [MISSING if least is None else f"{float(f'{100 * least:.2g}'):g}" for least in found]
         table.add_row(escape(task), MISSING if n is None else f"{n:,}", *points)
     return table
 
