@@ -23,7 +23,7 @@ def test_a_line_a_backend_over_the_needle_tasks_together(tmp_path: Path) -> None
     low, high = wilson_interval(70, 80)
     assert chart.series[0].points[1].span == pytest.approx((100 * low, 100 * high))
     assert chart.x_ticks == (4096, 32768)
-    assert chart.details[0] == "niah_multikey_2, niah_single_1, 40 prompts each"
+    assert chart.details[0] == "40 prompts of each task: niah_multikey_2, niah_single_1"
     assert "<svg" in mpl.svg(chart)
     assert {trace.get("name") for trace in plotly.figure(chart)["data"]} == {"FP16", "INT4"}
 

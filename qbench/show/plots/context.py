@@ -38,7 +38,7 @@ def accuracy_over_context(report: RunReport, looks: Looks) -> ScatterChart | Non
     return ScatterChart(
         title="Accuracy over context",
         details=(
-            f"{', '.join(tasks)}, {counted} prompts each{', partial' if partial else ''}",
+            f"{counted} prompts of each task{', partial' if partial else ''}: {', '.join(tasks)}",
             "whiskers: 95 % Wilson intervals",
             *not_shown(report.cells, {one.backend for one in series}),
         ),
