@@ -29,7 +29,7 @@ from qbench.measure import throughput
 from qbench.records.rows import Row
 from qbench.show.plots.charts import charts
 from qbench.show.plots.shapes import BarChart
-from qbench.show.recommend import lines, to_dict
+from qbench.show.recommend import Prices, lines, to_dict
 from qbench.show.report import speed_tables
 from qbench.show.view.data import collect
 from tests.support.made_up_run import cell, made_up_run, trial
@@ -226,3 +226,33 @@ def test_energy_is_drawn_and_tabled_where_it_was_counted() -> None:
     assert [row.fields[place].text for row in table.rows] == ["4 J", "1 J", "2 J", "–"]
     plain = collect(made_up_run(uncounted, batch_sizes=[1]))
     assert "energy" not in [kind.key for kind, _ in charts(plain)]
+
+
+def test_electricity_is_priced_by_the_joules_of_a_token() -> None:
+    """1 J a token is 10⁶ J, 0.2778 kWh, for a million tokens: at 0.36 a kWh that costs 0.1."""
+    uncounted = [cell("awq"), trial("awq", None, 1, decode_tokens_per_s=80.0)]
+    run = made_up_run([*THREE, *uncounted], batch_sizes=[1])
+    found, prices = recommend([run], 1, "energy", Limits()), Prices(per_kwh=0.36)
+    named, second = (to_dict(found, prices)[key] for key in ("recommended", "runner_up"))
+    assert (named["label"], named["electricity_per_million_tokens"]) == ("int4", pytest.approx(0.1))
+    assert (second["label"], second["electricity_per_million_tokens"]) == ("nf4", pytest.approx(0.2))
+    assert named["cost_per_million_tokens"] is None
+    assert "0.1 for the electricity of a million tokens" in "\n".join(lines(found, prices))
+    assert to_dict(found)["recommended"]["electricity_per_million_tokens"] is None
+    assert "electricity" not in "\n".join(lines(found))
+    fastest = recommend([made_up_run(uncounted, batch_sizes=[1])], 1, "speed", Limits())
+    assert to_dict(fastest, prices)["recommended"]["electricity_per_million_tokens"] is None, "not counted is not free"
+    assert "electricity" not in "\n".join(lines(fastest, prices))
+
+
+def test_the_report_prices_electricity_where_energy_was_counted() -> None:
+    uncounted = [cell("awq"), trial("awq", None, 1, decode_tokens_per_s=80.0)]
+    run = made_up_run([*THREE, *uncounted], batch_sizes=[1])
+    priced, plain = (speed_tables.speeds([collect(run, electricity=price)]) for price in (0.36, None))
+    assert priced is not None
+    assert plain is not None
+    place = [column.title for column in priced.columns].index("electricity, a million tokens")
+    assert [row.fields[place].text for row in priced.rows] == ["0.4", "0.1", "0.2", "–"]
+    assert priced.rows[3].fields[place].value is None
+    assert [len(row.fields) for row in priced.rows] == [len(priced.columns)] * 4
+    assert "electricity, a million tokens" not in [column.title for column in plain.columns]

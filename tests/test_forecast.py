@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
@@ -164,27 +167,82 @@ def test_every_measure_is_named_and_counted(laptop: Environment) -> None:
         assert words in text
 
 
-def test_a_plan_says_what_its_questions_will_show(laptop: Environment) -> None:
-    def said(flips: float = 0.05, **mmlu: object) -> str:
-        found = forecast.make(llama(model=REAL, measure={"mmlu": mmlu}), laptop, rate=1e9)
-        console = Console(width=400, no_color=True)
-        with console.capture() as capture:
-            forecast_table.show(console, found, flips)
-        return next((line for line in capture.get().splitlines() if line.startswith("accuracy: ")), "")
+def test_memory_is_predicted_for_the_longest_needle_prompts(laptop: Environment) -> None:
+    def fits(**tasks: object) -> forecast.CellForecast:
+        measure = {"memory": {"seq_len": 8}, "tasks": {"names": ["niah_single_1"], **tasks}}
+        return forecast.make(
+            llama(model=REAL, backends=SIX[:1], measure=measure, device="cuda"), laptop, memory_bytes=24 * GIB
+        ).cells[0]
 
-    # Five cells against 16 bit: (2.5758, the quantile at 1 - 0.05 / 10, + 0.8416) x sqrt(0.05 / 14042) = 0.645 %.
-    assert "14,042 questions show a difference from 16 bit of 0.65 points if 5 % of the answers flip" in said()
-    assert "two-sided alpha 0.05, shared by 5 comparisons" in said()
+    short, long = (fits(context_lengths=lengths, batch_size=1) for lengths in ([4096], [4096, 8192]))
+    assert short.needles_bytes is not None
+    assert long.needles_bytes is not None
+    # 2 x 32 layers x 8 heads x 128 values of 2 bytes a token are 128 KiB.
+    assert long.needles_bytes - short.needles_bytes > 4096 * 128 * 1024
+    assert (short.needles_fits, fits(context_lengths=[8192], batch_size=8).needles_fits) == ("yes", "no")
+    assert fits(names=["piqa"]).needles_bytes is None
+    text = printed(
+        forecast.make(
+            llama(model=REAL, backends=SIX[:1], measure={"tasks": {"names": ["niah_single_1"]}}), laptop, rate=1e9
+        )
+    )
+    assert "needle tasks" in text
+    assert "it depends on the prompts" not in text
+
+
+def test_a_plan_says_what_its_questions_will_show(laptop: Environment, tmp_path: Path) -> None:
+    def rows(flips: float = 0.05, **measure: object) -> dict[str, tuple[object, ...]]:
+        found = forecast.make(llama(model=REAL, measure=measure), laptop, rate=1e9)
+        (told,) = json.loads(forecast_table.to_json([found], flips))
+        by_task: dict[str, tuple[object, ...]] = {}
+        for one in told["detectable"]:
+            by_task.setdefault(one["task"], (one["questions"],))
+            by_task[one["task"]] += (one["difference"],)
+        table = forecast_table.power_table(found, flips)
+        columns = [list(column.cells) for column in table.columns]
+        assert columns[0] == list(by_task), "the same tasks in the table"
+        for i, least in enumerate(one[1] for one in by_task.values()):
+            assert columns[2][i] == ("–" if least is None else f"{100 * least:.2g}")
+        return by_task
+
+    # Five cells against 16 bit: (2.5758, the quantile at 1 - 0.05 / 10, + 0.8416) x sqrt(0.05 / n), and 1 / n.
+    def by_hand(n: int, flips: float = 0.05) -> object:
+        return pytest.approx((2.5758 + 0.8416) * (flips / n) ** 0.5 + 1 / n, rel=0.01)
+
+    (tmp_path / "test.jsonl").write_text('{"question": 1}\n' * 4000)
+    (tmp_path / "train.jsonl").write_text('{"question": 1}\n')
+    (tmp_path / "two").mkdir()
+    for split in ("test", "validation"):
+        (tmp_path / "two" / f"{split}.csv").write_text("question\n1\n")
+    names = ["hellaswag", "niah_single_1", "niah_multiquery", "mine", "two", "unheard_of"]
+    tasks = {"names": names, "data": {"mine": str(tmp_path), "two": str(tmp_path / "two")}}
+    found = rows(mmlu={}, tasks={**tasks, "context_lengths": [4096, 8192]})
+    assert found == {
+        "mmlu": (14_042, by_hand(14_042), by_hand(14_042, 0.15)),
+        "hellaswag": (10_042, by_hand(10_042), by_hand(10_042, 0.15)),
+        "niah_single_1@4096": (500, by_hand(500), by_hand(500, 0.15)),
+        "niah_single_1@8192": (500, by_hand(500), by_hand(500, 0.15)),
+        "mine": (4000, by_hand(4000), by_hand(4000, 0.15)),
+        "two": (None, None, None),
+        "unheard_of": (None, None, None),
+    }
     # sqrt(2) times as much with twice as many flips.
-    assert "0.92 points if 10 % of the answers flip" in said(flips=0.1)
-    assert said(limit=20).startswith("accuracy: 1,140 questions ")
-    assert said(subjects=["anatomy"]) == "", "how many it has is not known before they are fetched"
+    assert rows(flips=0.1, mmlu={})["mmlu"][1] == by_hand(14_042, 0.1)
+    assert rows(tasks={"names": ["hellaswag"], "limit": 600})["hellaswag"][0] == 600
+    assert rows(mmlu={"limit": 20})["mmlu"][0] == 1140
+    assert rows(mmlu={"subjects": ["anatomy"]})["mmlu"] == (None, None, None), "not known before they are fetched"
+    few = forecast.make(llama(model=REAL, measure={"mmlu": {"limit": 1, "subjects": ["anatomy"]}}), laptop, rate=1e9)
+    assert list(forecast_table.power_table(few, 0.05).columns[2].cells) == ["100"], "one question shows nothing"
+    text = printed(forecast.make(llama(model=REAL, measure={"mmlu": {}}), laptop, rate=1e9))
+    assert "two-sided alpha 0.05, shared by 5 comparisons" in text
+    alone = forecast.make(llama(model=REAL, backends=SIX[1:2], measure={"mmlu": {}}), laptop, rate=1e9)
+    assert "smallest difference" not in printed(alone), "nothing is compared"
 
 
 def test_the_questions_of_a_folder_are_counted(laptop: Environment) -> None:
-    demo = {"backends": SIX[:2], "measure": {"mmlu": {"data": "demo"}}}
-    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions == 2400
+    demo = {"backends": SIX[:2], "measure": {"mmlu": {"data": "demo"}, "tasks": {"names": ["demo_qa"]}}}
+    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions == {"mmlu": 2400, "demo_qa": 2400}
     demo["measure"] = {"mmlu": {"data": "demo", "limit": 7}}
-    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions == 84
+    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions == {"mmlu": 84}
     demo["measure"] = {"memory": {"seq_len": 8}}
-    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions is None
+    assert forecast.make(run_config(**demo), laptop, rate=1e9).questions == {}

@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {
         "throughput": {"batch_sizes": [1, 8], "trials": 2},
         "mmlu": {"data": "demo"},
         "noise_floor": {},
-        "tasks": {"names": ["piqa", "arc_easy"]},
+        "tasks": {"names": ["piqa", "niah_single_1"]},
         "perplexity": {},
     },
 }
@@ -42,7 +42,7 @@ def units(label: str, *overrides: str, fingerprint: str = "f") -> dict[str, str]
 
 def test_units_are_trials_tasks_and_whole_measures_in_order() -> None:
     trials = [f"throughput/b{size}/t{trial}" for size in (1, 8) for trial in (0, 1)]
-    common = ["cell", *trials, "mmlu", "tasks/piqa", "tasks/arc_easy", "perplexity"]
+    common = ["cell", *trials, "mmlu", "tasks/piqa", "tasks/niah_single_1@4096", "perplexity"]
     assert list(units("int4")) == common
     assert list(units("fp16")) == [*common, "noise_floor"]
     assert len(set(units("fp16").values())) == len(common) + 1
@@ -71,7 +71,8 @@ def test_units_are_trials_tasks_and_whole_measures_in_order() -> None:
         ("cache=false", ""),
         ("measure.throughput.trials=5", ""),
         ("measure.throughput.batch_sizes=[1,8,64]", ""),
-        ('measure.tasks.names=["piqa","arc_easy","hellaswag"]', ""),
+        ('measure.tasks.names=["piqa","niah_single_1","hellaswag"]', ""),
+        ("measure.tasks.context_lengths=[4096,8192]", ""),
     ],
 )
 def test_a_setting_changes_the_keys_that_depend_on_it_and_no_other(override: str, touched: str) -> None:
@@ -120,6 +121,13 @@ def test_versions_count_for_what_the_libraries_measure() -> None:
         "versions.gptqmodel: '1' there, '2' now",
         "versions.lm_eval: '1' there, '2' now",
     ]
+
+
+def test_what_makes_the_prompts_of_needle_tasks_counts_for_them_alone() -> None:
+    config = RunConfig.model_validate(BASE)
+    old, new = (machine().model_copy(update={"versions": {"wonderwords": version}}) for version in ("1", "2"))
+    before, after = (keys.units(config, config.backends[0], where, "f") for where in (old, new))
+    assert [name for name in before if before[name] != after[name]] == ["tasks/niah_single_1@4096"]
 
 
 def test_another_interpreter_counts_by_its_own_libraries(tmp_path: Path) -> None:

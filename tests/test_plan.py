@@ -74,6 +74,17 @@ def test_what_cannot_work_is_refused_first(
         cells.preflight(run_config(**changes), laptop)
 
 
+def test_needle_tasks_need_their_libraries_and_a_context_that_holds_them(laptop: environment.Environment) -> None:
+    config = run_config(measure={"tasks": {"names": ["niah_single_1", "piqa"], "context_lengths": [512, 8192]}})
+    bare = laptop.model_copy(update={"versions": {"nltk": "3.10"}})
+    with pytest.raises(QbenchError, match=r"niah_single_1 needs wonderwords; pip install 'qbench-llm\[ruler\]'"):
+        cells.preflight(config, bare)
+    cells.preflight(run_config(measure={"tasks": {"names": ["piqa"]}}), bare)
+    with pytest.raises(QbenchError, match="context_lengths: 8192 tokens, more than the model's context of 4096; ask"):
+        cells.check_lengths(config)
+    cells.check_lengths(run_config(measure={"tasks": {"names": ["niah_single_1"], "context_lengths": [4096]}}))
+
+
 def test_what_can_work_is_not_refused(laptop: environment.Environment, tmp_path: Path) -> None:
     cells.preflight(run_config(measure={"mmlu": {"data": str(tmp_path)}}), laptop)
     gpu = environment.GPU(name="x", memory_bytes=1)

@@ -42,6 +42,7 @@ from tests.support.made_up_run import (
     trial,
     window,
 )
+from tests.support.needles import FOUND, answered
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 
@@ -370,8 +371,10 @@ def test_every_chart_that_is_registered_is_in_the_folder_and_in_the_page(tmp_pat
     loaded = collect(made_up_run([*sustained_cells(), *timed]))
     levels, _ = two_servers(SLO(ttft=0.5, itl=0.05))
     served = collect(made_up_run([*(cell(label, "server") for label in ("quick", "slow")), *levels], batch_sizes=None))
-    written = {path.stem for one in (report, loaded, served) for path in files.write(one, tmp_path)}
-    html = page.render([report, loaded, served])
+    needles = collect(answered(tmp_path / "needles", FOUND))
+    every = [report, loaded, served, needles]
+    written = {path.stem for one in every for path in files.write(one, tmp_path)}
+    html = page.render(every)
     for kind in CHARTS:
         assert kind.file.format(model="Meta-Llama-3-8B-Instruct") in written
         assert f'<h2 id="{kind.key}">{kind.title}</h2>' in html

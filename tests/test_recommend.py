@@ -22,7 +22,7 @@ from qbench.decide.recommend import Objective, Recommendation, choose, recommend
 from qbench.errors import QbenchError
 from qbench.records.rows import Row, ThroughputRow
 from qbench.records.run import Run, read_run
-from qbench.show.recommend import cost_per_million_tokens, lines, to_dict
+from qbench.show.recommend import NO_PRICES, Prices, cost_per_million_tokens, lines, to_dict
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     GIB,
@@ -52,8 +52,8 @@ def named(found: Recommendation) -> str | None:
     return found.pick.named.name if found.pick else None
 
 
-def text(found: Recommendation, cost: float | None = None) -> str:
-    return "\n".join(lines(found, cost))
+def text(found: Recommendation, prices: Prices = NO_PRICES) -> str:
+    return "\n".join(lines(found, prices))
 
 
 def plain(label: str, gib: float, speeds: Sequence[float], **fields: Any) -> list[Row]:
@@ -316,7 +316,7 @@ def test_the_cost_of_a_million_tokens() -> None:
     found = asked(plain("int4", 6, [100, 100]))
     assert found.pick
     assert cost_per_million_tokens(found.pick.named, 3.6) == pytest.approx(10)
-    assert "10 a million tokens" in text(found, 3.6)
+    assert "10 a million tokens" in text(found, Prices(per_hour=3.6))
     assert cost_per_million_tokens(found.pick.named, None) is None
 
 
@@ -324,7 +324,7 @@ def test_a_run_of_the_repository() -> None:
     run = read_run(PUBLISHED / "smoke-xeon-2core")
     found = recommend([run], 1, "speed", Limits(memory_bytes=8 * 2**20))
     assert named(found) == "INT4"
-    json.dumps(to_dict(found, 2.5), allow_nan=False)
+    json.dumps(to_dict(found, Prices(per_hour=2.5)), allow_nan=False)
     assert "FP16: needs 10.19 MiB, 2.19 MiB more than --max-memory" in text(found)
 
 

@@ -168,6 +168,16 @@ FEWEST_SUBJECTS = 10
 """With fewer, the variance between subjects is itself too uncertain: questions then count as independent."""
 
 
+JOULES_PER_KWH = 3.6e6
+
+
+def electricity_per_million_tokens(joules_per_token: float | None, price_per_kwh: float | None) -> float | None:
+    """joules_per_token × 10⁶ ÷ 3.6 × 10⁶ × price_per_kwh, in the price's currency; None without one of the two."""
+    if joules_per_token is None or price_per_kwh is None:
+        return None
+    return joules_per_token * 1e6 / JOULES_PER_KWH * price_per_kwh
+
+
 def design_effect(differences: NDArray[np.float64], subjects: NDArray[np.int64]) -> float:
     """How many times the variance of a mean over questions is what it would be if they were independent.
 

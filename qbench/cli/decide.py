@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qbench.cli.options import Margin, errors
+from qbench.cli.options import Electricity, Margin, errors
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def recommend(
             show_default=False,
         ),
     ] = None,
+    electricity: Electricity = None,
     margin: Margin = 1.0,
     inconclusive: Inconclusive = WhenOpen.REPORT,
     allow_partial: AllowPartial = False,
@@ -104,7 +105,7 @@ def recommend(
         limits = Limits(
             UNLIMITED if max_memory is None else _bytes(max_memory), UNLIMITED if max_drop is None else max_drop
         )
-        rate = None if cost is None else _rate(cost)
+        prices = recommend_text.Prices(None if cost is None else _rate(cost), electricity)
         if slo is not None and objective is not Objective.GOODPUT:
             raise QbenchError(f"--slo {slo}: is what goodput counts by; add --objective goodput")
         found = recommending.recommend(
@@ -112,9 +113,9 @@ def recommend(
             slo=None if slo is None else _slo(slo),
         )  # fmt: skip
     if as_json:
-        _print_json(recommend_text.to_dict(found, rate))
+        _print_json(recommend_text.to_dict(found, prices))
     else:
-        _print_lines(recommend_text.lines(found, rate))
+        _print_lines(recommend_text.lines(found, prices))
     raise typer.Exit(1 if not found.pick else inconclusive.status if found.doubts else 0)
 
 

@@ -63,6 +63,16 @@ Margin = Annotated[
     typer.Option(min=0, metavar="POINTS", help="Loss of accuracy that counts as none: 'no worse than ...'."),
 ]
 
+Electricity = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="PRICE",
+        help="Price of a kWh, e.g. 0.30: adds the electricity of a million tokens, where energy was counted.",
+        show_default=False,
+    ),
+]
+
 
 @contextmanager
 def errors(interrupted: str = "finished rows are kept, the same command goes on with the rest") -> Iterator[None]:

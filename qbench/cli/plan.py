@@ -60,7 +60,7 @@ def plan(
             for run in matrix.load(config, overrides or ())
         ]
     if json:
-        typer.echo(forecast.to_json(predicted))
+        typer.echo(forecast_table.to_json(predicted, flips / 100))
         return
     console = terminal.make_console()
     for one in predicted:

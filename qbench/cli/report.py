@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qbench.cli.options import Margin, errors
+from qbench.cli.options import Electricity, Margin, errors
 
 app = typer.Typer()
 
@@ -25,6 +25,7 @@ def report(
             help="Read bandwidth of the machine that was measured, e.g. 60GB/s; a GPU's is known by its name.",
         ),
     ] = None,
+    electricity: Electricity = None,
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Include limited evaluations, marked as partial.")
     ] = False,
@@ -40,5 +41,7 @@ def report(
         from qbench.show import report as reports
 
         runs = [read_run(folder) for folder in folders.values()]
-        for path in reports.write(runs, out, allow_partial=allow_partial, rate=rate, margin=margin / 100):
+        for path in reports.write(
+            runs, out, allow_partial=allow_partial, rate=rate, margin=margin / 100, electricity=electricity
+        ):
             typer.echo(path)

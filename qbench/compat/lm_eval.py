@@ -14,6 +14,9 @@ from lm_eval.tasks import TaskManager
 MMLU_FILES = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 """The folder of MMLU's task files, `mmlu_<subject>.yaml`."""
 
+RULER_FILES = Path(lm_eval.tasks.__file__).parent / "ruler"
+"""The folder of RULER's task files."""
+
 
 def mmlu_template() -> dict[str, Any]:
     """What all of MMLU's task files include: prompt, metric, splits."""

@@ -40,8 +40,8 @@ class Measure(Strict):
     repeats: ClassVar[tuple[str, ...]] = ()
     """Other measures whose settings it takes over."""
 
-    def used_libraries(self) -> tuple[str, ...]:
-        """`libraries`, and those that a setting brings in."""
+    def used_libraries(self, unit: str = "") -> tuple[str, ...]:
+        """`libraries`, and those that a setting brings in, of a unit or of all."""
         return self.libraries
 
     def units(self) -> tuple[str, ...]:

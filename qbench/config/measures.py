@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from qbench.config import needles
 from qbench.config.backends import Backend, KVCache
 from qbench.config.base import Measure, Strict
 from qbench.config.timed import LoadConfig, SustainedConfig, ThroughputConfig, TimedGeneration
@@ -66,10 +67,15 @@ class TasksConfig(Measure):
     """Accuracy by any task of lm-evaluation-harness that compares log-likelihoods, or what a model generates."""
 
     libraries: ClassVar[tuple[str, ...]] = ("lm_eval", "datasets")
-    countable: ClassVar[tuple[str, ...]] = ("names",)
+    countable: ClassVar[tuple[str, ...]] = ("names", "context_lengths")
     names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, gsm8k, demo_qa")
+    context_lengths: tuple[Annotated[int, Field(ge=2 * needles.NEW_TOKENS)], ...] = Field(
+        default=(4096,),
+        min_length=1,
+        description="tokens of prompt and answer at which needle tasks (niah_single_1, …) are measured, each by itself",
+    )
     num_fewshot: int | None = Field(
-        default=None, ge=0, description="examples before a question; the task's own if null"
+        default=None, ge=0, description="examples before a question; the task's own if null; none in needle tasks"
     )
     limit: int | None = Field(default=None, ge=1, description="questions a task; marks rows partial")
     batch_size: int = Field(default=8, ge=1, description="sequences scored, or generated, side by side")
@@ -80,9 +86,27 @@ class TasksConfig(Measure):
         "the hub unless given",
     )
 
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The names of needle tasks, whose prompts are made here."""
+        return tuple(name for name in self.names if name in needles.NEEDLES)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The other names, whose questions are files."""
+        return tuple(name for name in self.names if name not in needles.NEEDLES)
+
+    def used_libraries(self, unit: str = "") -> tuple[str, ...]:
+        needed = needles.split(unit)[1] if unit else self.made
+        return (*self.libraries, *(needles.LIBRARIES if needed else ()))
+
     def units(self) -> tuple[str, ...]:
-        """Every name."""
-        return self.names
+        """Every name; of a needle task, one for each length."""
+        return tuple(
+            unit
+            for name in self.names
+            for unit in ([needles.unit(name, n) for n in self.context_lengths] if name in self.made else [name])
+        )
 
     def data_files(self, unit: str) -> dict[str, list[Path]]:
         paths = {name: path.expanduser() for name, path in self.data.items() if unit in ("", name)}
@@ -95,6 +119,13 @@ class TasksConfig(Measure):
             raise ValueError(f"names: {', '.join(twice)} is listed twice")
         if "mmlu" in self.names:
             raise ValueError("names: mmlu is a measure of its own; use measure.mmlu")
+        if set(self.data) & set(self.made):
+            made = ", ".join(name for name in self.made if name in self.data)
+            raise ValueError(f"data: {made} makes its own prompts; leave it out of data")
+        if len(set(self.context_lengths)) < len(self.context_lengths):
+            raise ValueError("context_lengths: a length is listed twice")
+        if "context_lengths" in self.model_fields_set and not self.made:
+            raise ValueError(f"context_lengths: names has no needle task (they are: {', '.join(needles.NEEDLES)})")
         stray = sorted(set(self.data) - set(self.names))
         if stray:
             raise ValueError(f"data: {', '.join(stray)} is not one of the names ({', '.join(self.names)})")

@@ -29,7 +29,7 @@ class TimedGeneration(Measure):
     )
     cooldown_s: float = Field(default=0, ge=0, description="seconds of rest before the clock starts")
 
-    def used_libraries(self) -> tuple[str, ...]:
+    def used_libraries(self, unit: str = "") -> tuple[str, ...]:
         return self.libraries if self.kv_cache == "16bit" else (*self.libraries, "hqq")
 
     @model_validator(mode="after")

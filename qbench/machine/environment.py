@@ -18,7 +18,7 @@ from qbench import DISTRIBUTION, __version__
 PACKAGES = (
     "qbench", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "bitsandbytes", "gptqmodel",
     "hqq", "torchao", "optimum-quanto", "compressed-tensors", "auto-round",
-    "lm_eval", "datasets", "triton", "numpy", "pandas", "scipy", "matplotlib",
+    "lm_eval", "datasets", "wonderwords", "nltk", "triton", "numpy", "pandas", "scipy", "matplotlib",
 )  # fmt: skip
 """Distributions whose versions decide a figure; `qbench` stands for this one, whatever pip calls it."""
 

@@ -62,6 +62,10 @@ class Context:
     """Which of the cell's processes this is."""
     journal: Path | None = None
     """A file for what a unit knows before it is done; it is removed then."""
+    folder: Path | None = None
+    """The model's, for what loads its tokenizer by itself."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
 
 
 def make_sampler(engine: Engine) -> Sampler:

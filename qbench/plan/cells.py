@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qbench.config import Backend, ModelConfig, RunConfig
+from qbench.config import Backend, ModelConfig, RunConfig, needles
 from qbench.config import resolve as names
 from qbench.config.requests import read_requests
 from qbench.config.target import Target
@@ -163,6 +163,9 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         if not path.expanduser().exists():
             raise QbenchError(f"measure.tasks.data: no file or folder {path} for {task}")
     here = any(cell.python is None for cell in config.backends)  # other interpreters have packages of their own
+    made = config.measure.tasks.made if config.measure.tasks else ()
+    if made and here and (missing := [name for name in needles.LIBRARIES if name not in environment.versions]):
+        raise QbenchError(f"measure.tasks.names: {made[0]} needs {' and '.join(missing)}; {needles.INSTALL}")
     timed = {"throughput": config.measure.throughput, "sustained": config.measure.sustained}
     for name, one in timed.items():
         if one and one.kv_cache != "16bit" and "hqq" not in environment.versions and here:
@@ -247,6 +250,12 @@ def check_lengths(config: RunConfig) -> None:
     """
     content = _model_config(config.model)
     most = context_length(content) if content else None
+    tasks = config.measure.tasks
+    if most and tasks and tasks.made and max(tasks.context_lengths) > most:
+        raise QbenchError(
+            f"measure.tasks.context_lengths: {max(tasks.context_lengths)} tokens, more than the model's context of "
+            f"{most}; ask for {most} or fewer"
+        )
     for name in LENGTHS:
         measure = getattr(config.measure, name)
         if most and measure and getattr(measure, "new_tokens", 0) >= most:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict
 
 from qbench.config import (
     Backend,
@@ -18,6 +18,7 @@ from qbench.config import (
     SustainedConfig,
     ThroughputConfig,
     TimedGeneration,
+    needles,
     resolve,
 )
 from qbench.config.target import Target
@@ -83,6 +84,9 @@ class CellForecast(Frozen):
     fits: Fit | None = None
     perplexity_bytes: int | None = None
     perplexity_fits: Fit | None = None
+    needles_bytes: int | None = None
+    """Of the longest prompts of `measure.tasks.context_lengths`; None where no needle task is measured."""
+    needles_fits: Fit | None = None
     batches: tuple[BatchForecast, ...] = ()
 
 
@@ -104,8 +108,10 @@ class Forecast(Frozen):
     """In the order in which they run."""
     problems: tuple[str, ...]
     """Why the run would be refused on this machine."""
-    questions: int | None = None
-    """Of MMLU; None where it is not asked, or their number is not known here."""
+    questions: dict[str, int | None] = {}
+    """By `mmlu` or unit of `measure.tasks`, see `qbench.plan.questions.count_all`."""
+    unpredicted: tuple[str, ...] = ()
+    """Measures whose memory depends on prompts that are not known before they run."""
     starts: int = 1
     """Processes in which each cell is measured."""
     reference_bytes: int | None = None
@@ -150,7 +156,8 @@ def make(
             _cell(config, cell, predict(model, cell, target), memory, speed) for cell in plan.shuffle(config, cells)
         ),
         problems=_problems(config, machine),
-        questions=questions.count(config.measure.mmlu) if config.measure.mmlu else None,
+        questions=questions.count_all(config.measure),
+        unpredicted=_unpredicted(config),
         reference_bytes=_reference_bytes(config, model),
         starts=config.measure.starts,
         compared=len(cells) - 1 if any(cell.is_reference for cell in cells) else 0,
@@ -166,11 +173,6 @@ def _reference_bytes(config: RunConfig, model: Architecture) -> int | None:
     if settings is None or settings.divergence != "full" or config.reference is None:
         return None
     return 4 * model.vocab_size * (_window(settings, model) - 1)
-
-
-def to_json(forecasts: Sequence[Forecast]) -> str:
-    """A JSON array."""
-    return TypeAdapter(list[Forecast]).dump_json(list(forecasts), indent=2).decode()
 
 
 def fit(peak_bytes: int, memory_bytes: int | None) -> Fit | None:
@@ -210,6 +212,13 @@ def _problems(config: RunConfig, machine: Environment) -> tuple[str, ...]:
     return ()
 
 
+def _unpredicted(config: RunConfig) -> tuple[str, ...]:
+    measures = config.measure
+    known = {"tasks": measures.tasks is None or not measures.tasks.stored}
+    names = ("mmlu", "tasks", "noise_floor", "generations")
+    return tuple(name for name in names if getattr(measures, name) is not None and not known.get(name))
+
+
 def _settings(config: RunConfig) -> dict[str, str]:
     dumps = {name: one.model_dump(mode="json", exclude_none=True) for name, one in config.measure if one is not None}
     return {name: ", ".join(f"{key} {value}" for key, value in values.items()) for name, values in dumps.items()}
@@ -228,6 +237,10 @@ def _cell(
     perplexity = None
     if config.measure.perplexity:
         perplexity = predicted.perplexity_bytes(_window(config.measure.perplexity, predicted.model))
+    tasks, longest = config.measure.tasks, None
+    if tasks and tasks.made:
+        tokens = max(tasks.context_lengths)
+        longest = predicted.completion_bytes(tasks.batch_size, tokens - needles.NEW_TOKENS, tokens, kv_cache)
     return CellForecast(
         label=cell.label,
         backend=cell.kind,
@@ -240,6 +253,8 @@ def _cell(
         fits=fit(peak, memory),
         perplexity_bytes=perplexity,
         perplexity_fits=None if perplexity is None else fit(perplexity, memory),
+        needles_bytes=longest,
+        needles_fits=None if longest is None else fit(longest, memory),
         batches=tuple(_batches(config, predicted, memory, speed)),
     )
 

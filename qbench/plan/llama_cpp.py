@@ -75,6 +75,10 @@ class LlamaCppPrediction(Prediction):
         cells = _cells(seq_len)
         return self._bytes(batch_size * cells, min(UBATCH, batch_size * cells), cells, batch_size)
 
+    def completion_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
+        """Peak of a generation: prompts of different lengths are continued one by one."""
+        return self.generation_bytes(1, prompt, seq_len)
+
     def filled_generation_bytes(self, batch_size: int, prompt: int, seq_len: int, depth: int) -> int:
         """Peak of a generation: some hundred tokens are computed at once, whatever is before them."""
         return self.generation_bytes(batch_size, prompt, depth + seq_len)

@@ -118,6 +118,20 @@ class Prediction:
             return held + self.cache_bytes(batch_size, seq_len) + prefill
         return held + self._quantized_generation_bytes(batch_size, prompt, seq_len, kv_cache, prefill)
 
+    def completion_bytes(self, batch_size: int, prompt: int, seq_len: int, kv_cache: KVCache = "16bit") -> int:
+        """Peak of `Engine.complete`: a generation whose prompts, where there are several, are padded to `prompt`.
+
+        A mask hides the padding for the whole of a forward, and each sequence has positions of its own. Attention of
+        the prefill holds what it does behind other tokens.
+        """
+        peak = self.generation_bytes(batch_size, prompt, seq_len, kv_cache)
+        if batch_size == 1:
+            return peak
+        mask = batch_size * prompt**2
+        held = self.weights().total + self._workspace_bytes + self.cache_bytes(batch_size, seq_len, kv_cache)
+        masked = held + self._behind_bytes(batch_size, prompt, prompt)
+        return max(peak + mask, masked) + (batch_size - 1) * self._rotary_bytes(prompt)
+
     def filled_generation_bytes(self, batch_size: int, prompt: int, seq_len: int, depth: int) -> int:
         """Peak of a generation with `depth` tokens a sequence before its prompt, over a cache of depth + seq_len."""
         if not depth:
@@ -175,8 +189,12 @@ class Prediction:
         # Again without the last layer's cache.
         rows = (query, model.key_value_size, model.key_value_size)
         projected = (3 * hidden - 2 * model.key_value_size) * tokens * values + self._products_bytes(tokens, rows)
-        rotary = prompt * (2 * model.head_dim * values + 8)  # cosines, sines and positions, the same for all sequences
-        return max(mlp, attention, head, gated, projected) + rotary
+        # The same positions for all sequences.
+        return max(mlp, attention, head, gated, projected) + self._rotary_bytes(prompt)
+
+    def _rotary_bytes(self, tokens: int) -> int:
+        """Of cosines, sines and positions."""
+        return tokens * (2 * self.model.head_dim * self.target.value_bytes + 8)
 
     def perplexity_bytes(self, window: int) -> int:
         """Peak of `measure.perplexity`: a whole window's logits, and three pieces of log-probabilities in float32."""

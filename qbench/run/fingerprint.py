@@ -136,7 +136,7 @@ def measure_facts(config: RunConfig, backend: Backend, name: str, machine: Envir
     }
     for other in settings.repeats:
         facts |= measure_facts(config, backend, other, machine)
-    return facts | _versions(backend, settings.used_libraries(), machine)
+    return facts | _versions(backend, settings.used_libraries(unit), machine)
 
 
 def units(config: RunConfig, backend: Backend, machine: Environment, model_fingerprint: str) -> dict[str, str]:

@@ -128,6 +128,8 @@ class Cell:
             measures=self._job.config.measure,
             reference=self._reference(),
             start=self._job.start,
+            folder=self._job.folder,
+            trust_remote_code=self._job.config.model.trust_remote_code,
         )
         measures = context.measures.of(self._job.backend)
         if self._job.start:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,24 +35,63 @@ def show(console: Console, forecast: Forecast, flips: float = FLIPS) -> None:
     speeds = speed_table(forecast)
     if speeds.rows:
         console.print(speeds)
-    for line in (*remarks(forecast), *_power(forecast, flips)):
+    shown = power_table(forecast, flips)
+    if shown.rows:
+        console.print(shown)
+    for line in (*remarks(forecast), *([_assumed(forecast)] if shown.rows else [])):
         console.print(escape(line))
 
 
-def _power(forecast: Forecast, flips: float) -> Iterator[str]:
-    """What the questions will be able to show; nothing where none are asked or nothing is compared."""
-    if not forecast.questions or not forecast.compared:
-        return
-    n = forecast.questions
-    found = [detectable_difference(n, share, together(forecast.compared)) for share in (flips, 3 * flips) if share < 1]
-    cells = f", shared by {forecast.compared} comparisons" if forecast.compared > 1 else ""
-    words = " and ".join(
-        f"{100 * least:.2g} points if {100 * share:g} % of the answers flip"
-        for share, least in zip((flips, 3 * flips), found, strict=False)
+def to_json(forecasts: Sequence[Forecast], flips: float = FLIPS) -> str:
+    """A JSON array: bytes, seconds, and fractions. `detectable` holds what each task's questions will show.
+
+    `flips` is as in `show`.
+    """
+    return json.dumps(
+        [one.model_dump(mode="json") | {"detectable": _detectable(one, flips)} for one in forecasts], indent=2
     )
-    yield (
-        f"accuracy: {n:,} questions show a difference from 16 bit of {words} "
-        f"(with a probability of {POWER:g}, two-sided alpha 0.05{cells}; --flips sets the guess)"
+
+
+def _detectable(forecast: Forecast, flips: float) -> list[dict[str, Any]]:
+    """By task, the smallest difference from 16 bit that its questions show, for two shares of flips."""
+    return [
+        {"task": task, "questions": n, "flips": share, "difference": _least(n, share, forecast)}
+        for task, n in forecast.questions.items()
+        for share in _shares(flips)
+    ]
+
+
+def _least(questions: int | None, share: float, forecast: Forecast) -> float | None:
+    """See `detectable_difference`; None where nothing is compared, or the number of questions is not known."""
+    if not questions or not forecast.compared:
+        return None
+    return detectable_difference(questions, share, together(forecast.compared))
+
+
+def _shares(flips: float) -> list[float]:
+    """The guess, and three times as much."""
+    return [share for share in (flips, 3 * flips) if share < 1]
+
+
+def power_table(forecast: Forecast, flips: float) -> Table:
+    """What each task's questions will show, in points; without rows where nothing is compared."""
+    table = Table(title="smallest difference from 16 bit that will show, points", title_justify="left")
+    table.add_column("task")
+    table.add_column("questions", justify="right")
+    for share in _shares(flips):
+        table.add_column(f"{100 * share:g} % flip", justify="right")
+    for task, n in forecast.questions.items() if forecast.compared else ():
+        found = [_least(n, share, forecast) for share in _shares(flips)]
+        points = [MISSING if least is None else f"{float(f'{100 * least:.2g}'):g}" for least in found]
+        table.add_row(escape(task), MISSING if n is None else f"{n:,}", *points)
+    return table
+
+
+def _assumed(forecast: Forecast) -> str:
+    cells = f", shared by {forecast.compared} comparisons" if forecast.compared > 1 else ""
+    return (
+        f"accuracy: differences show with a probability of {POWER:g} (two-sided alpha 0.05{cells}); how many answers "
+        "flip is a guess, --flips sets it"
     )
 
 
@@ -77,7 +118,9 @@ def memory_table(forecast: Forecast) -> Table:
     headings = ["units", "bits/weight", "weights", "loading", "first forward"]
     perplexity = any(cell.perplexity_bytes for cell in forecast.cells)
     batches = [batch.batch_size for batch in _batches(forecast) if batch.measure == "throughput"]
+    needles = any(cell.needles_bytes for cell in forecast.cells)
     headings += [f"batch {size}" for size in batches] + (["perplexity"] if perplexity else [])
+    headings += ["needle tasks"] if needles else []
     for heading in headings:
         table.add_column(heading, justify="right")
     for cell in forecast.cells:
@@ -93,6 +136,7 @@ def memory_table(forecast: Forecast) -> Table:
             _marked(cell.peak_memory_bytes, cell.fits),
             *(peaks or [MISSING] * len(batches)),
             *([_marked(cell.perplexity_bytes, cell.perplexity_fits)] if perplexity else []),
+            *([_marked(cell.needles_bytes, cell.needles_fits)] if needles else []),
         )
     return table
 
@@ -147,9 +191,8 @@ def remarks(forecast: Forecast) -> list[str]:
             f"disk: divergence: full keeps {human_bytes(forecast.reference_bytes)} of the 16-bit cell's predictions "
             "for each window of the text"
         )
-    unknown = [name for name in forecast.measures if name in ("mmlu", "tasks", "noise_floor", "generations")]
-    if unknown:
-        lines.append(f"memory not predicted, it depends on the prompts: {', '.join(unknown)}")
+    if forecast.unpredicted:
+        lines.append(f"memory not predicted, it depends on the prompts: {', '.join(forecast.unpredicted)}")
     return lines
 
 
@@ -163,7 +206,7 @@ def _misfits(cell: CellForecast) -> list[str]:
     for batch in cell.batches:
         mark = ", sustained" if batch.measure == "sustained" else ""
         parts.append((f"batch {batch.batch_size}{mark}", batch.fits))
-    parts.append(("perplexity", cell.perplexity_fits))
+    parts += [("perplexity", cell.perplexity_fits), ("needle tasks", cell.needles_fits)]
     lines = []
     for fits, words in (("no", "does not fit"), ("tight", "is tight")):
         if found := [part for part, how in parts if how == fits]:

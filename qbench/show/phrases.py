@@ -11,6 +11,7 @@ from qbench.analysis import validity
 from qbench.analysis.effects import Accuracy, SpeedRatio
 from qbench.analysis.figures import PLAIN_CACHE, CellSummary, Load, Sustained
 from qbench.analysis.load import FoundRate
+from qbench.analysis.tasks import TaskResult
 from qbench.analysis.validity import FOREIGN, REASONS
 from qbench.machine.bandwidth import Bandwidth
 from qbench.records.rows import LoadRow
@@ -125,6 +126,16 @@ def truncations(cells: Sequence[CellSummary]) -> list[str]:
         "model's context; set measure.mmlu.num_fewshot to fewer"
         for cell in cells
         if cell.accuracy and cell.accuracy.truncated
+    ]
+
+
+def cut_prompts(tasks: Sequence[tuple[str, TaskResult]]) -> list[str]:
+    """A line for each cell and task some of whose prompts were not read whole."""
+    return [
+        f"truncated ({name}, {found.task}): {found.accuracy.truncated:,} of {found.accuracy.n:,} prompts lost their "
+        "beginning to the model's context; set measure.tasks.num_fewshot or context_lengths to less"
+        for name, found in tasks
+        if found.accuracy.truncated
     ]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from qbench.analysis.effects import speed_ratio
+from qbench.analysis.formulas import electricity_per_million_tokens
 from qbench.decide.candidates import Candidate, points
 from qbench.decide.constraints import UNLIMITED, Limits, doubt, need_memory
 from qbench.decide.doubts import Doubt
@@ -21,7 +23,20 @@ SINGLE_TRIAL = " (a single trial: no interval)"
 """Behind a ratio that has none."""
 
 
-def lines(found: Recommendation, cost_per_hour: float | None = None) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """In any one currency; None is not given."""
+
+    per_hour: float | None = None
+    """Of the machine."""
+    per_kwh: float | None = None
+    """Of electricity."""
+
+
+NO_PRICES = Prices()
+
+
+def lines(found: Recommendation, prices: Prices = NO_PRICES) -> Iterator[str]:
     """What a person reads."""
     yield from (f"note: {note}" for note in found.notes)
     if found.pick is None:
@@ -31,12 +46,12 @@ def lines(found: Recommendation, cost_per_hour: float | None = None) -> Iterator
         at = f"at batch {found.batch_size}" if named.speeds else "after its first forward"
         if found.objective == "goodput" and named.served:
             at = f"under load, {level_words(named.served.level)}"
-        yield f"{named.name} {at}: {_figures(named, cost_per_hour)}"
+        yield f"{named.name} {at}: {_figures(named, prices)}"
         yield from (f"  {line}" for line in reasons(found, found.pick))
         yield from (f"  inconclusive: {line}" for line in open_questions(found))
         yield from (f"  but: {line}" for line in named.caveats)
     if second := found.runner_up:
-        yield f"runner-up: {second.name}: {_figures(second, cost_per_hour)}"
+        yield f"runner-up: {second.name}: {_figures(second, prices)}"
         yield from (f"  but: {line}" for line in caveats(second, found.limits))
     if found.pick and found.changes:
         yield "what would change the answer:"
@@ -88,17 +103,17 @@ def cost_per_million_tokens(candidate: Candidate, cost_per_hour: float | None) -
     return cost_per_hour / 3600 / candidate.speed * 1e6
 
 
-def to_dict(found: Recommendation, cost_per_hour: float | None = None) -> dict[str, Any]:
+def to_dict(found: Recommendation, prices: Prices = NO_PRICES) -> dict[str, Any]:
     """For a script: bytes, tokens/s and fractions; null where there is no value or no limit."""
     return {
         "objective": found.objective,
         "batch_size": found.batch_size,
         "limits": _limits(found.limits),
         "slo": found.slo.model_dump() if found.slo else None,
-        "recommended": _choice(found.pick.named, found.limits, cost_per_hour) if found.pick else None,
+        "recommended": _choice(found.pick.named, found.limits, prices) if found.pick else None,
         "tied_with": [one.name for one in found.pick.tied if one is not found.pick.named] if found.pick else [],
         "reasons": list(reasons(found, found.pick)) if found.pick else [],
-        "runner_up": _choice(found.runner_up, found.limits, cost_per_hour) if found.runner_up else None,
+        "runner_up": _choice(found.runner_up, found.limits, prices) if found.runner_up else None,
         "inconclusive": list(open_questions(found)),
         "changes": [_change(change, found.limits) for change in found.changes] if found.pick else [],
         "relaxations": [] if found.pick else [_change(change, found.limits) for change in found.changes],
@@ -131,7 +146,7 @@ def _advantage(found: Recommendation, pick: Pick) -> str:
 def _against(found: Recommendation, other: Candidate | None, named: Candidate) -> str:
     """The named one's figure against another's."""
     if other is None:
-        return _figures(named, None)
+        return _figures(named, NO_PRICES)
     if found.objective == "speed":
         return f"{ratio_words(speed_ratio(other.samples, named.samples), SINGLE_TRIAL)} the speed of {other.name}"
     if found.objective == "energy":
@@ -162,8 +177,9 @@ def _nothing(found: Recommendation) -> Iterator[str]:
     yield from (f"  relax {_options(change, found.limits)}: {_named(change)}" for change in found.changes)
 
 
-def _figures(candidate: Candidate, cost_per_hour: float | None) -> str:
-    cost = cost_per_million_tokens(candidate, cost_per_hour)
+def _figures(candidate: Candidate, prices: Prices) -> str:
+    cost = cost_per_million_tokens(candidate, prices.per_hour)
+    electricity = electricity_per_million_tokens(candidate.energy, prices.per_kwh)
     parts = [
         f"goodput {tokens(candidate.served.goodput.per_s)} requests/s" if candidate.served else "",
         f"{candidate.speed:,.1f} tok/s" if candidate.speed else "",
@@ -172,6 +188,7 @@ def _figures(candidate: Candidate, cost_per_hour: float | None) -> str:
         f"accuracy {100 * candidate.accuracy.value:.2f} %" if candidate.accuracy else "",
         f"{candidate.bits:.2f} bits a weight" if candidate.bits is not None else "",
         f"{cost:,.4g} a million tokens" if cost is not None else "",
+        f"{electricity:,.4g} for the electricity of a million tokens" if electricity is not None else "",
     ]
     return ", ".join(filter(None, parts))
 
@@ -208,7 +225,7 @@ def _change(change: Change, limits: Limits) -> dict[str, Any]:
     return {**_limits(change.limits), "options": _options(change, limits), "recommended": named}
 
 
-def _choice(candidate: Candidate, limits: Limits, cost_per_hour: float | None) -> dict[str, Any]:
+def _choice(candidate: Candidate, limits: Limits, prices: Prices) -> dict[str, Any]:
     drop = candidate.drop
     return {
         "name": candidate.name,
@@ -226,6 +243,7 @@ def _choice(candidate: Candidate, limits: Limits, cost_per_hour: float | None) -
         "accuracy_delta": drop.delta if drop else None,
         "accuracy_delta_low": drop.low if drop else None,
         "accuracy_delta_high": drop.high if drop else None,
-        "cost_per_million_tokens": cost_per_million_tokens(candidate, cost_per_hour),
+        "cost_per_million_tokens": cost_per_million_tokens(candidate, prices.per_hour),
+        "electricity_per_million_tokens": electricity_per_million_tokens(candidate.energy, prices.per_kwh),
         "caveats": caveats(candidate, limits),
     }

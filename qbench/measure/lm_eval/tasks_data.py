@@ -18,6 +18,7 @@ from qbench.compat.lm_eval import Metric, draws_from_questions, examples, is_tas
 from qbench.config import TasksConfig
 from qbench.errors import QbenchError
 from qbench.measure.lm_eval.adapter import limits_of
+from qbench.measure.lm_eval.needles import length_of
 from qbench.text import suggestion
 
 GENERATES = "generate_until"
@@ -44,13 +45,13 @@ def task_manager(names: Sequence[str]) -> TaskManager:
 
 
 def load_tasks(manager: TaskManager, config: TasksConfig) -> dict[str, list[Task]]:
-    """The tasks of every name in `config`, sorted by their own: one, or those of a tag or group.
+    """The tasks of every name in `config` but needle tasks, sorted by their own: one, or those of a tag or group.
 
     Raises:
         QbenchError: a name is unknown, a task is scored in another way, has no accuracy, samples or executes what it
             generates, its questions cannot be read, or there are fewer examples than asked for.
     """
-    for name in config.names:
+    for name in config.stored:
         if name not in manager.all_tasks:
             hint = suggestion(name, manager.all_tasks)
             raise QbenchError(f"measure.tasks.names: lm-evaluation-harness has no task {name!r}{hint}")
@@ -60,7 +61,7 @@ def load_tasks(manager: TaskManager, config: TasksConfig) -> dict[str, list[Task
             _check_output_type(own, file.get("output_type"))
             _check_code(own, file)
             _check_metrics(own, file)
-    return {name: _load(manager, name, config) for name in config.names}
+    return {name: _load(manager, name, config) for name in config.stored}
 
 
 def _task_files(manager: TaskManager, member: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -135,10 +136,14 @@ def _check_output_type(name: str, output_type: str | None) -> None:
 def scored_by(task: Task) -> Metric:
     """The metric that is reported as a task's accuracy: `acc`, or the first of its file that is a share.
 
+    That of a needle task is named by its length.
+
     Raises:
         QbenchError: it has none.
     """
     found = metrics(task)
+    if length := length_of(task):
+        return Metric(str(length), found[0].filter)
     shares = [metric for metric in found if metric.name in SHARES or metric.name.endswith("_acc")]
     chosen = next((metric for metric in shares if metric.name == "acc"), shares[0] if shares else None)
     if chosen is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from qbench.show.plots import bars, load, scatter
+from qbench.show.plots import bars, context, load, scatter
 from qbench.show.plots.shapes import Chart
 from qbench.show.plots.style import Looks, cell_styles
 from qbench.show.view.records import RunReport
@@ -37,6 +37,11 @@ CHARTS = (
     ChartKind(
         "accuracy", "mmlu", "Accuracy",
         "Whiskers are intervals of each by itself; differences are tested question by question.", bars.accuracy,
+    ),
+    ChartKind(
+        "accuracy-context", "accuracy_context", "Accuracy over context",
+        "Facts that a backend finds in prompts of a length, all needle tasks together; each is tested by itself in the "
+        "table of tasks.", context.accuracy_over_context,
     ),
     ChartKind(
         "pareto", "pareto", "Accuracy against memory", "No backend beats one on the line in both.", scatter.pareto,

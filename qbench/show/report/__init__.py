@@ -22,13 +22,20 @@ from qbench.show.view import data
 
 
 def write(
-    runs: Sequence[Run], out: Path, *, allow_partial: bool = False, rate: float | None = None, margin: float = MARGIN
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    allow_partial: bool = False,
+    rate: float | None = None,
+    margin: float = MARGIN,
+    electricity: float | None = None,
 ) -> list[Path]:
     """Write the page to `out` and BENCHMARK.md beside it.
 
     Args:
         rate: read bandwidth of the machine that was measured, bytes a second, where the runs do not tell it.
         margin: the loss of accuracy, a fraction, that counts as none.
+        electricity: the price of a kWh; adds what a million tokens cost, where energy was counted.
 
     Returns:
         The files written.
@@ -45,7 +52,14 @@ def write(
     counts = Counter(run.record.name for run in runs)
     speed = None if rate is None else Bandwidth(rate, "given")
     reports = [
-        data.collect(run, title=_title(run, counts), allow_partial=allow_partial, speed=speed, margin=margin)
+        data.collect(
+            run,
+            title=_title(run, counts),
+            allow_partial=allow_partial,
+            speed=speed,
+            margin=margin,
+            electricity=electricity,
+        )
         for run in runs
     ]
     machines = sorted({report.machine for report in reports})

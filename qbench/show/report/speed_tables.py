@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qbench.analysis.between_starts import VarianceShare
 from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.figures import CellSummary, Speed
-from qbench.analysis.formulas import prefill_tokens_per_s
+from qbench.analysis.formulas import electricity_per_million_tokens, prefill_tokens_per_s
 from qbench.show import formats
 from qbench.show.phrases import bandwidth_words, ratio_words
 from qbench.show.report.fields import figure_field, identity, speed_field, trust_field, whose
@@ -20,6 +20,7 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
     """A row for each cell and batch size; None if nothing was timed."""
     several = any(speed.between_starts for report in reports for cell in report.cells for speed in cell.speeds)
     counted = any(speed.energies for report in reports for cell in report.cells for speed in cell.speeds)
+    priced = counted and any(report.electricity is not None for report in reports)
     columns = [
         *whose(reports),
         Column(title="batch"),
@@ -28,6 +29,7 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
         Column(title="against 16 bit [95 %]"),
         *([Column(title="variance between starts [95 %]")] if several else []),
         *([Column(title="energy a token")] if counted else []),
+        *([Column(title="electricity, a million tokens")] if priced else []),
         Column(title="first token"),
         Column(title="between tokens, p50"),
         Column(title="p95"),
@@ -40,7 +42,10 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
         TableRow(
             run=i,
             backend=cell.name,
-            fields=(*identity(reports, report, cell), *_speed_fields(report, cell, speed, several, counted)),
+            fields=(
+                *identity(reports, report, cell),
+                *_speed_fields(report, cell, speed, several, counted, priced),
+            ),
         )
         for i, report in enumerate(reports)
         for cell in report.cells
@@ -51,7 +56,10 @@ def speeds(reports: Sequence[RunReport]) -> Table | None:
     return Table(key="speeds", caption=caption, columns=tuple(columns), rows=tuple(rows)) if rows else None
 
 
-def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed, several: bool, counted: bool) -> list[Field]:
+def _speed_fields(
+    report: RunReport, cell: CellSummary, speed: Speed, several: bool, counted: bool, priced: bool
+) -> list[Field]:
+    cost = electricity_per_million_tokens(speed.joules_per_token, report.electricity)
     ceiling = report.bandwidth.bytes_per_s if report.bandwidth else None
     read = speed.step.read_bytes_per_s if speed.step else None
     share = read / ceiling if read and ceiling else None
@@ -64,6 +72,7 @@ def _speed_fields(report: RunReport, cell: CellSummary, speed: Speed, several: b
         figure_field(None, ratio_words(speed.speedup) or MISSING),
         *([_share_field(speed.between_starts)] if several else []),
         *([figure_field(speed.joules_per_token, formats.joules(speed.joules_per_token))] if counted else []),
+        *([figure_field(cost, formats.number(cost, "{:,.4g}"))] if priced else []),
         *(
             figure_field(value, formats.milliseconds(value))
             for value in (speed.ttft_s, speed.itl_p50_s, speed.itl_p95_s)

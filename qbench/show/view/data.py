@@ -22,7 +22,7 @@ from qbench.machine.bandwidth import Bandwidth
 from qbench.plan import backtest
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
-from qbench.show.phrases import crossovers, remarks, truncations
+from qbench.show.phrases import crossovers, cut_prompts, remarks, truncations
 from qbench.show.verdicts import reading
 from qbench.show.view import facts
 from qbench.show.view.facts import Record
@@ -41,6 +41,7 @@ def collect(
     allow_partial: bool = False,
     speed: Bandwidth | None = None,
     margin: float = MARGIN,
+    electricity: float | None = None,
 ) -> RunReport:
     """Everything that is reported of a run.
 
@@ -50,6 +51,7 @@ def collect(
         speed: of the machine that was measured, where the caller knows it; else the fastest that the run's workers
             have measured, or what the data sheet of their GPU says.
         margin: the loss of accuracy, a fraction, that counts as none.
+        electricity: the price of a kWh.
     """
     record, notes = run.record, list[str]()
     speed = speed or _bandwidth(run, notes)
@@ -82,11 +84,17 @@ def collect(
         ties=frozenset(frozenset(names[label] for label in pair) for pair in tied(run, answered)),
         settings=facts.settings(run, cells),
         bandwidth=speed,
+        electricity=electricity,
         reading=tuple(reading(cells)),
         crossovers=tuple(crossovers(cells, names.get(reference) if reference else None)),
         tried=facts.tried(run),
         failures=tuple(facts.failures(run, names)),
-        doubts=(*truncations(cells), *remarks(cells), *(Redactor.here().text(text) for text in run.warnings)),
+        doubts=(
+            *truncations(cells),
+            *cut_prompts(tasks),
+            *remarks(cells),
+            *(Redactor.here().text(text) for text in run.warnings),
+        ),
         notes=tuple(notes),
     )
 

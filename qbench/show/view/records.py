@@ -41,6 +41,8 @@ class RunReport:
     settings: Mapping[str, str]
     """By measure (memory, throughput, mmlu), under which conditions it was taken."""
     bandwidth: Bandwidth | None
+    electricity: float | None = None
+    """The price of a kWh, where costs are asked for."""
     reading: tuple[str, ...]
     """How its verdicts and divergences are to be read."""
     crossovers: tuple[str, ...]
