@@ -22,6 +22,12 @@ def test_shipped_configurations_are_valid_and_named_after_their_file(path: Path)
     assert [run.name for run in runs] == [path.stem] or all(run.name.startswith(f"{path.stem}-") for run in runs)
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_workers_are_sent_what_the_file_says(path: Path) -> None:
+    for run in matrix.load(path):
+        assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
 def test_shipped_configurations_are_those_the_readme_names() -> None:
     assert {path.stem for path in CONFIGS} >= {"smoke", "tinyllama", "llama3-8b", "tinyllama-shape"}
 

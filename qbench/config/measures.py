@@ -69,10 +69,11 @@ class TasksConfig(Measure):
     libraries: ClassVar[tuple[str, ...]] = ("lm_eval", "datasets")
     countable: ClassVar[tuple[str, ...]] = ("names", "context_lengths")
     names: tuple[str, ...] = Field(min_length=1, description="tasks, tags or groups, e.g. arc_easy, gsm8k, demo_qa")
-    context_lengths: tuple[Annotated[int, Field(ge=2 * needles.NEW_TOKENS)], ...] = Field(
-        default=(4096,),
+    context_lengths: tuple[Annotated[int, Field(ge=2 * needles.NEW_TOKENS)], ...] | None = Field(
+        default=None,
         min_length=1,
-        description="tokens of prompt and answer at which needle tasks (niah_single_1, …) are measured, each by itself",
+        description="tokens of prompt and answer at which needle tasks (niah_single_1, …) are measured, each by "
+        "itself; 4096 unless given",
     )
     num_fewshot: int | None = Field(
         default=None, ge=0, description="examples before a question; the task's own if null; none in needle tasks"
@@ -105,8 +106,13 @@ class TasksConfig(Measure):
         return tuple(
             unit
             for name in self.names
-            for unit in ([needles.unit(name, n) for n in self.context_lengths] if name in self.made else [name])
+            for unit in ([needles.unit(name, n) for n in self.lengths] if name in self.made else [name])
         )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The context lengths of needle tasks."""
+        return self.context_lengths or (4096,)
 
     def data_files(self, unit: str) -> dict[str, list[Path]]:
         paths = {name: path.expanduser() for name, path in self.data.items() if unit in ("", name)}
@@ -122,9 +128,9 @@ class TasksConfig(Measure):
         if set(self.data) & set(self.made):
             made = ", ".join(name for name in self.made if name in self.data)
             raise ValueError(f"data: {made} makes its own prompts; leave it out of data")
-        if len(set(self.context_lengths)) < len(self.context_lengths):
+        if len(set(self.lengths)) < len(self.lengths):
             raise ValueError("context_lengths: a length is listed twice")
-        if "context_lengths" in self.model_fields_set and not self.made:
+        if self.context_lengths and not self.made:
             raise ValueError(f"context_lengths: names has no needle task (they are: {', '.join(needles.NEEDLES)})")
         stray = sorted(set(self.data) - set(self.names))
         if stray:

@@ -251,9 +251,9 @@ def check_lengths(config: RunConfig) -> None:
     content = _model_config(config.model)
     most = context_length(content) if content else None
     tasks = config.measure.tasks
-    if most and tasks and tasks.made and max(tasks.context_lengths) > most:
+    if most and tasks and tasks.made and max(tasks.lengths) > most:
         raise QbenchError(
-            f"measure.tasks.context_lengths: {max(tasks.context_lengths)} tokens, more than the model's context of "
+            f"measure.tasks.context_lengths: {max(tasks.lengths)} tokens, more than the model's context of "
             f"{most}; ask for {most} or fewer"
         )
     for name in LENGTHS:

@@ -239,7 +239,7 @@ def _cell(
         perplexity = predicted.perplexity_bytes(_window(config.measure.perplexity, predicted.model))
     tasks, longest = config.measure.tasks, None
     if tasks and tasks.made:
-        tokens = max(tasks.context_lengths)
+        tokens = max(tasks.lengths)
         longest = predicted.completion_bytes(tasks.batch_size, tokens - needles.NEW_TOKENS, tokens, kv_cache)
     return CellForecast(
         label=cell.label,
