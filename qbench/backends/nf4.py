@@ -73,4 +73,6 @@ def load(options: LoadOptions, config: NF4, calibration: Calibration | None) -> 
         bnb_4bit_compute_dtype=options.dtype,
         bnb_4bit_use_double_quant=config.double_quant,
     )
-    return load_quantized(options, config, how, state=lambda linear: state_tensors(linear.weight.quant_state))
+    return load_quantized(
+        options, config, how, state=lambda linear: state_tensors(getattr(linear.weight, "quant_state", None))
+    )

@@ -181,13 +181,14 @@ def plot(
 @app.command(epilog="Example: `qbench backends`")
 def backends() -> None:
     """Check which backends work here, and how to fix those that do not."""
+    from qbench.config import kind_names
     from qbench.plan import backends as availability
-    from qbench.show import terminal
+    from qbench.show import progress, terminal
 
     out = terminal.make_console()
-    with out.status("importing every backend in a process of its own"):
-        table = availability.table(availability.probe())
-    out.print(table)
+    kinds = kind_names()
+    found = progress.followed(out, availability.probe(kinds), "importing each backend", len(kinds))
+    out.print(availability.table(sorted(found, key=lambda one: kinds.index(one.kind))))
 
 
 @app.command(epilog="Example: `qbench validate configs/llama3-8b.yaml --set measure.mmlu.limit=20`")

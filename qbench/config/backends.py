@@ -38,7 +38,7 @@ class Backend(Strict):
     """The command that makes the backend importable."""
     libraries: ClassVar[tuple[str, ...]] = ("qbench", "torch", "transformers", "tokenizers")
     """Distributions that decide its figures."""
-    modules: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    modules: ClassVar[tuple[str, ...]] = ("torch", "transformers.modeling_utils")
     """Modules that `load` imports: `qbench backends` tries them."""
     quantization: ClassVar[tuple[str, ...]] = ()
     """Settings that decide the weights of a checkpoint that it makes; empty where it makes none."""

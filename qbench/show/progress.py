@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -87,6 +88,22 @@ def reporting(console: Console) -> Iterator[LiveReporter | PlainReporter]:
     # Twice a second: drawing must not compete with what is being measured.
     with Progress(*columns, console=console, refresh_per_second=2) as progress:
         yield LiveReporter(console, progress)
+
+
+T = TypeVar("T")
+
+
+def followed(console: Console, things: Iterable[T], what: str, total: int) -> list[T]:
+    """All of `things`, which take their time, behind a bar that goes when the last is there; nothing in a pipe."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        return list(progress.track(things, total=total, description=what))
 
 
 def finished_line(row: CellRow) -> str:

@@ -73,6 +73,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "OLMoE": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "Granite-MoE": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "Phi-MoE": ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, **WINDOW}),
     "DeepSeek-V3": (
         "deepseek_v3",

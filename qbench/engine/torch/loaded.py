@@ -84,7 +84,7 @@ class LoadedModel:
         try:
             with torch.inference_mode():
                 self.model(torch.zeros(1, 2, dtype=torch.int64, device=self.device))
-        except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
             if describe_fault(error)[0] == "oom":
                 raise
             raise QbenchError(
