@@ -3,12 +3,14 @@
 When one of these fails after an upgrade, mend the module of `qbench.compat` that it tests.
 """
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import lm_eval.tasks
+import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
 from lm_eval.tasks import TaskManager
@@ -17,10 +19,14 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MixtralCon
 
 from qbench.compat import lm_eval as harness
 from qbench.compat.bitsandbytes import state_tensors
+from qbench.compat.lean import OPTIONAL
 from qbench.compat.torch import allocations
 from qbench.compat.transformers import DynamicLayer, attention, ignored_on_load, kept_dtypes, renamer
 from qbench.config import MMLUConfig
 from qbench.measure.lm_eval.mmlu_data import load_tasks
+from qbench.run import worker
+from qbench.run.job import Job
+from tests.support.runs import run_config
 
 TINY = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8,
@@ -166,3 +172,48 @@ def test_gptqmodel_still_sets_variables_of_the_whole_process() -> None:
 
 def test_gptqmodel_leaves_our_variables_and_lets_go_of_a_model() -> None:
     assert run_alone(OURS) == "fine"
+
+
+LEAN = """
+import sys
+from qbench.compat import lean
+lean.import_transformers({"torch", "torchao"})
+print(sorted(lean.OPTIONAL.keys() & sys.modules.keys()))
+from transformers import LlamaForCausalLM
+from transformers.utils import is_hqq_available
+print(sorted(lean.OPTIONAL.keys() & sys.modules.keys()))
+import hqq, scipy
+print(is_hqq_available())
+"""
+
+
+def test_transformers_leaves_out_what_a_cell_does_not_name_and_others_can_still_import_it() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['torchao']", "['torchao']", "True"]
+
+
+def test_transformers_imports_them_if_nobody_leaves_them_out() -> None:
+    """Once it does not, `qbench.compat.lean` has nothing left to do."""
+    for name, importer in OPTIONAL.items():
+        importlib.import_module(importer)
+        assert name in sys.modules, name
+
+
+@pytest.mark.parametrize(
+    ("cell", "throughput", "named"),
+    [
+        ({"kind": "fp16"}, {}, set()),
+        ({"kind": "torchao"}, {}, {"torchao"}),
+        ({"kind": "int4", "kv_cache": "int8"}, {}, {"hqq"}),
+        ({"kind": "fp16"}, {"kv_cache": "int4"}, {"hqq"}),
+    ],
+)
+def test_a_worker_knows_what_its_cell_and_its_measures_name(
+    cell: dict[str, str], throughput: dict[str, str], named: set[str]
+) -> None:
+    settings = run_config(backends=[cell], measure={"throughput": throughput})
+    job = Job(
+        config=settings, label=settings.backends[0].label, folder=Path(), answers=Path(), reference=Path(),
+        model_fingerprint="", units={}, missing=(),
+    )  # fmt: skip
+    assert worker.needed(job) & OPTIONAL.keys() == named

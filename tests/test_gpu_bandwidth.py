@@ -12,7 +12,7 @@ import torch
 
 from qbench.engine.torch import bandwidth
 from qbench.machine.bandwidth import Bandwidth
-from qbench.run import worker
+from qbench.run import cell
 
 GIB = 2**30
 
@@ -77,7 +77,7 @@ def test_a_full_card_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_asks_the_device_that_its_cell_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "copy_bytes_per_s", lambda device: 3e12 + device.index)
-    monkeypatch.setattr(worker.bandwidth, "of_host", lambda: Bandwidth(2e10, "measured here"))
-    assert worker.read_bytes_per_s(torch.device("cuda", 1)) == 3e12 + 1
-    assert worker.read_bytes_per_s(torch.device("cpu")) == 2e10
+    monkeypatch.setattr(cell, "copy_bytes_per_s", lambda device: 3e12 + device.index)
+    monkeypatch.setattr(cell.bandwidth, "of_host", lambda: Bandwidth(2e10, "measured here"))
+    assert cell.read_bytes_per_s(torch.device("cuda", 1)) == 3e12 + 1
+    assert cell.read_bytes_per_s(torch.device("cpu")) == 2e10

@@ -53,8 +53,8 @@ def test_a_worker_without_a_job_says_so() -> None:
 
 
 HANG = (
-    "import subprocess, sys, time, qbench.run.worker as worker; "
-    "worker.Cell.run = lambda self: (subprocess.Popen(['sleep', '600']), time.sleep(600)); "
+    "import subprocess, sys, time, qbench.run.cell as cell, qbench.run.worker as worker; "
+    "cell.Cell.run = lambda self: (subprocess.Popen(['sleep', '600']), time.sleep(600)); "
     "sys.argv = sys.argv[2:]; worker.main()"
 )
 """A worker that has started something and takes its time."""

@@ -94,9 +94,9 @@ LEAK = (
 """A worker that prints what it should not."""
 
 FAIL = (
-    "import os, sys, qbench.run.worker as worker; "
+    "import os, sys, qbench.run.cell as cell, qbench.run.worker as worker; "
     "raised = RuntimeError('401 for ' + os.environ['HF_TOKEN'] + ' in ' + os.path.expanduser('~/model')); "
-    "worker.Cell._load = lambda self: (_ for _ in ()).throw(raised); "
+    "cell.Cell._load = lambda self: (_ for _ in ()).throw(raised); "
     "sys.argv = sys.argv[2:]; worker.main()"
 )
 """A worker whose libraries raise what they should not."""

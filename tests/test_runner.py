@@ -189,7 +189,7 @@ def test_a_model_that_does_not_fit_is_oom(tiny_llama: Path, tmp_path: Path) -> N
 
 STARVE = (
     "import resource, runpy, sys, torch, transformers, psutil; "
-    "from transformers import AutoModelForCausalLM, PreTrainedModel; import qbench.run.worker; "
+    "from transformers import AutoModelForCausalLM, PreTrainedModel; import qbench.run.cell, qbench.run.worker; "
     "now = psutil.Process().memory_info().vms; "
     "resource.setrlimit(resource.RLIMIT_AS, (now + 2**29, now + 2**29)); "
     "sys.argv = sys.argv[2:]; qbench.run.worker.main()"

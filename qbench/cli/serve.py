@@ -67,6 +67,7 @@ def serve(
         from qbench.serve.page import add_page
     except ImportError as error:
         raise typer.BadParameter(f"{error}; `pip install 'qbench-llm[serve]'` installs it") from error
+    from qbench.compat import lean
     from qbench.config import load
     from qbench.plan import cells as planning
     from qbench.run.local import LocalExecutor
@@ -92,6 +93,7 @@ def serve(
         kept = stack.enter_context(closing(Store.open(store))) if compare else None
         leave_on_sigterm()
         with server.bind(host, port) as bound:
+            lean.import_transformers({name for one in plan.cells for name in one.used_libraries})
             with quiet_libraries():
                 from qbench.serve import cells
                 from qbench.serve.api import create_app

@@ -29,7 +29,7 @@ QUANTIZING = ("backends", "compat", "config/resolve.py", "demo/calibration.txt",
 
 MEASURING = (
     *("analysis/formulas.py", "analysis/load.py", "machine", "measure", "records/answers.py"),
-    *("run/loading.py", "run/worker.py"),
+    *("run/cell.py", "run/loading.py"),
     *("demo/heldout.txt", "demo/mmlu", "demo/tasks"),
     *QUANTIZING,
 )

@@ -42,7 +42,7 @@ class HereExecutor(LocalExecutor):
     def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
         import torch
 
-        from qbench.run.worker import Cell
+        from qbench.run.cell import Cell
 
         if job.backend.python:
             return super().run(job, out, log, progress)
