@@ -28,7 +28,7 @@ QUANTIZING = ("backends", "compat", "config/resolve.py", "demo/calibration.txt",
 """What makes quantized weights, below the package."""
 
 MEASURING = (
-    *("analysis/formulas.py", "analysis/load.py", "machine", "measure", "records/answers.py"),
+    *("analysis/formulas.py", "analysis/load.py", "config/needles.py", "machine", "measure", "records/answers.py"),
     *("run/cell.py", "run/loading.py"),
     *("demo/heldout.txt", "demo/mmlu", "demo/tasks"),
     *QUANTIZING,
