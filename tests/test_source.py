@@ -9,7 +9,14 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    T5Config,
+)
 
 from qbench.config import ModelConfig
 from qbench.errors import QbenchError
@@ -114,6 +121,23 @@ def test_code_is_fetched_only_if_it_may_run(tmp_path: Path, monkeypatch: pytest.
     assert "modeling.py" not in hub.fetched
     resolve(id="a/b", trust_remote_code=True)
     assert "modeling.py" in hub.fetched
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (RobertaConfig, "is an encoder .model_type roberta., no causal language model"),
+        (BertConfig, "is an encoder .model_type bert."),
+        (BartConfig, "is an encoder and a decoder .model_type bart."),
+        (T5Config, "is an encoder and a decoder .model_type t5."),
+    ],
+)
+def test_a_model_that_reads_ahead_is_refused_before_anything_is_loaded(
+    tmp_path: Path, made: type[PreTrainedConfig], words: str
+) -> None:
+    made().save_pretrained(tmp_path)
+    with pytest.raises(QbenchError, match=words):
+        resolve(path=tmp_path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "quantize_config.json", "quant_config.json"])

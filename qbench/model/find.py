@@ -121,16 +121,36 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise QbenchError(f"model.path: {folder} holds no config.json, so it is not a model's folder")
     old = next((folder / name for name in OLD_SCHEMES if (folder / name).is_file()), None)
-    check_unquantized(read_config(folder) | ({"quantization_config": read_json(old)} if old else {}), str(folder))
+    check_config(read_config(folder) | ({"quantization_config": read_json(old)} if old else {}), str(folder))
     check_weights(folder, "model.path", "for memory and speed only, add `weights: random`")
 
 
-def check_unquantized(content: Mapping[str, Any], name: str) -> None:
-    """Refuse a model whose config.json says that it is quantized already: no backend would measure what its row says.
+ENCODERS = frozenset({
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+})  # fmt: skip
+"""Values of `model_type` whose tokens also attend to later ones. transformers loads them as causal models, too."""
+
+HALVES = frozenset({
+    *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "musicgen", "musicgen_melody"),
+    *("mvp", "pegasus", "plbart", "prophetnet", "trocr", "whisper"),
+})  # fmt: skip
+"""Those whose decoder was trained to attend to an encoder, and is loaded without it."""
+
+
+def check_config(content: Mapping[str, Any], name: str) -> None:
+    """Refuse a model of whose config.json it follows that no backend would measure what its row says.
 
     Raises:
-        QbenchError: it is.
+        QbenchError: it is quantized already, an encoder, or has an encoder beside its decoder.
     """
+    kind = content.get("model_type")
+    if kind in ENCODERS or kind in HALVES or content.get("is_encoder_decoder"):
+        what = "an encoder" if kind in ENCODERS else "an encoder and a decoder"
+        raise QbenchError(
+            f"model: {name} is {what} (model_type {kind}), no causal language model; its tokens are not predicted "
+            "from those before them alone. Give a decoder-only model, such as Llama's or Qwen's"
+        )
     scheme = content.get("quantization_config")
     if scheme is not None:
         method = scheme.get("quant_method") if isinstance(scheme, dict) else None

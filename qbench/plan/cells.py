@@ -15,7 +15,7 @@ from qbench.config.target import Target
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment
 from qbench.model import kv_cache, texts
-from qbench.model.find import check_unquantized, context_length, known_config, shapes
+from qbench.model.find import check_config, context_length, known_config, shapes
 from qbench.text import suggestion
 
 LENGTHS = ("memory", "throughput", "sustained")
@@ -150,7 +150,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     if config.device.startswith("cuda") and not environment.gpus:
         raise QbenchError(f"device: {config.device}, but no NVIDIA GPU is visible here; use device: auto or cpu")
     if content := _model_config(config.model):
-        check_unquantized(content, config.model.name)
+        check_config(content, config.model.name)
     check_models(config)
     mmlu = config.measure.mmlu
     if mmlu and mmlu.data not in (None, "demo") and not Path(str(mmlu.data)).expanduser().is_dir():
