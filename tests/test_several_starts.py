@@ -14,7 +14,7 @@ from qbench.run.events import EventLog, ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.job import Job
 from qbench.run.local import LocalExecutor
-from tests.support.runs import HereExecutor, config, in_order, run, run_in_workers
+from tests.support.runs import HereExecutor, config, in_order, run
 
 ROWS = [(label, start, trial) for label in ("fp16", "int4") for start in (0, 1) for trial in (0, 1)]
 
@@ -43,7 +43,7 @@ def at_the_second_start_of_int4(what: Callable[[], Ending]) -> type[LocalExecuto
 
 
 def test_every_cell_is_measured_once_before_any_is_started_again(tiny_llama: Path, tmp_path: Path) -> None:
-    folder, ok, watcher = run_in_workers(two_starts(tiny_llama), tmp_path)
+    folder, ok, watcher = run(two_starts(tiny_llama), tmp_path)
     assert ok
     assert watcher.started == [
         ("fp16, start 1 of 2", 1, 4), ("int4, start 1 of 2", 2, 4), ("fp16, start 2 of 2", 3, 4),

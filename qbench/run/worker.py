@@ -7,6 +7,7 @@ The rest is in `qbench.run.cell`.
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -21,7 +22,12 @@ def main() -> None:
 
     from qbench.run.cell import Cell
 
-    Cell(job, Path(sys.argv[1])).run()
+    # What has been imported stays, and need not be searched whenever garbage is collected.
+    gc.freeze()
+    try:
+        Cell(job, Path(sys.argv[1])).run()
+    finally:
+        gc.unfreeze()  # nanobind takes what is frozen at the end for leaks
 
 
 def needed(job: Job) -> set[str]:
