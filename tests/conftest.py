@@ -46,8 +46,9 @@ def words_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 LONGEST = (
-    *("test_fresh_run", "test_formats", "test_ray_executor", "test_families", "test_int4_triton", "test_faults"),
-    *("test_backends_gptqmodel", "test_int4_cuda", "test_plots", "test_int4_stream", "test_resume"),
+    *("test_faults", "test_report", "test_fresh_run", "test_ray_executor", "test_runner", "test_backends_gptqmodel"),
+    *("test_plots", "test_families", "test_report_browser", "test_cli", "test_resume", "test_int4_stream"),
+    *("test_measure_mmlu", "test_formats", "test_int4_cuda", "test_int4_triton", "test_serve", "test_serve_page"),
 )
 """Files that begin, so that no process is left with one of them when the others are done."""
 

@@ -22,10 +22,11 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs of the smoke configuration, shortened: results/before, results/after in this process."""
+    """A folder with two runs of the smoke configuration, shortened: a cell in a worker, others in this process."""
     folder = tmp_path_factory.mktemp("fresh")
-    measure(folder, "before", "fp16", "int4", "nf4")
+    measure(folder, "before", "fp16")
     with cells_here():
+        measure(folder, "before", "fp16", "int4", "nf4")
         measure(folder, "after", "fp16", "int4")
     return folder
 

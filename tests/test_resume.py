@@ -191,7 +191,10 @@ def test_two_runs_in_one_folder_at_once_are_refused(tiny_llama: Path, tmp_path: 
 def test_a_run_that_was_killed_goes_on(tiny_llama: Path, tmp_path: Path) -> None:
     """The runner itself, by SIGKILL: it can say nothing, write nothing and end nobody."""
     settings = config(
-        tiny_llama, INT4, measure={"memory": {"seq_len": 16}, "throughput": QUICK["throughput"] | {"trials": 150}}
+        tiny_llama,
+        INT4,
+        measure={"memory": {"seq_len": 16}, "throughput": QUICK["throughput"] | {"trials": 150}},
+        dtype="float32",
     )
     config_file = tmp_path / "config.json"
     config_file.write_text(settings.model_dump_json())
