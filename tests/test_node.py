@@ -77,7 +77,7 @@ def test_a_cell_is_told_in_pieces_and_leaves_its_files(
 ) -> None:
     monkeypatch.setattr("qbench.run.ray.actor.PIECE", 7)
     script = 'echo "an event" >> $3/events.jsonl; echo hello from $PWD; echo kept > $3/notes; mkdir $3/huge; exit 3'
-    assert cell.start(parcel(tiny_llama, tmp_path, script), None) is None
+    assert cell.start(parcel(tiny_llama, tmp_path, script), {}) is None
     events, log = finish(cell)
     assert events == b"before\nan event\n"
     assert log.decode() == f"hello from {tmp_path}\n"
@@ -85,7 +85,7 @@ def test_a_cell_is_told_in_pieces_and_leaves_its_files(
     assert results.ending is not None
     assert results.ending.status == "crashed"
     assert results.files == {"notes": b"kept\n"}
-    assert (results.answers, results.reference) == ({}, None)
+    assert (results.answers, results.reference) == ({}, {})
     folder = cell._folder
     cell.close()
     assert folder is not None
@@ -93,7 +93,7 @@ def test_a_cell_is_told_in_pieces_and_leaves_its_files(
 
 
 def test_closing_ends_what_runs(cell: NodeCell, tiny_llama: Path, tmp_path: Path) -> None:
-    assert cell.start(parcel(tiny_llama, tmp_path, "sleep 600"), None) is None
+    assert cell.start(parcel(tiny_llama, tmp_path, "sleep 600"), {}) is None
     started = time.monotonic()
     cell.close()
     assert time.monotonic() - started < 60
@@ -104,7 +104,7 @@ def test_closing_ends_what_runs(cell: NodeCell, tiny_llama: Path, tmp_path: Path
 def test_another_model_and_other_code_are_refused(cell: NodeCell, tiny_llama: Path, tmp_path: Path) -> None:
     good = parcel(tiny_llama, tmp_path, "exit 0")
     other = Job.model_validate_json(good.job).model_copy(update={"model_fingerprint": "f" * 64}).model_dump_json()
-    assert "is not the model that the runner has" in str(cell.start(replace(good, job=other), None))
-    assert "has other code of qbench" in str(cell.start(replace(good, code="0" * 64), None))
+    assert "is not the model that the runner has" in str(cell.start(replace(good, job=other), {}))
+    assert "has other code of qbench" in str(cell.start(replace(good, code="0" * 64), {}))
     with pytest.raises(QbenchError, match=rf"has qbench {__version__} .* the runner has 9\.9 "):
         check_version("9.9", good.code, facts())
