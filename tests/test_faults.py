@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,11 @@ from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
 from qbench.run.local import LocalExecutor
 from tests.support.running import execute, workers
-from tests.support.runs import QUICK, HereExecutor, config, interpreter, run
+from tests.support.runs import QUICK, config, interpreter, run, run_in_workers
 from tests.support.watchers import Watcher
 
-MOST_EVENTS = 40
-"""Events after which a worker is killed at the latest, about what a cell says of its progress."""
+LONGEST_S = 8.0
+"""Seconds after which a worker is killed at the latest, about what a cell takes."""
 TIMES = ("load_s", "quantize_s", "load_peak_bytes", "peak_rss_bytes", "cached", "read_bytes_per_s")
 """Columns of cells.csv that no two runs have alike."""
 
@@ -38,18 +39,18 @@ class Killer(LocalExecutor):
         self._random = random.Random(seed)
 
     def run(self, job: Job, out: Path, log: Path, progress: Callable[[ProgressEvent], None]) -> Ending | None:
-        left = self._random.randint(1, MOST_EVENTS)
+        timer = threading.Timer(self._random.uniform(0, LONGEST_S), self._kill)
+        timer.start()
+        try:
+            return super().run(job, out, log, progress)
+        finally:
+            timer.cancel()
+            timer.join()
 
-        def count(event: ProgressEvent) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                self.kills += len(workers())
-                for worker in workers():
-                    worker.kill()
-            progress(event)
-
-        return super().run(job, out, log, count)
+    def _kill(self) -> None:
+        for worker in workers():
+            self.kills += 1
+            worker.kill()
 
 
 def everything() -> RunConfig:
@@ -83,7 +84,7 @@ def figures(folder: Path) -> dict[str, pd.DataFrame]:
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.long)])
 def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_path: Path, kills: int) -> None:
     settings = everything()
-    expected = figures(run(settings, tmp_path / "undisturbed")[0])
+    expected = figures(run_in_workers(settings, tmp_path / "undisturbed")[0])
     assert {name: len(frame) for name, frame in expected.items()} == {
         "cells": 2, "throughput": 16, "accuracy": 24, "noise": 1, "perplexity": 2, "generations": 2,
         "fp16": 36, "fp16.noise": 36, "int4": 36,
@@ -98,7 +99,7 @@ def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_p
                 tmp_path / str(rounds),
                 Watcher(),
                 command="",
-                executor=killer if killer.kills < kills else HereExecutor(),
+                executor=killer if killer.kills < kills else LocalExecutor(),
             )
             crashed = read_run(folder).cells.query("status != 'ok'")
             # Also a cell that the killed one was to be compared with.
