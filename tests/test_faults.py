@@ -81,7 +81,7 @@ def figures(folder: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_path: Path, kills: int) -> None:
     settings = everything()
     expected = figures(run_in_workers(settings, tmp_path / "undisturbed")[0])
