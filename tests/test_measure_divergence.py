@@ -134,6 +134,7 @@ def test_whole_vocabularies_are_kept_where_they_are_small_and_outlines_where_wor
     monkeypatch.setattr(divergence, "SMALL_BYTES", 6 * 15 * VOCAB * 4 - 1)
     assert kept("large") == (64, whole[:1])
     assert kept("asked", divergence="full") == (VOCAB, whole)
+    assert kept("asked", top_k=8) == (8, whole[:1])
 
 
 @pytest.mark.parametrize(("top_k", "missing"), [(64, 0.12), (256, 0.01)])

@@ -147,6 +147,7 @@ class Recorder:
         partial = self._path.with_name(f".{self._path.name}.partial")
         save_file(self._kept, partial, metadata=self._facts)
         partial.replace(self._path)
+        whole_file(self._path).unlink(missing_ok=True)  # of other settings
         return {}
 
 
@@ -225,8 +226,9 @@ class WholeRecorder(Recorder):
     def end(self) -> dict[str, float | int | None]:
         """Write both files, each whole or not at all."""
         self._all.flush()
+        columns = super().end()
         self._partial.replace(self._file)
-        return super().end()
+        return columns
 
 
 class WholeComparison(Comparison):

@@ -8,7 +8,15 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
 from qbench.records.rows import CellRow
@@ -76,18 +84,14 @@ def reporting(console: Console) -> Iterator[LiveReporter | PlainReporter]:
     if not console.is_terminal:
         yield PlainReporter(console)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeLeftColumn(),
-    )
+    columns = (*_columns(), TextColumn("left"), TimeLeftColumn())
     # Twice a second: drawing must not compete with what is being measured.
     with Progress(*columns, console=console, refresh_per_second=2) as progress:
         yield LiveReporter(console, progress)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
 
 
 T = TypeVar("T")
@@ -95,14 +99,7 @@ T = TypeVar("T")
 
 def followed(console: Console, things: Iterable[T], what: str, total: int) -> list[T]:
     """All of `things`, which take their time, behind a bar that goes when the last is there; nothing in a pipe."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as progress:
         return list(progress.track(things, total=total, description=what))
 
 
