@@ -9,7 +9,7 @@ import pytest
 from qbench.records.run import read_run
 from qbench.show import report
 from tests.support import browser as browsers
-from tests.support.browser import playwright
+from tests.support.browser import playwright, until
 from tests.support.made_up_run import FIVE_ANSWERS, eight_cells, five_cells, made_up_run
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
@@ -98,12 +98,12 @@ def test_the_filter_hides_a_backend_everywhere(browser: playwright.Browser, page
     tab.get_by_label("NF4", exact=True).uncheck()
     assert rows(tab, "summary") == ["FP16", "INT4", "AWQ", "GPTQ"]
     assert not tab.locator("#table-subjects-0 thead th", has_text="NF4").is_visible()
-    tab.wait_for_function(f"{shown} === 12")
+    until(tab, f"{shown} === 12")
     assert "NF4" not in tab.locator(names).all_text_contents()
     assert tab.locator("#shown").text_content() == "4 of 5 backends shown"
     tab.get_by_label("NF4", exact=True).focus()
     tab.keyboard.press("Space")
-    tab.wait_for_function(f"{shown} === 15")
+    until(tab, f"{shown} === 15")
     assert len(rows(tab, "summary")) == 5
     tab.context.close()
 
@@ -118,7 +118,7 @@ def test_runs_can_be_hidden(browser: playwright.Browser, pages: dict[str, Path])
     tab.locator("input[name=run]").nth(3).check()
     tab.locator("#plot-memory-3").wait_for(state="visible")
     # Plots that were hidden take the page's width at the next frame.
-    tab.wait_for_function(f"({CLIPPED})().length === 0")
+    until(tab, f"({CLIPPED})().length === 0")
     assert opened.said == []
     tab.context.close()
 
