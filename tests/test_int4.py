@@ -12,6 +12,7 @@ from torch import nn
 from qbench.int4 import QuantizedTensor, QuantLinear, dequantize, fit, native, quantize, quantize_model
 from qbench.int4.pack import PER_BYTE, pack, unpack
 from qbench.int4.quantizer import PER_ROW, PER_TENSOR, Search
+from tests.support.levels import tolerance
 
 
 def gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -49,8 +50,8 @@ def check_nearest(weight: torch.Tensor, q: QuantizedTensor) -> None:
     for w, w_found, s, z in zip(expected, found, scales.tolist(), zeros.tolist(), strict=True):
         allowed = s * codes + z
         best = np.abs(w[:, None] - allowed).min(axis=1)
-        tolerance = 1e-6 * np.abs(allowed).max() + 1e-9
-        assert (np.abs(w_found - w) <= best + tolerance).all()
+        rounding = 1e-6 * np.abs(allowed).max() + 1e-9
+        assert (np.abs(w_found - w) <= best + rounding).all()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -245,7 +246,7 @@ def test_linear_multiplies_by_the_dequantized_weight(dtype: torch.dtype, bias: b
     found = layer(x)
     assert found.dtype == dtype
     relative = (found.double() - expected).norm() / expected.norm()
-    assert relative < {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
+    assert relative < tolerance(dtype)
 
 
 def test_a_layer_survives_its_state_dict_and_a_copy() -> None:

@@ -16,12 +16,11 @@ from qbench.backends.int4 import fuse
 from qbench.int4 import QuantLinear, dequantize, native, quantize
 from qbench.int4.kernels import KERNELS, WeightSpec, choose, kernel
 from qbench.int4.quantizer import PER_ROW, PER_TENSOR, QuantizedTensor
-from tests.support.levels import levels
+from tests.support.levels import levels, tolerance
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-"""Relative L2 error: the rounding of results, and of sums in float32."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(16, 32), (40, 65), (5, 7), (33, 256), (100, 1000), (300, 1088)]
 ROWS = [1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 33, 64, 65, 95, 96, 130, 600]
 
@@ -48,13 +47,13 @@ def error(name: str, q: QuantizedTensor, m: int, dtype: torch.dtype) -> float:
 @compiled
 @pytest.mark.parametrize("level", levels())
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_c_products(level: str, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
     for group_size, symmetric, scales in ((128, False, torch.bfloat16), (32, True, torch.float16)):
         q = random_weight(*shape, group_size=group_size, symmetric=symmetric, scale_dtype=scales)
         worst = max(error("cpu", q, m, dtype) for m in ROWS)
-        assert worst < TOLERANCE[dtype]
+        assert worst < tolerance(dtype)
 
 
 @compiled
@@ -63,7 +62,7 @@ def test_c_products(level: str, shape: tuple[int, int], dtype: torch.dtype, monk
 def test_c_products_by_group_size(level: str, group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
     q = random_weight(48, 416, group_size=group_size)
-    assert max(error("cpu", q, m, torch.bfloat16) for m in (1, 6, 20, 100, 1600)) < TOLERANCE[torch.bfloat16]
+    assert max(error("cpu", q, m, torch.bfloat16) for m in (1, 6, 20, 100, 1600)) < tolerance(torch.bfloat16)
 
 
 @compiled
@@ -93,7 +92,7 @@ def test_an_outlier_leaves_the_other_activations_their_digits(level: str, monkey
         x[:, 100] *= 100
         expected = x.double() @ dequantize(q).double().T
         found = chosen.matmul(x, chosen.pack(q), spec).double()
-        assert (found - expected).norm() / expected.norm() < TOLERANCE[torch.bfloat16]
+        assert (found - expected).norm() / expected.norm() < tolerance(torch.bfloat16)
 
 
 @compiled
@@ -112,11 +111,11 @@ def test_products_leave_amx_to_others_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_aten_products(bits: int, dtype: torch.dtype) -> None:
     options = {"group_size": 64} if bits == 4 else {"group_size": PER_ROW, "symmetric": True}
     q = random_weight(48, 256, bits=bits, **options)
-    assert max(error("aten", q, m, dtype) for m in (1, 3, 8, 33)) < TOLERANCE[dtype]
+    assert max(error("aten", q, m, dtype) for m in (1, 3, 8, 33)) < tolerance(dtype)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -6,13 +6,22 @@ Imports nothing, so that memory can be predicted where torch is not loaded.
 TILE_ROWS = 16
 """Rows of a weight that the C kernel keeps together."""
 
-DEQUANTIZE_FROM, DEQUANTIZE_FROM_AMX = 64, 1536
-"""Rows of activations from which dequantizing a block and torch's product are faster than the C kernel's product."""
 BLOCK_BYTES, BLOCK_BYTES_AMX = 1 << 21, 1 << 24
 """Of such a block."""
 FLOAT_ROWS = 1024
 """Rows of activations that are float32 at once, where their own dtype is not multiplied in: each time, the weight is
 dequantized anew, which 1,024 rows do not notice."""
+
+
+def dequantize_from(level: str, bfloat16: bool) -> int | None:
+    """Rows of activations from which dequantizing a block and torch's product are faster than the C kernel's product.
+
+    `level` is one of `native.LEVELS`. None where they never are: products of 16-bit integers beat those in float32.
+    """
+    if level == "avx2" or (level == "avx512" and bfloat16):
+        return None
+    return 1536 if level == "amx" and bfloat16 else 64
+
 
 TRITON_MAX_ROWS = 64
 """Rows of activations up to which Triton multiplies by codes; more of them meet a weight that was dequantized whole."""

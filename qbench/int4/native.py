@@ -12,7 +12,7 @@ from pathlib import Path
 
 LEVELS = ("generic", "avx2", "avx512", "avx512vnni", "amx")
 """Instruction sets in the order of the library's numbers; each includes the ones before it."""
-BF16_FROM = LEVELS.index("avx512vnni")
+BF16_FROM = LEVELS.index("avx2")
 """The first that multiplies bfloat16 activations as they are."""
 
 

@@ -27,7 +27,13 @@ CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", 
 """Instructions that kernels for CPUs look for, as Linux names them."""
 
 _AMX = ("amx_int8", "amx_bf16")
-WITHHELD = {"avx512vnni": _AMX} | dict.fromkeys(("avx512", "avx2", "generic"), ("avx512_vnni", *_AMX))
+_VNNI = ("avx512_vnni", *_AMX)
+WITHHELD = {
+    "avx512vnni": _AMX,
+    "avx512": _VNNI,
+    "avx2": ("avx512f", *_VNNI),
+    "generic": ("avx2", "avx512f", *_VNNI),
+}
 """Features that the INT4 kernels leave unused at a QBENCH_CPU_LEVEL (see `qbench.int4.native`)."""
 
 

@@ -116,16 +116,25 @@ class Int4(Backend):
 
 def _cpu_product_bytes(out_features: int, in_features: int, tokens: int, target: Target) -> int:
     """`qbench.int4.kernels.cpu`: a block of rows dequantized, its product, and the output it is copied to."""
-    bfloat16 = target.value_bytes == 2 and "avx512_vnni" in target.cpu_features
-    amx = bfloat16 and "amx_int8" in target.cpu_features
+    level = _cpu_level(target)
+    bfloat16 = target.value_bytes == 2 and target.dtype != "float16" and level != "generic"
     values = target.value_bytes if bfloat16 else 4
     same = values == target.value_bytes
-    if tokens < (limits.DEQUANTIZE_FROM_AMX if amx else limits.DEQUANTIZE_FROM):
-        # Elsewhere activations and the output are float32 first.
-        return 0 if same else (in_features + out_features) * tokens * values
     rows = tokens if same else min(tokens, limits.FLOAT_ROWS)
-    block = limits.BLOCK_BYTES_AMX if amx else limits.BLOCK_BYTES
+    least = limits.dequantize_from(level, bfloat16)
+    if least is None or tokens < least:
+        # Elsewhere activations and the output are float32 first.
+        return 0 if same else (in_features + out_features) * rows * values
+    block = limits.BLOCK_BYTES_AMX if bfloat16 and level == "amx" else limits.BLOCK_BYTES
     tile = limits.TILE_ROWS
     weights = max(1, block // (in_features * values * tile)) * tile
     inputs = 0 if same else in_features * rows * values
     return inputs + block + min(out_features, weights) * rows * values
+
+
+def _cpu_level(target: Target) -> str:
+    """The instruction set of `qbench.int4.native.LEVELS` that the kernel takes there."""
+    for feature, level in (("amx_int8", "amx"), ("avx512_vnni", "avx512vnni"), ("avx512f", "avx512"), ("avx2", "avx2")):
+        if feature in target.cpu_features:
+            return level
+    return "generic"

@@ -78,40 +78,56 @@ static const Method *method_of(int level, int is_bf16, ptrdiff_t m)
 {
 #if defined(__x86_64__)
     enum { AMX_FROM = 3, AMX_FROM_2 = 9, AMX_FROM_3 = 96 }; /* rows of x, as measured */
-    if (is_bf16 && (level < AMX || m < AMX_FROM)) return &bf16_vnni;
-    if (is_bf16) return m < AMX_FROM_2 ? &bf16_amx_small : m < AMX_FROM_3 ? &bf16_amx : &bf16_amx_large;
-    if (level >= AVX512) return &f32_avx512;
-    if (level >= AVX2) return &f32_avx2;
+    if (is_bf16 && level >= AVX512_VNNI) {
+        if (level < AMX || m < AMX_FROM) return &bf16_vnni;
+        return m < AMX_FROM_2 ? &bf16_amx_small : m < AMX_FROM_3 ? &bf16_amx : &bf16_amx_large;
+    }
+    if (!is_bf16 && level >= AVX512) return &f32_avx512;
+    if (level >= AVX2) return &i16_avx2;
 #endif
+    (void)level, (void)is_bf16, (void)m;
     return &f32_generic;
 }
 
-/* Room for what a method makes of x, whichever it is; null without memory. */
-static void *prepare_memory(Product *p)
+/* Room for what a method makes of x; null without memory. */
+static void *prepare_memory(const Method *method, Product *p)
 {
     size_t rows = (size_t)((p->m + 31) / 32 * 32), columns = (size_t)p->w.kp;
     size_t per_segment = (size_t)(p->m * p->segments + 15) / 16 * 64;
-    char *memory = scratch(2 * per_segment + rows * columns * sizeof(float));
+    char *memory = scratch(2 * per_segment + rows * columns * method->value_bytes);
     if (!memory) return NULL;
     p->sums = (float *)memory;
+    p->integer_sums = (int32_t *)memory;
     p->steps = (float *)(memory + per_segment);
     p->floats = (float *)(memory + 2 * per_segment);
     p->tiles = (uint16_t *)p->floats;
     p->limbs = (int8_t *)p->floats;
+    p->integers = (int16_t *)p->floats;
     return memory;
 }
 
-/* y [m][n] = x [m][k] times the weight; both bfloat16 (from AVX512_VNNI on) or both float32. 0, or 1 without memory. */
+static int multiply(const Method *method, Product *p, int threads)
+{
+    if (!prepare_memory(method, p)) return 1;
+    /* No piece of x may reach across two segments. */
+    if (method->limbs_width)
+        p->limbs_width = p->w.kp % method->limbs_width || p->segment % method->limbs_width ? K_ALIGN : method->limbs_width;
+    qint4_parallel(method->prepare, p, p->m, 8, threads);
+    qint4_parallel(method->multiply, p, (p->w.n + ROWS - 1) / ROWS, method->piece, threads);
+    return 0;
+}
+
+/* y [m][n] = x [m][k] times the weight; both bfloat16 (from AVX2 on) or both float32. 0, or 1 without memory. */
 int qint4_matmul(const Weight *w, int level, const void *x, void *y, ptrdiff_t m, int is_bf16, ptrdiff_t segment,
                  int threads)
 {
     const Method *method = method_of(level, is_bf16, m);
-    Product p = {.w = *w, .x = x, .y = y, .m = m, .segment = segment, .segments = (w->kp + segment - 1) / segment};
-    if (!prepare_memory(&p)) return 1;
-    /* No piece of x may reach across two segments. */
-    if (method->limbs_width)
-        p.limbs_width = p.w.kp % method->limbs_width || segment % method->limbs_width ? K_ALIGN : method->limbs_width;
-    qint4_parallel(method->prepare, &p, m, 8, threads);
-    qint4_parallel(method->multiply, &p, (w->n + ROWS - 1) / ROWS, method->piece, threads);
+    ptrdiff_t bytes = is_bf16 ? 2 : 4, most = method->most_rows ? method->most_rows : m;
+    for (ptrdiff_t from = 0; from < m; from += most) {
+        Product p = {.w = *w, .x = (const char *)x + from * w->k * bytes, .y = (char *)y + from * w->n * bytes,
+                     .is_bf16 = is_bf16, .m = m - from < most ? m - from : most, .segment = segment,
+                     .segments = (w->kp + segment - 1) / segment};
+        if (multiply(method, &p, threads)) return 1;
+    }
     return 0;
 }

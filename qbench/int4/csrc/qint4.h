@@ -31,13 +31,16 @@ typedef struct {
     Weight w;
     const void *x;
     void *y;
+    int is_bf16;
     ptrdiff_t m, segment, segments; /* columns of a segment; the last may have fewer */
     /* What a product makes of x first, row by row (see `Prepare`). Rows of x are padded with zeros to kp columns. */
     float *sums;     /* [m][segments]: sums of x over a segment */
-    float *floats;   /* [m][kp] */
-    uint16_t *tiles; /* bfloat16 [m / 16][kp / 32][16][32] */
-    int8_t *limbs;   /* [kp / limbs_width][2][m][limbs_width], see limbs.h */
-    float *steps;    /* [m][segments] */
+    float *floats;         /* [m][kp] */
+    uint16_t *tiles;       /* bfloat16 [m / 16][kp / 32][16][32] */
+    int8_t *limbs;         /* [kp / limbs_width][2][m][limbs_width], see limbs.h */
+    int16_t *integers;     /* [kp / 8][m][8], see product_i16.c */
+    int32_t *integer_sums; /* [m][segments]: their sums over a segment */
+    float *steps;          /* [m][segments] */
     ptrdiff_t limbs_width;
 } Product;
 
@@ -51,10 +54,12 @@ void qint4_parallel(Range work, void *context, ptrdiff_t count, ptrdiff_t piece,
 typedef struct {
     Range prepare, multiply;
     ptrdiff_t piece;       /* tiles that a thread takes at a time */
+    size_t value_bytes;    /* of a value of x as prepared */
     ptrdiff_t limbs_width; /* the widest that it wants, if it wants limbs */
+    ptrdiff_t most_rows;   /* of x at a time, if there is a limit: what is prepared stays in a cache */
 } Method;
 
-extern const Method f32_generic, f32_avx2, f32_avx512, bf16_vnni, bf16_amx_small, bf16_amx, bf16_amx_large;
+extern const Method f32_generic, f32_avx512, i16_avx2, bf16_vnni, bf16_amx_small, bf16_amx, bf16_amx_large;
 
 static inline ptrdiff_t segment_columns(const Product *p, ptrdiff_t g)
 {

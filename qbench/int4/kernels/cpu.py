@@ -1,8 +1,9 @@
-"""The project's C kernel for CPUs (`qbench/int4/csrc`), compiled when the package is installed, if a compiler is there.
+"""The project's C kernel for CPUs (`qbench/int4/csrc`), compiled at installation if a compiler is there.
 
-bfloat16 activations run on AMX or on AVX-512's 8-bit dot products (VNNI) where the machine has them. Everything else is
-computed in float32, with AVX-512, AVX2, or what the compiler makes of the machine's own vectors. Large products
-dequantize a block of rows, while it fits the cache, and leave the product to torch.
+bfloat16 activations run on AMX or on AVX-512's 8-bit dot products (VNNI) where the machine has them. Elsewhere they, and
+float32 ones on AVX2, run as 16-bit integers (`csrc/product_i16.c`). Everything else is computed in float32, with
+AVX-512 or what the compiler makes of the machine's own vectors; large products of these kinds dequantize a block of
+rows, while it fits the cache, and leave the product to torch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from qbench.int4.kernels.base import Tensors, WeightSpec, full_scales, stored_sc
 from qbench.int4.limits import (
     BLOCK_BYTES,
     BLOCK_BYTES_AMX,
-    DEQUANTIZE_FROM,
-    DEQUANTIZE_FROM_AMX,
     FLOAT_ROWS,
     TILE_ROWS,
+    dequantize_from,
 )
 from qbench.int4.native import Weight
 from qbench.int4.quantizer import QuantizedTensor
@@ -70,7 +70,7 @@ def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
 
 
 def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
-    """x [M, in_features] times the weight; bfloat16 stays bfloat16 where the CPU multiplies it, else float32."""
+    """x [M, in_features] times the weight, in the dtype of x."""
     if torch.compiler.is_compiling():  # otherwise the way through torch's dispatcher would only cost time
         out: Tensor = w4a16_cpu(x, tensors["words"], tensors["scales"], spec.out_features, spec.group_columns)
         return out
@@ -90,32 +90,34 @@ def _(x: Tensor, words: Tensor, scales: Tensor, out_features: int, group_columns
 
 
 def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
-    if not len(x):
-        return x.new_empty(0, spec.out_features)
     best = native.level()
     bfloat16 = x.dtype == torch.bfloat16 and best >= native.BF16_FROM
     weight = _weight(tensors, spec)
-    amx = bfloat16 and native.LEVELS[best] == "amx"
-    if len(x) >= (DEQUANTIZE_FROM_AMX if amx else DEQUANTIZE_FROM):
-        out = x.new_empty(len(x), spec.out_features)
-        rows = len(x) if bfloat16 else FLOAT_ROWS
-        for first in range(0, len(x), rows):
-            part = x[first : first + rows]
-            part = part if bfloat16 else part.float()
-            _dequantize_and_multiply(
-                part, weight, spec, out[first : first + rows], BLOCK_BYTES_AMX if amx else BLOCK_BYTES
-            )
-        return out
-    if x.dtype != torch.float32 and not bfloat16:
-        return _matmul(x.float(), tensors, spec).to(x.dtype)
+    own = x.dtype == torch.float32 or bfloat16
+    least = dequantize_from(native.LEVELS[best], bfloat16)
     out = x.new_empty(len(x), spec.out_features)
+    rows = max(1, len(x) if own else FLOAT_ROWS)
+    for first in range(0, len(x), rows):
+        part, to = x[first : first + rows], out[first : first + rows]
+        if least is not None and len(x) >= least:
+            _dequantize_and_multiply(part if own else part.float(), weight, spec, to)
+        elif own:
+            _multiply(part, weight, spec, to)
+        else:
+            to.copy_(_multiply(part.float(), weight, spec, part.new_empty(to.shape, dtype=torch.float32)))
+    return out
+
+
+def _multiply(x: Tensor, weight: Weight, spec: WeightSpec, out: Tensor) -> Tensor:
+    """The product, into `out` [M, out_features], in the dtype of x."""
+    bfloat16 = x.dtype == torch.bfloat16
     failed = native.loaded().qint4_matmul(
         weight,
-        best,
+        native.level(),
         x.data_ptr(),
         out.data_ptr(),
         len(x),
-        x.dtype == torch.bfloat16,
+        bfloat16,
         _segment(spec),
         torch.get_num_threads(),
     )
@@ -124,9 +126,11 @@ def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     return out
 
 
-def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, out: Tensor, block_bytes: int) -> None:
-    """The product by blocks of rows of the weight, into `out` [M, out_features], in the dtype of x."""
+def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, out: Tensor) -> None:
+    """The product by blocks of rows of the weight, which are in the dtype of x, into `out` [M, out_features]."""
     best = native.level()
+    amx = x.dtype == torch.bfloat16 and native.LEVELS[best] == "amx"
+    block_bytes = BLOCK_BYTES_AMX if amx else BLOCK_BYTES
     rows = max(1, block_bytes // (weight.kp * x.itemsize * TILE_ROWS)) * TILE_ROWS
     block = x.new_empty(rows, weight.kp)
     for first in range(0, spec.out_features, rows):

@@ -1,0 +1,247 @@
+/* Activations as 16-bit integers, for AVX2's products of pairs: twice as many a cycle as in float32.
+
+   In every segment of a row, x = step * i with step a power of two and |i| <= 2^15. A bfloat16 has 8 significant bits, so
+   whatever is at least 1/256 of the segment's largest is exact; a float32 is rounded by at most 2^-15 of the largest. With
+   the codes q as unsigned nibbles,
+
+       y = s step (sum(q i) - 8 sum(i)) + z step sum(i)
+
+   whose sums are exact in 32 bits. A word's nibbles are in the order 0 2 4 6 1 3 5 7, so that shifting it by 4 p and masking
+   it leaves the columns (2 p, 2 p + 1), the pair that one instruction multiplies and adds.
+
+   The integers lie as [kp / 8][m][8]: what a block of the weight meets is together. */
+#include "qint4.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+enum { DIRECT = 4, M_REGISTERS = 6, M_BLOCK = 48, MOST_ROWS = 3 * M_BLOCK, PAIRS = BLOCK / 2 };
+
+/* 16 rows of a tile, as two vectors. */
+typedef struct { __m256i low, high; } Whole;
+typedef struct { __m256 low, high; } Real;
+
+/* The power of two that makes the largest absolute value, given by its bits, at most 2^15; NaN unless it is finite. */
+INLINE float step_of(uint32_t largest)
+{
+    union { uint32_t u; float f; } value;
+    int exponent = (int)(largest >> 23) - 14;
+    value.u = exponent > 255 - 15 ? 0x7fc00000 : (uint32_t)(exponent < 1 ? 1 : exponent) << 23;
+    return value.f;
+}
+
+/* A segment of a row as float32; columns beyond the last are 0. */
+INLINE void load_segment(const Product *p, ptrdiff_t row, ptrdiff_t k, ptrdiff_t columns, float *to)
+{
+    ptrdiff_t left = p->w.k - k, given = left < columns ? left < 0 ? 0 : left : columns, at = row * p->w.k + k;
+    if (p->is_bf16)
+        for (ptrdiff_t i = 0; i < given; i++) to[i] = bf16_to_float(((const uint16_t *)p->x)[at + i]);
+    else
+        memcpy(to, (const float *)p->x + at, (size_t)given * sizeof *to);
+    memset(to + given, 0, (size_t)(columns - given) * sizeof *to);
+}
+
+INLINE int sum_of(__m256i eight)
+{
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+INLINE uint32_t largest_of(const float *x, ptrdiff_t columns)
+{
+    const __m256i sign = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256(); /* as integers, of which a NaN's is larger than infinity's */
+    for (ptrdiff_t i = 0; i < columns; i += 8)
+        largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i)), sign));
+    __m128i four = _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epu32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+INLINE void prepare_segment(const Product *p, ptrdiff_t row, ptrdiff_t g)
+{
+    ptrdiff_t k = g * p->segment, columns = segment_columns(p, g);
+    float x[MAX_SEGMENT];
+    load_segment(p, row, k, columns, x);
+    float step = step_of(largest_of(x, columns));
+    __m256 inverse = _mm256_set1_ps(1 / step);
+    __m256i sum = _mm256_setzero_si256();
+    for (ptrdiff_t i = 0; i < columns; i += BLOCK) {
+        __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));
+        __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        _mm_storeu_si128((__m128i *)(p->integers + ((k + i) * p->m + row * BLOCK)), packed);
+        sum = _mm256_add_epi32(sum, _mm256_cvtepi16_epi32(packed));
+    }
+    p->steps[row * p->segments + g] = step;
+    p->integer_sums[row * p->segments + g] = sum_of(sum);
+}
+
+static TARGET void prepare(void *pointer, ptrdiff_t first, ptrdiff_t last)
+{
+    const Product *p = pointer;
+    for (ptrdiff_t row = first; row < last; row++)
+        for (ptrdiff_t g = 0; g < p->segments; g++) prepare_segment(p, row, g);
+}
+
+INLINE __m256 scales8(const Weight *w, const uint16_t *from)
+{
+    __m128i bits = _mm_loadu_si128((const __m128i *)from);
+    if (w->scales_are_fp16) return _mm256_cvtph_ps(bits);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+INLINE Real scales16(const Weight *w, const uint16_t *from)
+{
+    return (Real){scales8(w, from), scales8(w, from + 8)};
+}
+
+INLINE __m256i pair(const int16_t *integers)
+{
+    int32_t both;
+    memcpy(&both, integers, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
+/* The empty statement keeps compilers from adding in another order, for which there are too few registers. */
+INLINE void dot(Whole *sum, Whole codes, __m256i x)
+{
+    sum->low = _mm256_add_epi32(sum->low, _mm256_madd_epi16(codes.low, x));
+    sum->high = _mm256_add_epi32(sum->high, _mm256_madd_epi16(codes.high, x));
+    __asm__("" : "+x"(sum->low), "+x"(sum->high));
+}
+
+/* The pair of columns p of a block, whose words are given. */
+INLINE Whole codes_of(Whole words, int p)
+{
+    const __m256i mask = _mm256_set1_epi16(15);
+    Whole shifted = p ? (Whole){_mm256_srli_epi16(words.low, 4 * p), _mm256_srli_epi16(words.high, 4 * p)} : words;
+    if (p == PAIRS - 1) return shifted;
+    return (Whole){_mm256_and_si256(shifted.low, mask), _mm256_and_si256(shifted.high, mask)};
+}
+
+INLINE Whole words_at(const uint32_t *word)
+{
+    _mm_prefetch((const char *)word + AHEAD, _MM_HINT_T0);
+    return (Whole){_mm256_load_si256((const __m256i *)word), _mm256_load_si256((const __m256i *)word + 1)};
+}
+
+/* total + s step (sum(q i) - 8 sum(i)) + z step sum(i), of the segment g of a row of x. */
+INLINE void add_scaled(const Product *p, ptrdiff_t row, ptrdiff_t g, Whole sum, Real s, Real z, Real *total)
+{
+    float step = p->steps[row * p->segments + g];
+    int integers = p->integer_sums[row * p->segments + g];
+    __m256i middle = _mm256_set1_epi32(8 * integers);
+    __m256 steps = _mm256_set1_ps(step), all = _mm256_set1_ps(step * (float)integers);
+    __m256 low = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.low, middle)));
+    __m256 high = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.high, middle)));
+    total->low = _mm256_fmadd_ps(s.low, low, _mm256_fmadd_ps(z.low, all, total->low));
+    total->high = _mm256_fmadd_ps(s.high, high, _mm256_fmadd_ps(z.high, all, total->high));
+}
+
+INLINE void store(const Product *p, ptrdiff_t row, ptrdiff_t tile, Real total)
+{
+    ptrdiff_t left = p->w.n - tile * ROWS, n = left < ROWS ? left : ROWS, at = row * p->w.n + tile * ROWS;
+    float y[ROWS];
+    _mm256_storeu_ps(y, total.low);
+    _mm256_storeu_ps(y + 8, total.high);
+    if (p->is_bf16)
+        for (ptrdiff_t i = 0; i < n; i++) ((uint16_t *)p->y)[at + i] = float_to_bf16(y[i]);
+    else
+        memcpy((float *)p->y + at, y, (size_t)n * sizeof *y);
+}
+
+static const Whole NO_WHOLE;
+static const Real NO_REAL;
+
+/* Some tiles, side by side, for up to DIRECT rows of x; `m` and `tiles` are constants after inlining. Codes go straight
+   into products. Memory answers faster to several streams than to one. */
+INLINE void direct(const Product *p, ptrdiff_t tile, int m, int tiles)
+{
+    const Weight *w = &p->w;
+    const ptrdiff_t stride = w->kp / BLOCK * ROWS;
+    const uint32_t *word = w->words + tile * stride;
+    Real total[DIRECT][DIRECT];
+    for (int t = 0; t < tiles; t++)
+        for (int i = 0; i < m; i++) total[t][i] = NO_REAL;
+    for (ptrdiff_t g = 0; g < p->segments; g++) {
+        const int16_t *x = p->integers + g * p->segment * m;
+        Whole sum[DIRECT][DIRECT];
+        for (int t = 0; t < tiles; t++)
+            for (int i = 0; i < m; i++) sum[t][i] = NO_WHOLE;
+        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, word += ROWS, x += m * BLOCK)
+            for (int t = 0; t < tiles; t++) {
+                Whole words = words_at(word + t * stride);
+                for (int c = 0; c < PAIRS; c++) {
+                    Whole codes = codes_of(words, c);
+                    for (int i = 0; i < m; i++) dot(&sum[t][i], codes, pair(x + i * BLOCK + 2 * c));
+                }
+            }
+        for (int t = 0; t < tiles; t++) {
+            const uint16_t *scales = scales_at(w, tile + t, g * p->segment);
+            Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
+            for (int i = 0; i < m; i++) add_scaled(p, i, g, sum[t][i], s, z, &total[t][i]);
+        }
+    }
+    for (int t = 0; t < tiles; t++)
+        for (int i = 0; i < m; i++) store(p, i, tile + t, total[t][i]);
+}
+
+/* A segment's codes times `m` rows from `row` on, a constant after inlining. */
+INLINE void rows(const Product *p, ptrdiff_t row, int m, ptrdiff_t g, const Whole *codes, Real s, Real z, Real *total)
+{
+    const int16_t *x = p->integers + g * p->segment * p->m + row * BLOCK;
+    Whole sum[M_REGISTERS];
+    for (int i = 0; i < m; i++) sum[i] = NO_WHOLE;
+    for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, x += p->m * BLOCK, codes += PAIRS)
+        for (int c = 0; c < PAIRS; c++)
+            for (int i = 0; i < m; i++) dot(&sum[i], codes[c], pair(x + i * BLOCK + 2 * c));
+    for (int i = 0; i < m; i++) add_scaled(p, row + i, g, sum[i], s, z, &total[i]);
+}
+
+/* A tile for `m` rows of x from row `from`: a segment is taken apart once and stays in the first cache. */
+static TARGET void blocked(const Product *p, ptrdiff_t tile, ptrdiff_t from, ptrdiff_t m)
+{
+    const Weight *w = &p->w;
+    Real total[M_BLOCK];
+    Whole codes[MAX_SEGMENT / 2];
+    const uint32_t *word = w->words + tile * w->kp / BLOCK * ROWS;
+    for (ptrdiff_t i = 0; i < m; i++) total[i] = NO_REAL;
+    for (ptrdiff_t g = 0; g < p->segments; g++) {
+        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, word += ROWS) {
+            Whole words = words_at(word);
+            for (int c = 0; c < PAIRS; c++) codes[b * PAIRS + c] = codes_of(words, c);
+        }
+        const uint16_t *scales = scales_at(w, tile, g * p->segment);
+        Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
+        ptrdiff_t i = 0;
+        for (; i + M_REGISTERS <= m; i += M_REGISTERS) rows(p, from + i, M_REGISTERS, g, codes, s, z, total + i);
+        for (; i + 2 <= m; i += 2) rows(p, from + i, 2, g, codes, s, z, total + i);
+        if (i < m) rows(p, from + i, 1, g, codes, s, z, total + i);
+    }
+    for (ptrdiff_t i = 0; i < m; i++) store(p, from + i, tile, total[i]);
+}
+
+static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
+{
+    const Product *p = pointer;
+    ptrdiff_t tile = first;
+    if (p->m == 1)
+        for (; tile + 4 <= last; tile += 4) direct(p, tile, 1, 4);
+    if (p->m == 2)
+        for (; tile + 2 <= last; tile += 2) direct(p, tile, 2, 2);
+    if (p->m == 3)
+        for (; tile < last; tile++) direct(p, tile, 3, 1);
+    if (p->m == 4)
+        for (; tile < last; tile++) direct(p, tile, 4, 1);
+    for (; tile < last; tile++)
+        for (ptrdiff_t from = 0; from < p->m; from += M_BLOCK)
+            blocked(p, tile, from, p->m - from < M_BLOCK ? p->m - from : M_BLOCK);
+}
+
+const Method i16_avx2 = {prepare, multiply, 4, sizeof(int16_t), 0, MOST_ROWS};
+#endif
