@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,38 @@ def test_c_products(level: str, shape: tuple[int, int], dtype: torch.dtype, monk
         q = random_weight(*shape, group_size=group_size, symmetric=symmetric, scale_dtype=scales)
         worst = max(error("cpu", q, m, dtype) for m in ROWS)
         assert worst < tolerance(dtype)
+
+
+@compiled
+@pytest.mark.parametrize("level", levels()[1:])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_c_products_of_8_bits(
+    level: str, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
+    for group_size, symmetric, scales in ((128, False, torch.bfloat16), (PER_ROW, True, torch.float16)):
+        q = random_weight(*shape, bits=8, group_size=group_size, symmetric=symmetric, scale_dtype=scales)
+        assert max(error("cpu", q, m, dtype) for m in ROWS) < max(2e-4, tolerance(dtype))
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("level", "bits"), [(level, bits) for level in levels() for bits in (4, 8) if bits == 4 or level != "generic"]
+)
+@pytest.mark.parametrize("code", [0, -1])
+def test_sums_of_the_largest_codes_and_activations_are_exact(
+    level: str, bits: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
+    q = random_weight(16, 1024, bits=bits, group_size=PER_ROW)
+    q = replace(q, qweight=torch.full_like(q.qweight, code & 255))
+    spec, chosen = WeightSpec.of(q), kernel("cpu")
+    for m in (1, 2, 7):
+        x = torch.full((m, 1024), -255 / 256)
+        expected = x.double() @ dequantize(q).double().T
+        found = chosen.matmul(x, chosen.pack(q), spec).double()
+        assert ((found - expected).abs() <= 1e-5 * expected.abs()).all()
 
 
 @compiled
@@ -121,8 +154,9 @@ def test_aten_products(bits: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [64, PER_ROW, PER_TENSOR])
 @pytest.mark.parametrize("columns", [64, 128, 192, 257])
-def test_repacking_loses_nothing(symmetric: bool, group_size: int, columns: int) -> None:
-    q = random_weight(48, columns, group_size=group_size, symmetric=symmetric)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_repacking_loses_nothing(symmetric: bool, group_size: int, columns: int, bits: int) -> None:
+    q = random_weight(1035 if bits == 8 else 48, columns, bits=bits, group_size=group_size, symmetric=symmetric)
     spec = WeightSpec.of(q)
     for one in (kernel(name) for name in ("cpu", "aten", "reference")):
         if one.refusal(spec, CPU):
@@ -138,14 +172,23 @@ def test_the_first_kernel_that_serves_is_chosen() -> None:
     assert chosen.name == ("cpu" if native.library() else "aten")
     assert choose(WeightSpec.of(random_weight(32, 128, bits=2)), CPU).name == "reference"
     head = random_weight(32, 128, bits=8, group_size=PER_ROW, symmetric=True)
-    assert choose(WeightSpec.of(head), CPU).name == "aten"
+    assert choose(WeightSpec.of(head), CPU).name == ("cpu" if len(levels()) > 1 else "aten")
+
+
+@compiled
+def test_8_bits_need_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "level", lambda: native.LEVELS.index("generic"))
+    spec = WeightSpec.of(random_weight(32, 128, bits=8, group_size=PER_ROW, symmetric=True))
+    assert choose(spec, CPU).name == "aten"
+    with pytest.raises(ValueError, match="kernel cpu multiplies 8 bits only on CPUs with AVX2"):
+        choose(spec, CPU, "cpu")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("cpu", {"group_size": 20}, "kernel cpu needs a group_size that is a multiple of 32, not 20"),
-        ("cpu", {"bits": 8}, "kernel cpu multiplies 4 bits, not 8"),
+        ("cpu", {"bits": 2}, "kernel cpu multiplies 4 and 8 bits, not 2"),
         ("aten", {"group_size": 96}, "kernel aten needs whole groups"),
         ("aten", {"bits": 8}, "only where they are symmetric"),
         ("fast", {}, "kernel must be auto or one of cuda, triton, cpu, aten, reference, not 'fast'"),

@@ -13,12 +13,12 @@ FLOAT_ROWS = 1024
 dequantized anew, which 1,024 rows do not notice."""
 
 
-def dequantize_from(level: str, bfloat16: bool) -> int | None:
+def dequantize_from(level: str, bits: int, bfloat16: bool) -> int | None:
     """Rows of activations from which dequantizing a block and torch's product are faster than the C kernel's product.
 
     `level` is one of `native.LEVELS`. None where they never are: products of 16-bit integers beat those in float32.
     """
-    if level == "avx2" or (level == "avx512" and bfloat16):
+    if bits == 8 or level == "avx2" or (level == "avx512" and bfloat16):
         return None
     return 1536 if level == "amx" and bfloat16 else 64
 

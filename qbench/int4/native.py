@@ -12,8 +12,8 @@ from pathlib import Path
 
 LEVELS = ("generic", "avx2", "avx512", "avx512vnni", "amx")
 """Instruction sets in the order of the library's numbers; each includes the ones before it."""
-BF16_FROM = LEVELS.index("avx2")
-"""The first that multiplies bfloat16 activations as they are."""
+INTEGERS_FROM = LEVELS.index("avx2")
+"""The first that multiplies bfloat16 activations as they are, and weights of 8 bits."""
 
 
 class Weight(ctypes.Structure):
@@ -23,6 +23,7 @@ class Weight(ctypes.Structure):
         ("words", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("scales_are_fp16", ctypes.c_int),
+        ("bits", ctypes.c_int),
         *((size, ctypes.c_ssize_t) for size in ("n", "k", "kp", "groups", "group_size")),
     )
 

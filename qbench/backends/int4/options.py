@@ -78,9 +78,9 @@ class Int4(Backend):
         """The kernel that ran; or else the one that `auto` takes, where one was compiled."""
         if target.kernel or self.kernel != "auto":
             return target.kernel or self.kernel
-        if self.bits == 8:
-            return "reference"
-        return "cuda" if target.device == "cuda" else "cpu"
+        if target.device == "cuda":
+            return "cuda" if self.bits == 4 else "reference"
+        return "cpu" if self.bits == 4 or _cpu_level(target) != "generic" else "reference"
 
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         # The fast kernels hold an offset beside each scale, also where it is zero.
@@ -91,13 +91,15 @@ class Int4(Backend):
     def head_bytes(self, vocab_size: int, hidden_size: int, target: Target, *, tied: bool) -> int:
         if self.lm_head == "16bit":
             return super().head_bytes(vocab_size, hidden_size, target, tied=tied)
-        return vocab_size * hidden_size + 2 * vocab_size  # a code each, and a 16-bit scale a row
+        # A code each; a 16-bit scale a row, and the C kernel's offset.
+        values = 1 if target.device == "cuda" or _cpu_level(target) == "generic" else 2
+        return vocab_size * hidden_size + 2 * values * vocab_size
 
     def product_bytes(self, out_features: int, in_features: int, tokens: int, target: Target) -> int:
         weight = out_features * in_features * target.value_bytes
         match self.kernel_on(target):
             case "cpu":
-                return _cpu_product_bytes(out_features, in_features, tokens, target)
+                return _cpu_product_bytes(out_features, in_features, self.bits, tokens, target)
             case "reference":
                 return 2 * weight  # as integers and as numbers
             case "cuda" if tokens > limits.CUDA_MAX_ROWS:
@@ -114,14 +116,14 @@ class Int4(Backend):
         return max(weight_bytes + 2 * 2 * largest_linear, 2 * parameters + weight_bytes if self.calibrated else 0)
 
 
-def _cpu_product_bytes(out_features: int, in_features: int, tokens: int, target: Target) -> int:
+def _cpu_product_bytes(out_features: int, in_features: int, bits: int, tokens: int, target: Target) -> int:
     """`qbench.int4.kernels.cpu`: a block of rows dequantized, its product, and the output it is copied to."""
     level = _cpu_level(target)
     bfloat16 = target.value_bytes == 2 and target.dtype != "float16" and level != "generic"
     values = target.value_bytes if bfloat16 else 4
     same = values == target.value_bytes
     rows = tokens if same else min(tokens, limits.FLOAT_ROWS)
-    least = limits.dequantize_from(level, bfloat16)
+    least = limits.dequantize_from(level, bits, bfloat16)
     if least is None or tokens < least:
         # Elsewhere activations and the output are float32 first.
         return 0 if same else (in_features + out_features) * rows * values

@@ -1,13 +1,13 @@
-/* Activations as 16-bit integers, for AVX2's products of pairs: twice as many a cycle as in float32.
+/* Activations as 16-bit integers, for AVX2's products of pairs: twice as many a cycle as in float32. Codes of 4 or 8 bits.
 
    In every segment of a row, x = step * i with step a power of two and |i| <= 2^15. A bfloat16 has 8 significant bits, so
    whatever is at least 1/256 of the segment's largest is exact; a float32 is rounded by at most 2^-15 of the largest. With
-   the codes q as unsigned nibbles,
+   the codes q as unsigned nibbles, or as bytes less 128 and no middle,
 
-       y = s step (sum(q i) - 8 sum(i)) + z step sum(i)
+       y = s step (sum(q i) - middle sum(i)) + z step sum(i)
 
    whose sums are exact in 32 bits. A word's nibbles are in the order 0 2 4 6 1 3 5 7, so that shifting it by 4 p and masking
-   it leaves the columns (2 p, 2 p + 1), the pair that one instruction multiplies and adds.
+   it leaves the columns (2 p, 2 p + 1), the pair that one instruction multiplies and adds. Bytes lie in pairs as they are.
 
    The integers lie as [kp / 8][m][8]: what a block of the weight meets is together. */
 #include "qint4.h"
@@ -115,27 +115,35 @@ INLINE void dot(Whole *sum, Whole codes, __m256i x)
     __asm__("" : "+x"(sum->low), "+x"(sum->high));
 }
 
-/* The pair of columns p of a block, whose words are given. */
-INLINE Whole codes_of(Whole words, int p)
+INLINE __m256i eight_rows(const int8_t *pairs)
 {
+    return _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)pairs));
+}
+
+/* The pair of columns c of a block. */
+INLINE Whole codes_of(const uint8_t *block, int bits, int c)
+{
+    const int8_t *bytes = (const int8_t *)block + c * 2 * ROWS;
+    if (bits == 8) return (Whole){eight_rows(bytes), eight_rows(bytes + ROWS)};
     const __m256i mask = _mm256_set1_epi16(15);
-    Whole shifted = p ? (Whole){_mm256_srli_epi16(words.low, 4 * p), _mm256_srli_epi16(words.high, 4 * p)} : words;
-    if (p == PAIRS - 1) return shifted;
-    return (Whole){_mm256_and_si256(shifted.low, mask), _mm256_and_si256(shifted.high, mask)};
+    __m256i low = _mm256_load_si256((const __m256i *)block), high = _mm256_load_si256((const __m256i *)block + 1);
+    if (c) low = _mm256_srli_epi16(low, 4 * c), high = _mm256_srli_epi16(high, 4 * c);
+    if (c == PAIRS - 1) return (Whole){low, high};
+    return (Whole){_mm256_and_si256(low, mask), _mm256_and_si256(high, mask)};
 }
 
-INLINE Whole words_at(const uint32_t *word)
+INLINE void prefetch(const uint8_t *block, int bits)
 {
-    _mm_prefetch((const char *)word + AHEAD, _MM_HINT_T0);
-    return (Whole){_mm256_load_si256((const __m256i *)word), _mm256_load_si256((const __m256i *)word + 1)};
+    _mm_prefetch((const char *)block + AHEAD, _MM_HINT_T0);
+    if (bits == 8) _mm_prefetch((const char *)block + AHEAD + 64, _MM_HINT_T0);
 }
 
-/* total + s step (sum(q i) - 8 sum(i)) + z step sum(i), of the segment g of a row of x. */
+/* total + s step (sum(q i) - middle sum(i)) + z step sum(i), of the segment g of a row of x. */
 INLINE void add_scaled(const Product *p, ptrdiff_t row, ptrdiff_t g, Whole sum, Real s, Real z, Real *total)
 {
     float step = p->steps[row * p->segments + g];
     int integers = p->integer_sums[row * p->segments + g];
-    __m256i middle = _mm256_set1_epi32(8 * integers);
+    __m256i middle = _mm256_set1_epi32(p->w.bits == 4 ? 8 * integers : 0);
     __m256 steps = _mm256_set1_ps(step), all = _mm256_set1_ps(step * (float)integers);
     __m256 low = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.low, middle)));
     __m256 high = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.high, middle)));
@@ -158,13 +166,13 @@ INLINE void store(const Product *p, ptrdiff_t row, ptrdiff_t tile, Real total)
 static const Whole NO_WHOLE;
 static const Real NO_REAL;
 
-/* Some tiles, side by side, for up to DIRECT rows of x; `m` and `tiles` are constants after inlining. Codes go straight
-   into products. Memory answers faster to several streams than to one. */
-INLINE void direct(const Product *p, ptrdiff_t tile, int m, int tiles)
+/* Some tiles, side by side, for up to DIRECT rows of x; `bits`, `m` and `tiles` are constants after inlining. Codes go
+   straight into products. Memory answers faster to several streams than to one. */
+INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
 {
     const Weight *w = &p->w;
-    const ptrdiff_t stride = w->kp / BLOCK * ROWS;
-    const uint32_t *word = w->words + tile * stride;
+    const ptrdiff_t stride = w->kp * ROWS * bits / 8;
+    const uint8_t *block = (const uint8_t *)w->words + tile * stride;
     Real total[DIRECT][DIRECT];
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < m; i++) total[t][i] = NO_REAL;
@@ -173,11 +181,11 @@ INLINE void direct(const Product *p, ptrdiff_t tile, int m, int tiles)
         Whole sum[DIRECT][DIRECT];
         for (int t = 0; t < tiles; t++)
             for (int i = 0; i < m; i++) sum[t][i] = NO_WHOLE;
-        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, word += ROWS, x += m * BLOCK)
+        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, block += BLOCK * ROWS * bits / 8, x += m * BLOCK)
             for (int t = 0; t < tiles; t++) {
-                Whole words = words_at(word + t * stride);
+                prefetch(block + t * stride, bits);
                 for (int c = 0; c < PAIRS; c++) {
-                    Whole codes = codes_of(words, c);
+                    Whole codes = codes_of(block + t * stride, bits, c);
                     for (int i = 0; i < m; i++) dot(&sum[t][i], codes, pair(x + i * BLOCK + 2 * c));
                 }
             }
@@ -204,17 +212,17 @@ INLINE void rows(const Product *p, ptrdiff_t row, int m, ptrdiff_t g, const Whol
 }
 
 /* A tile for `m` rows of x from row `from`: a segment is taken apart once and stays in the first cache. */
-static TARGET void blocked(const Product *p, ptrdiff_t tile, ptrdiff_t from, ptrdiff_t m)
+INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, ptrdiff_t m)
 {
     const Weight *w = &p->w;
     Real total[M_BLOCK];
     Whole codes[MAX_SEGMENT / 2];
-    const uint32_t *word = w->words + tile * w->kp / BLOCK * ROWS;
+    const uint8_t *block = (const uint8_t *)w->words + tile * w->kp * ROWS * bits / 8;
     for (ptrdiff_t i = 0; i < m; i++) total[i] = NO_REAL;
     for (ptrdiff_t g = 0; g < p->segments; g++) {
-        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, word += ROWS) {
-            Whole words = words_at(word);
-            for (int c = 0; c < PAIRS; c++) codes[b * PAIRS + c] = codes_of(words, c);
+        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, block += BLOCK * ROWS * bits / 8) {
+            prefetch(block, bits);
+            for (int c = 0; c < PAIRS; c++) codes[b * PAIRS + c] = codes_of(block, bits, c);
         }
         const uint16_t *scales = scales_at(w, tile, g * p->segment);
         Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
@@ -226,21 +234,26 @@ static TARGET void blocked(const Product *p, ptrdiff_t tile, ptrdiff_t from, ptr
     for (ptrdiff_t i = 0; i < m; i++) store(p, from + i, tile, total[i]);
 }
 
+INLINE void tiles_of(const Product *p, int bits, ptrdiff_t tile, ptrdiff_t last)
+{
+    if (p->m == 1)
+        for (; tile + 4 <= last; tile += 4) direct(p, tile, bits, 1, 4);
+    if (p->m == 2)
+        for (; tile + 2 <= last; tile += 2) direct(p, tile, bits, 2, 2);
+    if (p->m == 3)
+        for (; tile < last; tile++) direct(p, tile, bits, 3, 1);
+    if (p->m == 4)
+        for (; tile < last; tile++) direct(p, tile, bits, 4, 1);
+    for (; tile < last; tile++)
+        for (ptrdiff_t from = 0; from < p->m; from += M_BLOCK)
+            blocked(p, tile, bits, from, p->m - from < M_BLOCK ? p->m - from : M_BLOCK);
+}
+
 static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
 {
     const Product *p = pointer;
-    ptrdiff_t tile = first;
-    if (p->m == 1)
-        for (; tile + 4 <= last; tile += 4) direct(p, tile, 1, 4);
-    if (p->m == 2)
-        for (; tile + 2 <= last; tile += 2) direct(p, tile, 2, 2);
-    if (p->m == 3)
-        for (; tile < last; tile++) direct(p, tile, 3, 1);
-    if (p->m == 4)
-        for (; tile < last; tile++) direct(p, tile, 4, 1);
-    for (; tile < last; tile++)
-        for (ptrdiff_t from = 0; from < p->m; from += M_BLOCK)
-            blocked(p, tile, from, p->m - from < M_BLOCK ? p->m - from : M_BLOCK);
+    if (p->w.bits == 8) tiles_of(p, 8, first, last);
+    else tiles_of(p, 4, first, last);
 }
 
 const Method i16_avx2 = {prepare, multiply, 4, sizeof(int16_t), 0, MOST_ROWS};

@@ -74,9 +74,10 @@ static void *scratch(size_t bytes)
     return memory;
 }
 
-static const Method *method_of(int level, int is_bf16, ptrdiff_t m)
+static const Method *method_of(int bits, int level, int is_bf16, ptrdiff_t m)
 {
 #if defined(__x86_64__)
+    if (bits == 8) return &i16_avx2;
     enum { AMX_FROM = 3, AMX_FROM_2 = 9, AMX_FROM_3 = 96 }; /* rows of x, as measured */
     if (is_bf16 && level >= AVX512_VNNI) {
         if (level < AMX || m < AMX_FROM) return &bf16_vnni;
@@ -85,7 +86,7 @@ static const Method *method_of(int level, int is_bf16, ptrdiff_t m)
     if (!is_bf16 && level >= AVX512) return &f32_avx512;
     if (level >= AVX2) return &i16_avx2;
 #endif
-    (void)level, (void)is_bf16, (void)m;
+    (void)bits, (void)level, (void)is_bf16, (void)m;
     return &f32_generic;
 }
 
@@ -121,7 +122,7 @@ static int multiply(const Method *method, Product *p, int threads)
 int qint4_matmul(const Weight *w, int level, const void *x, void *y, ptrdiff_t m, int is_bf16, ptrdiff_t segment,
                  int threads)
 {
-    const Method *method = method_of(level, is_bf16, m);
+    const Method *method = method_of(w->bits, level, is_bf16, m);
     ptrdiff_t bytes = is_bf16 ? 2 : 4, most = method->most_rows ? method->most_rows : m;
     for (ptrdiff_t from = 0; from < m; from += most) {
         Product p = {.w = *w, .x = (const char *)x + from * w->k * bytes, .y = (char *)y + from * w->n * bytes,

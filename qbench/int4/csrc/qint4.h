@@ -1,13 +1,16 @@
-/* 4-bit weights on CPUs: what the files of this library share.
+/* Weights of 4 and 8 bits on CPUs: what the files of this library share.
 
-   A weight [N, K] is held in tiles of 16 rows. K is padded to Kp, a multiple of 32, N to a multiple of 16. A tile is
+   A weight [N, K] of 4 bits is held in tiles of 16 rows. K is padded to Kp, a multiple of 32, N to a multiple of 16. A tile is
    Kp / 8 blocks of 64 bytes; a block holds 8 columns of the 16 rows as 16 words of 32 bits, one a row. The nibbles of a
    word, from its lowest, are the columns 0 2 4 6 1 3 5 7: so shifting 16-bit lanes right by 4 p leaves the columns
    (2 p, 2 p + 1) of every row side by side, the order that products of pairs want, and shifting 32-bit lanes leaves one
    column of every row.
 
+   Weights of 8 bits lie in the same tiles; a block of 8 columns is 128 bytes, [4][16][2]: pairs of neighbouring columns of
+   each row, as signed bytes, which are codes less 128.
+
    Scales and zeros of a tile are [groups][2][16] values of 16 bits: of each group the scales of its 16 rows, then their
-   zeros. A weight is s (q - 8) + z. Columns are worked off in segments, of which none crosses a group's end. */
+   zeros. A weight is s (q - 8) + z, or s (q - 128) + z. Columns are worked off in segments, of which none crosses a group's end. */
 #ifndef QINT4_H
 #define QINT4_H
 
@@ -20,9 +23,10 @@ enum { ROWS = 16, BLOCK = 8, K_ALIGN = 32, MAX_SEGMENT = 128, AHEAD = 4096 /* by
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, AVX512_VNNI = 3, AMX = 4 };
 
 typedef struct {
-    const uint32_t *words;  /* [tiles][kp / 8][16] */
+    const uint32_t *words;  /* [tiles][kp / 8][16]; of 8 bits, bytes [tiles][kp / 2][16][2] */
     const uint16_t *scales; /* [tiles][groups][2][16] */
     int scales_are_fp16;    /* else bfloat16 */
+    int bits;               /* 4; 8 from AVX2 on */
     ptrdiff_t n, k, kp, groups, group_size;
 } Weight;
 

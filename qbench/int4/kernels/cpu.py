@@ -1,9 +1,10 @@
 """The project's C kernel for CPUs (`qbench/int4/csrc`), compiled at installation if a compiler is there.
 
-bfloat16 activations run on AMX or on AVX-512's 8-bit dot products (VNNI) where the machine has them. Elsewhere they, and
-float32 ones on AVX2, run as 16-bit integers (`csrc/product_i16.c`). Everything else is computed in float32, with
-AVX-512 or what the compiler makes of the machine's own vectors; large products of these kinds dequantize a block of
-rows, while it fits the cache, and leave the product to torch.
+By weights of 4 bits, bfloat16 activations run on AMX or on AVX-512's 8-bit dot products (VNNI) where the machine has
+them. Elsewhere they, float32 ones on AVX2, and all activations by weights of 8 bits, run as 16-bit integers
+(`csrc/product_i16.c`). Everything else is computed in float32, with AVX-512 or what the compiler makes of the machine's
+own vectors; large products of these kinds dequantize a block of rows, while it fits the cache, and leave the product
+to torch.
 """
 
 from __future__ import annotations
@@ -25,31 +26,42 @@ from qbench.int4.native import Weight
 from qbench.int4.quantizer import QuantizedTensor
 
 K_ALIGN, MAX_SEGMENT = 32, 128
+PACK_TILES = 64
 
 name = "cpu"
 
 
 def refusal(spec: WeightSpec, device: torch.device) -> str | None:
-    """Other devices and bits, groups that are no multiple of 32, and machines where nothing was compiled."""
+    """Other devices and bits, groups that are no multiple of 32, no compiler, or, for 8 bits, no AVX2."""
     if device.type != "cpu":
         return f"is for CPUs, not {device.type}"
-    if spec.bits != 4:
-        return f"multiplies 4 bits, not {spec.bits}"
+    if spec.bits not in (4, 8):
+        return f"multiplies 4 and 8 bits, not {spec.bits}"
     if spec.groups > 1 and spec.group_columns % K_ALIGN:
         return f"needs a group_size that is a multiple of {K_ALIGN}, not {spec.group_columns}"
     if native.library() is None:
         return "was not compiled: install a C compiler, then `pip install --force-reinstall --no-deps qbench-llm`"
+    if spec.bits == 8 and native.level() < native.INTEGERS_FROM:
+        return "multiplies 8 bits only on CPUs with AVX2"
     return None
 
 
 def pack(q: QuantizedTensor) -> dict[str, Tensor]:
-    """words int32 [tiles, kp / 8, 16] and scales [tiles, groups, 2, 16], see csrc/qint4.h."""
+    """words int32 [tiles, kp / 8, 16] or int8 [tiles, kp / 2, 16, 2], scales [tiles, groups, 2, 16]: csrc/qint4.h."""
     rows, columns = q.shape
     padded = _padded(columns)
     tiles = -(-rows // TILE_ROWS)
-    words = torch.empty(tiles, padded // 8, TILE_ROWS, dtype=torch.int32)
     codes = q.qweight.contiguous()
-    native.loaded().qint4_pack(codes.data_ptr(), rows, codes.shape[1], padded, words.data_ptr())
+    if q.bits == 8:
+        words = torch.empty(tiles, padded // 2, TILE_ROWS, 2, dtype=torch.int8)
+        for first in range(0, tiles, PACK_TILES):  # not at once: the weight would be there several times
+            to = words[first : first + PACK_TILES]
+            signed = (codes[first * TILE_ROWS : (first + PACK_TILES) * TILE_ROWS] ^ 128).view(torch.int8)
+            even = F.pad(signed, (0, padded - columns, 0, len(to) * TILE_ROWS - len(signed)))
+            to.copy_(even.view(len(to), TILE_ROWS, padded // 2, 2).transpose(1, 2))
+    else:
+        words = torch.empty(tiles, padded // 8, TILE_ROWS, dtype=torch.int32)
+        native.loaded().qint4_pack(codes.data_ptr(), rows, codes.shape[1], padded, words.data_ptr())
     both = torch.stack(full_scales(q), dim=1)
     even = F.pad(both, (0, 0, 0, 0, 0, tiles * TILE_ROWS - rows))
     return {"words": words, "scales": even.view(tiles, TILE_ROWS, 2, -1).permute(0, 3, 2, 1).contiguous()}
@@ -57,13 +69,15 @@ def pack(q: QuantizedTensor) -> dict[str, Tensor]:
 
 def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
     """The inverse of `pack`."""
-    codes = torch.empty(spec.out_features, -(-spec.in_features // 2), dtype=torch.uint8)
-    words = tensors["words"]
-    native.loaded().qint4_unpack(
-        words.data_ptr(), spec.out_features, codes.shape[1], _padded(spec.in_features), codes.data_ptr()
-    )
-    if spec.in_features % 2:
-        codes[:, -1] &= 0xF
+    words, padded = tensors["words"], _padded(spec.in_features)
+    if spec.bits == 8:
+        signed = words.transpose(1, 2).reshape(-1, padded)[: spec.out_features, : spec.in_features]
+        codes = signed.contiguous().view(torch.uint8) ^ 128
+    else:
+        codes = torch.empty(spec.out_features, -(-spec.in_features // 2), dtype=torch.uint8)
+        native.loaded().qint4_unpack(words.data_ptr(), spec.out_features, codes.shape[1], padded, codes.data_ptr())
+        if spec.in_features % 2:
+            codes[:, -1] &= 0xF
     both = tensors["scales"].permute(0, 3, 2, 1).reshape(-1, 2, spec.groups)[: spec.out_features]
     scales, zeros = both[:, 0].contiguous(), both[:, 1].contiguous()
     return spec.tensor(codes, *stored_scales(scales, zeros, spec))
@@ -80,7 +94,8 @@ def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
 @torch.library.custom_op("qbench::w4a16_cpu", mutates_args=())
 def w4a16_cpu(x: Tensor, words: Tensor, scales: Tensor, out_features: int, group_columns: int) -> Tensor:
     """x [M, K] times a weight in the layout of `pack` -> [M, N] in the dtype of x, as torch.compile takes it."""
-    spec = WeightSpec(out_features, x.shape[1], 4, group_columns, False, scales.dtype)
+    bits = 4 if words.dtype == torch.int32 else 8
+    spec = WeightSpec(out_features, x.shape[1], bits, group_columns, False, scales.dtype)
     return _matmul(x, {"words": words, "scales": scales}, spec)
 
 
@@ -91,10 +106,10 @@ def _(x: Tensor, words: Tensor, scales: Tensor, out_features: int, group_columns
 
 def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     best = native.level()
-    bfloat16 = x.dtype == torch.bfloat16 and best >= native.BF16_FROM
+    bfloat16 = x.dtype == torch.bfloat16 and best >= native.INTEGERS_FROM
     weight = _weight(tensors, spec)
     own = x.dtype == torch.float32 or bfloat16
-    least = dequantize_from(native.LEVELS[best], bfloat16)
+    least = dequantize_from(native.LEVELS[best], spec.bits, bfloat16)
     out = x.new_empty(len(x), spec.out_features)
     rows = max(1, len(x) if own else FLOAT_ROWS)
     for first in range(0, len(x), rows):
@@ -148,6 +163,7 @@ def _weight(tensors: Tensors, spec: WeightSpec) -> Weight:
         words.data_ptr(),
         scales.data_ptr(),
         scales.dtype == torch.float16,
+        spec.bits,
         spec.out_features,
         spec.in_features,
         _padded(spec.in_features),
