@@ -1,11 +1,10 @@
-"""Our INT4 linear against torch's plain linear and its 4-bit kernel, as ratios measured in one run on this CPU.
+"""Our INT4 linear against torch's plain linears and its 4-bit kernel, as ratios measured in one run on this CPU.
 
-    python benchmarks/int4_linear.py [--dtype bfloat16|float32] [--out FOLDER]
+    python benchmarks/int4_linear.py [--most-rows N] [--out FOLDER]
 
-Activations and the plain linear are bfloat16, or float32 on CPUs without instructions for bfloat16, where it is slow.
-
-Weights are rotated through several copies, so that every call reads them from memory, as a model's forward does. The
-three, and a plain sum over memory that tells how fast it can be read, are timed in turn, and ratios are taken within
+Activations are bfloat16, and float32 for the plain float32 linear, the faster one on CPUs without instructions for
+bfloat16. Weights are rotated through several copies, so that every call reads them from memory, as a model's forward
+does. All of them, and a plain sum over memory that tells how fast it can be read, are timed in turn, and ratios are taken within
 each turn, so that a machine whose speed drifts still compares. A row has the median of the turns and, of each ratio,
 its quartiles.
 """
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 from qbench.int4 import QuantLinear, native
 from qbench.int4.kernels import WeightSpec, choose
 from qbench.int4.quantizer import QuantizedTensor
-from qbench.machine.environment import detect
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))
 """(out_features, in_features) of Llama-3-8B."""
@@ -54,18 +52,7 @@ def random_weight(out_features: int, in_features: int) -> QuantizedTensor:
     )
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """As columns have it: float32, bfloat16."""
-    return str(dtype).removeprefix("torch.")
-
-
-def best_dtype() -> torch.dtype:
-    """The faster of the two for a plain linear here."""
-    features = detect().cpu_features
-    return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(features) else torch.float32
-
-
-def forwards(out_features: int, in_features: int, dtype: torch.dtype) -> dict[str, Iterator[Forward]]:
+def forwards(out_features: int, in_features: int) -> dict[str, Iterator[Forward]]:
     """For each kernel, an endless rotation of layers that are too many for the cache."""
     weight = random_weight(out_features, in_features)
     copies = COLD_BYTES // weight.nbytes + 1
@@ -74,8 +61,15 @@ def forwards(out_features: int, in_features: int, dtype: torch.dtype) -> dict[st
         name: itertools.cycle([QuantLinear(weight, kernel=kernel) for _ in range(copies)])
         for name, kernel in kernels.items()
     }
-    wide = [nn.Linear(in_features, out_features, bias=False, dtype=dtype) for _ in range(copies // 3 + 1)]
-    return layers | {name_of(dtype): itertools.cycle(wide)}
+    for dtype in (torch.bfloat16, torch.float32):
+        wide = [_plain(out_features, in_features, dtype) for _ in range(copies // 3 + 1)]
+        layers[str(dtype).removeprefix("torch.")] = itertools.cycle(wide)
+    return layers
+
+
+def _plain(out_features: int, in_features: int, dtype: torch.dtype) -> Forward:
+    linear = nn.Linear(in_features, out_features, bias=False, dtype=dtype)
+    return lambda x: linear(x.to(dtype))
 
 
 @torch.inference_mode()
@@ -96,11 +90,9 @@ def turn(kernels: dict[str, Iterator[Forward]], x: Tensor, memory: Tensor, calls
     return times
 
 
-def row(
-    shape: tuple[int, int], batch: int, dtype: torch.dtype, kernels: dict[str, Iterator[Forward]], memory: Tensor
-) -> dict[str, Any]:
+def row(shape: tuple[int, int], batch: int, kernels: dict[str, Iterator[Forward]], memory: Tensor) -> dict[str, Any]:
     """One shape and batch size."""
-    x = torch.randn(batch, shape[1], dtype=dtype)
+    x = torch.randn(batch, shape[1], dtype=torch.bfloat16)
     calls, turns = (5, 11) if batch < 128 else (2, 5)
     taken = [turn(kernels, x, memory, calls) for _ in range(turns)]
     layer = next(kernels["int4"])
@@ -110,7 +102,6 @@ def row(
         "out_features": shape[0],
         "in_features": shape[1],
         "batch": batch,
-        "dtype": name_of(dtype),
         "kernel": layer.kernel_name,
         "instructions": native.LEVELS[native.level()] if layer.kernel_name == "cpu" else None,
         **{f"{name}_s": float(np.median([t[name] for t in taken])) for name in kernels},
@@ -123,16 +114,16 @@ def row(
 
 
 def main(
-    dtype: Annotated[str, typer.Option(help="of activations: bfloat16 or float32; else the faster here")] = "",
     out: Annotated[Path | None, typer.Option(help="folder for the table as CSV, with run.json")] = None,
+    most_rows: Annotated[int, typer.Option(help="of activations; many take minutes where bfloat16 is slow")] = 2048,
 ) -> None:
     """Time every shape and batch size."""
-    chosen = getattr(torch, dtype) if dtype else best_dtype()
     memory = torch.ones(COLD_BYTES // 8, dtype=torch.int64)
     rows = []
     for shape in SHAPES:
-        kernels = forwards(*shape, chosen)
-        rows += [row(shape, batch, chosen, kernels, memory) for batch in track(BATCHES, f"{shape}", transient=True)]
+        kernels = forwards(*shape)
+        batches = [batch for batch in BATCHES if batch <= most_rows]
+        rows += [row(shape, batch, kernels, memory) for batch in track(batches, f"{shape}", transient=True)]
     record.keep(out, {"int4_linear": rows}, script="int4_linear")
 
 
