@@ -4,9 +4,9 @@
 
 Activations are bfloat16, and float32 for the plain float32 linear, the faster one on CPUs without instructions for
 bfloat16. Weights are rotated through several copies, so that every call reads them from memory, as a model's forward
-does. All of them, and a plain sum over memory that tells how fast it can be read, are timed in turn, and ratios are taken within
-each turn, so that a machine whose speed drifts still compares. A row has the median of the turns and, of each ratio,
-its quartiles.
+does. All of them, and a plain sum over memory that tells how fast it can be read, are timed in turn, and ratios are
+taken within each turn, so that a machine whose speed drifts still compares. A row has the median of the turns and, of
+each ratio, its quartiles.
 """
 
 from __future__ import annotations
