@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from qbench.analysis.between_starts import variance_share
 from qbench.cli.app import app
 from qbench.config import load
 from qbench.records.run import read_run
@@ -213,6 +214,53 @@ def test_the_table_of_calibrated_int4_is_that_of_its_run() -> None:
     seconds = (f"{cells.loc[label, 'quantize_s']:.0f} s" for label in ("int4-calibrated", "gptq"))
     assert "Quantizing took {}, and GPTQ's {}".format(*seconds) in page
     assert f"16 bit has a perplexity of {texts.loc['fp16', 'perplexity']:.4f}" in page
+
+
+def test_the_tables_of_int4_on_avx2_are_those_of_their_runs() -> None:
+    products = pd.read_csv(RESULTS / "int4-linears-epyc-2core" / "int4_linear.csv")
+    rows = rows_of("int4.md")
+    for _, row in square(products, (1, 2, 8, 32, 128)).iterrows():
+        ratios = [
+            f"{row[name]:.2f} [{row[f'{name}_q1']:.2f}, {row[f'{name}_q3']:.2f}]"
+            for name in ("vs_aten", "vs_bfloat16", "vs_float32")
+        ]
+        assert [str(row["batch"]), *ratios, f"{row['of_read_bandwidth']:.0%}".replace("%", " %")] in rows
+    trials = pd.read_csv(RESULTS / "llamacpp-shape-epyc-2core" / "throughput.csv")
+    speeds = trials.groupby(["label", "batch_size"]).median(numeric_only=True)
+    for label, name in (("int4", "INT4"), ("gguf", "Q4_0")):
+        columns = ("decode_tokens_per_s", "prefill_tokens_per_s")
+        assert [name, *(f"{speeds[key][label, size]:.1f}" for key in columns for size in (1, 8, 32))] in rows
+
+
+def test_the_table_of_quantized_caches_is_that_of_its_run() -> None:
+    folder = RESULTS / "kv-cache-accuracy-epyc-2core"
+    texts = pd.read_csv(folder / "perplexity.csv").set_index("label")
+    right = pd.read_csv(folder / "accuracy.csv").groupby(["label", "task"])["correct"].sum()
+    rows = rows_of("method.md")
+    for label, text in texts.iterrows():
+        divergence = "–" if label == "fp16" else f"{1e3 * text['kl_mean']:.4f} ± {1e3 * text['kl_stderr']:.4f}"
+        counts = [f"{right[label, task]:,}" for task in ("mmlu", "demo_qa")]
+        assert [label, *counts, f"{text['perplexity']:.4f}", divergence] in rows
+    verdicts = pd.read_csv(folder / "summary.csv")["mmlu_verdict"].dropna()
+    assert len(verdicts) == 4
+    assert set(verdicts) == {"no_worse"}
+
+
+def test_the_share_of_variance_between_starts_is_that_of_the_run() -> None:
+    trials = pd.read_csv(RESULTS / "context-epyc-2core" / "throughput.csv")
+    found = [
+        variance_share([list(one["decode_tokens_per_s"]) for _, one in cell.groupby("start")])
+        for _, cell in trials.groupby(["label", "batch_size", "depth"])
+    ]
+    shares, between, within = ([getattr(one, name) for one in found if one] for name in ("share", "between", "within"))
+    median = statistics.median
+    text = " ".join((ROOT / "docs" / "method.md").read_text(encoding="utf-8").split())
+    assert f"the median of {len(shares)} estimates of the share is {median(shares):.2f}" in text
+    assert f"from {min(shares):.2f} to {max(shares):.2f}. Starts of a cell were then {median(between):.0%}"[:-1] in text
+    assert f"trials of a start {100 * median(within):.0f} %" in text
+    summary = pd.read_csv(RESULTS / "context-epyc-2core" / "summary.csv").set_index("label").loc["int4"]
+    widest = max(summary["speedup_b1_high"] / summary["speedup_b1"], summary["speedup_b1"] / summary["speedup_b1_low"])
+    assert f"intervals of ±{100 * (widest - 1):.0f} % at batch 1" in text
 
 
 def test_the_readme_s_figures_of_a_gpu_are_those_of_its_run() -> None:

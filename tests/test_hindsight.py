@@ -13,6 +13,9 @@ PUBLISHED = sorted((Path(__file__).parents[1] / "results" / "published").glob("*
 OLDER_FORMAT = 4.1875
 """Bits a weight of INT4 before offsets were 16 bits wide and linears were joined: another layout than is predicted."""
 
+DEQUANTIZED = {"int4-calibrated-epyc-2core", "kv-cache-accuracy-epyc-2core"}
+"""Runs of before AVX2 multiplied 16-bit integers: INT4's first forward dequantized blocks of a weight."""
+
 
 @pytest.mark.parametrize("record", PUBLISHED, ids=lambda path: path.parent.name)
 def test_the_peaks_of_published_runs_are_predicted_within_a_tenth(record: Path) -> None:
@@ -21,6 +24,8 @@ def test_the_peaks_of_published_runs_are_predicted_within_a_tenth(record: Path) 
     found = backtest.compare(run)
     ended = set(run.cells.loc[run.cells["status"] == "ok", "label"])
     assert set(found["label"]) == ended
+    if record.parent.name in DEQUANTIZED:
+        older |= set(run.cells.loc[run.cells["backend"] == "int4", "label"])
     found = found[~found["label"].isin(older)]
     assert len(found)
     for row in found.to_dict("records"):

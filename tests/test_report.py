@@ -428,8 +428,11 @@ def test_the_command_writes_both_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert done.output.split() == ["pages/all.html", "pages/BENCHMARK.md"]
     names = {row["run"] for row in Page((tmp_path / "pages" / "all.html").read_text()).records("All backends")}
     assert names == {
+        "context-epyc-2core",
         "demo-mmlu",
         "int4-calibrated",
+        "kv-cache-accuracy-epyc-2core",
+        "llamacpp-shape-epyc-2core",
         "smoke",
         "llama3-8b-shape",
         "tinyllama-shape",
