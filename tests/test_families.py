@@ -120,7 +120,7 @@ def groups(name: str) -> int:
 
 NOT_TORCHS = {"Gemma 2": "soft caps", "gpt-oss": "sinks"}
 """Families whose attention is not torch's, and what torch's does not have."""
-RECURRENT = {"Mamba", "Mamba-2", "FalconMamba", "RWKV"}
+RECURRENT = {"Mamba", "Mamba-2", "FalconMamba", "RWKV", "MiniMax"}
 GROUPED = [name for name in FAMILIES if groups(name) > 1 and name not in {*NOT_TORCHS, *RECURRENT}]
 
 
@@ -158,7 +158,10 @@ def calls_of_a_step(decoder: GraphDecoder) -> list[str]:
     return made.calls
 
 
-NOT_CAPTURED = {"GPT-Neo", "MPT", "OPT", "Mamba", "Mamba-2", "FalconMamba", "RWKV", "Jamba", "Bamba", "Falcon-H1"}
+NOT_CAPTURED = {
+    "GPT-Neo", "MPT", "OPT", "Mamba", "Mamba-2", "FalconMamba", "RWKV", "MiniMax", "Kimi Linear", "Ling 2.5", "Jamba",
+    "Bamba", "Falcon-H1",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAMILIES)

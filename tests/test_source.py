@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
+    CpmAntConfig,
     PreTrainedConfig,
     RobertaConfig,
     T5Config,
@@ -130,9 +131,10 @@ def test_code_is_fetched_only_if_it_may_run(tmp_path: Path, monkeypatch: pytest.
         (BertConfig, "is an encoder .model_type bert."),
         (BartConfig, "is an encoder and a decoder .model_type bart."),
         (T5Config, "is an encoder and a decoder .model_type t5."),
+        (CpmAntConfig, "reads a learned prompt of its own .* .model_type cpmant."),
     ],
 )
-def test_a_model_that_reads_ahead_is_refused_before_anything_is_loaded(
+def test_a_model_that_is_no_plain_decoder_is_refused_before_anything_is_loaded(
     tmp_path: Path, made: type[PreTrainedConfig], words: str
 ) -> None:
     made().save_pretrained(tmp_path)

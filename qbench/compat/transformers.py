@@ -30,6 +30,7 @@ __all__ = [
     "renamer",
     "sdpa_attention_forward",
     "stacked_experts",
+    "takes_dynamic_cache",
     "takes_static_cache",
 ]
 
@@ -47,6 +48,12 @@ def takes_static_cache(model: PreTrainedModel) -> bool:
     OPT says so, and makes a mask as long as the sequence.
     """
     return bool(model._can_compile_fullgraph) and not model._is_stateful and model.config.model_type != "opt"
+
+
+def takes_dynamic_cache(model: PreTrainedModel) -> bool:
+    """Whether the model reads and writes transformers' own cache; RWKV and MiniMax have classes of their own."""
+    said = getattr(model, "_supports_default_dynamic_cache", None)  # not of models that cannot `generate`
+    return said is None or bool(said())
 
 
 def stacked_experts(model: nn.Module) -> list[tuple[str, Any]]:

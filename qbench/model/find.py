@@ -137,12 +137,15 @@ HALVES = frozenset({
 })  # fmt: skip
 """Those whose decoder was trained to attend to an encoder, and is loaded without it."""
 
+PROMPTED = frozenset({"cpmant"})
+"""Those that put a learned prompt of their own before the tokens, which lengths and memory do not count."""
+
 
 def check_config(content: Mapping[str, Any], name: str) -> None:
     """Refuse a model of whose config.json it follows that no backend would measure what its row says.
 
     Raises:
-        QbenchError: it is quantized already, an encoder, or has an encoder beside its decoder.
+        QbenchError: it is quantized already, an encoder, has an encoder beside its decoder, or a prompt of its own.
     """
     kind = content.get("model_type")
     if kind in ENCODERS or kind in HALVES or content.get("is_encoder_decoder"):
@@ -150,6 +153,11 @@ def check_config(content: Mapping[str, Any], name: str) -> None:
         raise QbenchError(
             f"model: {name} is {what} (model_type {kind}), no causal language model; its tokens are not predicted "
             "from those before them alone. Give a decoder-only model, such as Llama's or Qwen's"
+        )
+    if kind in PROMPTED:
+        raise QbenchError(
+            f"model: {name} reads a learned prompt of its own before the tokens it is given (model_type {kind}), so "
+            "that lengths would not be what rows say. Give a model without one, such as Llama's or Qwen's"
         )
     scheme = content.get("quantization_config")
     if scheme is not None:

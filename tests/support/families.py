@@ -22,6 +22,12 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+HYBRID = {
+    "num_key_value_heads": 4, "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_token": 2, "num_expert_group": 1, "topk_group": 1,
+    "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32, "linear_head_dim": 32,
+    "linear_num_heads": 4,
+}  # fmt: skip
 MAMBA = {"mamba_d_state": 16, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_expand": 2}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,6 +73,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GLM": ("glm", {"head_dim": 16}),
     "GLM-4": ("glm4", {"head_dim": 16}),
     "Seed-OSS": ("seed_oss", {"head_dim": 16}),
+    "Kimi Linear": ("kimi_linear", HYBRID),
+    "Ling 2.5": ("bailing_hybrid", HYBRID),
+    "MiniMax": (
+        "minimax",
+        {"head_dim": 16, "block_size": 16, "num_local_experts": 4,
+         "layer_types": ["full_attention", "linear_attention", "full_attention"]},
+    ),
     "Mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "Qwen3-MoE": (
         "qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 16},

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qbench.compat.transformers import takes_dynamic_cache
 from qbench.config.resolve import DecodeMode
 from qbench.engine.base import Generation, KVCache
 from qbench.engine.torch.eager import EagerDecoder, RecurrentDecoder
@@ -59,10 +60,10 @@ def make_decoder(
         return GraphDecoder(model, batch_size, seq_len)
     if mode == "compiled":
         return CompiledDecoder(model, batch_size, seq_len)
-    if state_name(model) == "past_key_values":
+    if state_name(model) == "past_key_values" and takes_dynamic_cache(model):
         return EagerDecoder(model, seq_len, kv_cache)
     if kv_cache != "16bit":
-        raise QbenchError(f"kv_cache: {type(model).__name__} keeps no keys and values to quantize; use 16bit")
+        raise QbenchError(f"kv_cache: {type(model).__name__} keeps no keys and values that can be quantized; use 16bit")
     return RecurrentDecoder(model)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from qbench.engine.base import KVCache
 from qbench.engine.torch.attention import without_copies
 from qbench.engine.torch.cache import PreallocatedLayer, preallocated_cache, quantized_cache
-from qbench.engine.torch.step import most_probable, next_token, state_name, takes_positions
+from qbench.engine.torch.step import empty_state, most_probable, next_token, state_name, takes_positions
 
 
 class EagerDecoder:
@@ -68,7 +68,7 @@ class EagerDecoder:
 
 
 class RecurrentDecoder:
-    """For models whose state has another name and no length."""
+    """For models whose state has another name and no length, or is of a class of their own."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._name = model, state_name(model)
@@ -76,7 +76,7 @@ class RecurrentDecoder:
         self.best: Tensor
 
     def prefill(self, prompt: Tensor) -> Tensor:
-        self._state = DynamicCache(config=self._model.config) if self._name == "cache_params" else None
+        self._state = empty_state(self._model)
         return self.step(prompt)
 
     def extend(self, prompt: Tensor) -> Tensor:

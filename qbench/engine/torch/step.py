@@ -6,8 +6,9 @@ import inspect
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
+from qbench.compat.transformers import takes_dynamic_cache
 from qbench.errors import QbenchError
 
 STATE_NAMES = ("past_key_values", "cache_params", "state")
@@ -28,6 +29,12 @@ def state_name(model: PreTrainedModel) -> str:
             "here; choose another model, or remove throughput, sustained and generations"
         )
     return found
+
+
+def empty_state(model: PreTrainedModel) -> Cache | None:
+    """What a sequence begins with, under `state_name`; None where the model makes it by itself (RWKV, MiniMax)."""
+    own = state_name(model) == "state" or not takes_dynamic_cache(model)
+    return None if own else DynamicCache(config=model.config)
 
 
 def takes_positions(model: PreTrainedModel) -> bool:

@@ -24,7 +24,7 @@ from qbench.engine.base import Floats, Stepper, Tokens
 from qbench.engine.torch.attention import without_copies
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.prefix import TOLERANCE_16BIT, TOLERANCES, can_share
-from qbench.engine.torch.step import state_name, takes_positions
+from qbench.engine.torch.step import empty_state, state_name, takes_positions
 
 FIRST_CAPACITY = 256
 """Tokens a row has room for to begin with; the room doubles when a sequence needs more."""
@@ -210,7 +210,7 @@ class SerialStepper:
     def join(self, prompt: Tokens) -> tuple[int, Floats]:
         """The prompt is read at once."""
         sequence = next(number for number in range(len(self._states) + 1) if number not in self._states)
-        self._states[sequence] = None if self._name == "state" else DynamicCache(config=self._model.config)
+        self._states[sequence] = empty_state(self._model)
         self._lengths[sequence] = 0
         try:
             return sequence, self._read(sequence, prompt)
