@@ -18,15 +18,6 @@
 
 #include <string.h>
 
-/* The power of two that makes the largest absolute value, given by its bits, less than 2^14; NaN unless it is finite. */
-INLINE float step_of(uint32_t largest)
-{
-    union { uint32_t u; float f; } value;
-    int exponent = (int)(largest >> 23) - 13;
-    value.u = exponent > 255 - 14 ? 0x7fc00000 : (uint32_t)(exponent < 1 ? 1 : exponent) << 23;
-    return value.f;
-}
-
 /* 8 columns from k on. */
 INLINE void store_limbs(const Product *p, ptrdiff_t row, ptrdiff_t k, int64_t high, int64_t low)
 {
@@ -43,7 +34,7 @@ INLINE void prepare_segment(const Product *p, ptrdiff_t row, ptrdiff_t g)
     __m512i largest = _mm512_setzero_si512(); /* as integers, of which a NaN's is larger than infinity's */
     for (ptrdiff_t i = k; i < end; i += 16)
         largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(load_bf16(p, row, i))));
-    float step = step_of(_mm512_reduce_max_epu32(largest));
+    float step = step_of(_mm512_reduce_max_epu32(largest), 14);
     __m512 inverse = _mm512_set1_ps(1 / step);
     __m512i sum = _mm512_setzero_si512();
     for (ptrdiff_t i = k; i < end; i += 16) {

@@ -1,4 +1,4 @@
-/* Activations as 16-bit integers, for AVX2's products of pairs: twice as many a cycle as in float32. Codes of 4 or 8 bits.
+/* Activations as 16-bit integers, for AVX2's products of pairs, by codes of 4 or 8 bits.
 
    In every segment of a row, x = step * i with step a power of two and |i| <= 2^15. A bfloat16 has 8 significant bits, so
    whatever is at least 1/256 of the segment's largest is exact; a float32 is rounded by at most 2^-15 of the largest. With
@@ -24,15 +24,6 @@ enum { DIRECT = 4, M_REGISTERS = 6, M_BLOCK = 48, MOST_ROWS = 3 * M_BLOCK, PAIRS
 /* 16 rows of a tile, as two vectors. */
 typedef struct { __m256i low, high; } Whole;
 typedef struct { __m256 low, high; } Real;
-
-/* The power of two that makes the largest absolute value, given by its bits, at most 2^15; NaN unless it is finite. */
-INLINE float step_of(uint32_t largest)
-{
-    union { uint32_t u; float f; } value;
-    int exponent = (int)(largest >> 23) - 14;
-    value.u = exponent > 255 - 15 ? 0x7fc00000 : (uint32_t)(exponent < 1 ? 1 : exponent) << 23;
-    return value.f;
-}
 
 /* A segment of a row as float32; columns beyond the last are 0. */
 INLINE void load_segment(const Product *p, ptrdiff_t row, ptrdiff_t k, ptrdiff_t columns, float *to)
@@ -68,7 +59,7 @@ INLINE void prepare_segment(const Product *p, ptrdiff_t row, ptrdiff_t g)
     ptrdiff_t k = g * p->segment, columns = segment_columns(p, g);
     float x[MAX_SEGMENT];
     load_segment(p, row, k, columns, x);
-    float step = step_of(largest_of(x, columns));
+    float step = step_of(largest_of(x, columns), 15);
     __m256 inverse = _mm256_set1_ps(1 / step);
     __m256i sum = _mm256_setzero_si256();
     for (ptrdiff_t i = 0; i < columns; i += BLOCK) {

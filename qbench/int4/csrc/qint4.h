@@ -1,16 +1,17 @@
 /* Weights of 4 and 8 bits on CPUs: what the files of this library share.
 
-   A weight [N, K] of 4 bits is held in tiles of 16 rows. K is padded to Kp, a multiple of 32, N to a multiple of 16. A tile is
-   Kp / 8 blocks of 64 bytes; a block holds 8 columns of the 16 rows as 16 words of 32 bits, one a row. The nibbles of a
+   A weight [N, K] is held in tiles of 16 rows. K is padded to Kp, a multiple of 32, N to a multiple of 16. A tile of 4
+   bits is Kp / 8 blocks of 64 bytes; a block holds 8 columns of the 16 rows as 16 words of 32 bits, one a row. The nibbles of a
    word, from its lowest, are the columns 0 2 4 6 1 3 5 7: so shifting 16-bit lanes right by 4 p leaves the columns
    (2 p, 2 p + 1) of every row side by side, the order that products of pairs want, and shifting 32-bit lanes leaves one
    column of every row.
 
-   Weights of 8 bits lie in the same tiles; a block of 8 columns is 128 bytes, [4][16][2]: pairs of neighbouring columns of
-   each row, as signed bytes, which are codes less 128.
+   Of 8 bits, a block of 8 columns is 128 bytes, [4][16][2]: pairs of neighbouring columns of each row, as signed bytes,
+   which are codes less 128.
 
    Scales and zeros of a tile are [groups][2][16] values of 16 bits: of each group the scales of its 16 rows, then their
-   zeros. A weight is s (q - 8) + z, or s (q - 128) + z. Columns are worked off in segments, of which none crosses a group's end. */
+   zeros. A weight is s (q - 8) + z, or s (q - 128) + z. Columns are worked off in segments, of which
+   none crosses a group's end. */
 #ifndef QINT4_H
 #define QINT4_H
 
@@ -93,6 +94,15 @@ static inline float fp16_to_float(uint16_t bits)
 {
     union { uint32_t u; float f; } value = {(uint32_t)(bits & 0x7fff) << 13};
     return (bits & 0x8000 ? -0x1p112f : 0x1p112f) * value.f;
+}
+
+/* The power of two that makes the largest absolute value, given by its bits, at most 2^bits; NaN unless it is finite. */
+static inline float step_of(uint32_t largest, int bits)
+{
+    union { uint32_t u; float f; } value;
+    int exponent = (int)(largest >> 23) - (bits - 1);
+    value.u = exponent > 255 - bits ? 0x7fc00000 : (uint32_t)(exponent < 1 ? 1 : exponent) << 23;
+    return value.f;
 }
 
 /* The 16 scales or zeros at `from` as float32. */
