@@ -8,7 +8,7 @@ import pytest
 
 from qbench.records.answers import read_answers
 from qbench.records.rows import AccuracyRow
-from qbench.records.run import read_run, to_frame, write_table
+from qbench.records.run import read_run, write_table
 from tests.support.made_up_run import cell, made_up_run, subject
 from tests.support.summaries import frame
 
@@ -19,14 +19,14 @@ def write_answers(folder: Path, label: str, predicted: Sequence[int], gold: Sequ
     pd.DataFrame(columns).to_parquet(folder / "answers" / f"{label}.parquet", index=False)
 
 
-def counted(**correct: int) -> pd.DataFrame:
-    return to_frame(AccuracyRow, [subject(label, None, "law", right, 4) for label, right in correct.items()])
+def counted(**correct: int) -> list[AccuracyRow]:
+    return [subject(label, None, "law", right, 4) for label, right in correct.items()]
 
 
 def test_an_answer_is_right_where_it_is_the_gold_one(tmp_path: Path) -> None:
     write_answers(tmp_path, "fp16", [0, 1, 2, 3], [0, 2, 2, 0])
     answers, warnings = read_answers(tmp_path, counted(fp16=2))
-    assert answers["fp16"].to_dict() == {("law", 0): True, ("law", 1): False, ("law", 2): True, ("law", 3): False}
+    assert answers["fp16"] == {("law", 0): True, ("law", 1): False, ("law", 2): True, ("law", 3): False}
     assert warnings == []
 
 
@@ -65,15 +65,15 @@ def test_different_questions_are_a_warning_that_counts_the_common_ones(tmp_path:
     write_answers(tmp_path, "fp16", [0, 1, 2, 3], [0, 2, 2, 0])
     write_answers(tmp_path, "int4", [0, 1, 2, 3, 0], [0, 2, 2, 0, 0])
     rows = [subject("fp16", None, "law", 2, 4), subject("int4", None, "law", 3, 5)]
-    answers, (warning,) = read_answers(tmp_path, to_frame(AccuracyRow, rows))
+    answers, (warning,) = read_answers(tmp_path, rows)
     assert list(answers) == ["fp16", "int4"]
     assert "different questions (fp16 4, int4 5; 4 are common to all)" in warning
 
 
 def test_other_tasks_and_cells_without_accuracy_need_no_answers(tmp_path: Path) -> None:
-    rows = to_frame(AccuracyRow, [subject("fp16", None, "", 1, 2, task="arc_easy")])
+    rows = [subject("fp16", None, "", 1, 2, task="arc_easy")]
     assert read_answers(tmp_path, rows) == ({}, [])
-    assert read_answers(tmp_path, to_frame(AccuracyRow, [])) == ({}, [])
+    assert read_answers(tmp_path, []) == ({}, [])
 
 
 def test_a_run_is_read_with_its_answers_and_compared(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_run_is_read_with_its_answers_and_compared(tmp_path: Path) -> None:
     write_answers(tmp_path, "int4", [0, 2, 1, 3], [0, 2, 2, 0])
     read = read_run(tmp_path)
     assert read.warnings == ()
-    assert read.noise.empty
+    assert read.noise == ()
     int4 = frame(read).iloc[1]
     assert (int4["mmlu_right_to_wrong"], int4["mmlu_wrong_to_right"], int4["mmlu_p_value"]) == (1, 1, 1)
     assert int4["mmlu_p_holm"] == 1

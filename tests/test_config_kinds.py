@@ -25,13 +25,13 @@ from qbench.model import random_weights
 from qbench.plan import backends, starter
 from qbench.plan.memory import Prediction
 from qbench.plan.starter import choose
-from qbench.records.run import read_run
 from qbench.run import fingerprint
 from qbench.run.job import config_of
 from qbench.show.plots.style import cell_styles
 from tests.support import tiny_llama as tiny
 from tests.support.architectures import LLAMA, architecture
 from tests.support.cli import qbench
+from tests.support.frames import read_frames
 from tests.support.plugin import EXAMPLES, install, install_example, installed
 from tests.support.predictions import CPU, DIMENSIONS, measured_peak
 from tests.support.runs import cells_here
@@ -77,7 +77,7 @@ def test_the_example_runs_as_an_installed_distribution(example: Path, tiny_llama
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     done = python("-m", "qbench", "run", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = read_run(tmp_path / "results" / "tiny")
+    run = read_frames(tmp_path / "results" / "tiny")
     cell = run.cells.set_index("label").loc["int8-rows"]
     assert (cell["backend"], cell["status"], cell["kernel"], cell["bits"]) == ("int8-rows", "ok", "RowsLinear", 8)
     assert cell["quantized_layers"] == cell["expected_layers"] == len(tiny.LINEARS)

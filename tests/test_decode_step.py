@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers.cache_utils import QuantizedLayer
@@ -19,6 +18,7 @@ from qbench.machine.bandwidth import Bandwidth
 from qbench.model.kv_cache import RESIDUAL, attended_tokens, recent_tokens
 from qbench.records.run import Run, read_run
 from qbench.show.phrases import crossover_words, crossovers
+from tests.support.frames import edited
 from tests.support.made_up_run import cell, five_cells, made_up_run, trial, trials
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
@@ -33,12 +33,7 @@ WEIGHTS = 2_200_097_024 - 32_000 * 2048 * 2
 @pytest.fixture(scope="module")
 def tinyllama() -> Run:
     """128 prompt and 16 new tokens; every trial as if it had decoded 64 tokens a second."""
-    run = read_run(PUBLISHED / "tinyllama-shape-xeon-2core")
-    return replace(run, throughput=run.throughput.assign(decode_tokens_per_s=64.0))
-
-
-def with_trials(run: Run, **columns: object) -> Run:
-    return replace(run, throughput=run.throughput.assign(**columns))
+    return edited(read_run(PUBLISHED / "tinyllama-shape-xeon-2core"), "throughput", decode_tokens_per_s=64.0)
 
 
 def test_figures_of_a_step_follow_from_bytes_and_seconds() -> None:
@@ -66,11 +61,12 @@ def test_a_step_reads_all_weights_and_the_cache_of_every_sequence(tinyllama: Run
 
 def test_every_cell_that_was_timed_has_a_step_and_bytes_that_were_counted(tinyllama: Run) -> None:
     steps = decode_steps(tinyllama, None)
-    assert set(steps) == {(label, size) for label in tinyllama.cells["label"] for size in (1, 8, 32)}
-    for label, held in tinyllama.cells[["label", "weight_bytes"]].itertuples(index=False):
-        assert steps[label, 1].weight_bytes == held - 32_000 * 2048 * 2
-        assert steps[label, 1].bytes_per_s is None
-    uncounted = replace(tinyllama, cells=tinyllama.cells.assign(weight_bytes=np.nan))
+    assert set(steps) == {(label, size) for label in tinyllama.record.order for size in (1, 8, 32)}
+    for one in tinyllama.cells:
+        assert one.weight_bytes
+        assert steps[one.label, 1].weight_bytes == one.weight_bytes - 32_000 * 2048 * 2
+        assert steps[one.label, 1].bytes_per_s is None
+    uncounted = edited(tinyllama, "cells", weight_bytes=None)
     for key, step in decode_steps(uncounted, None).items():
         assert step.weight_bytes == pytest.approx(steps[key].weight_bytes, rel=0.001)
 
@@ -81,23 +77,23 @@ def test_a_tied_embedding_is_read_whole() -> None:
 
 
 def test_the_cache_of_a_graph_is_read_to_its_end(tinyllama: Run) -> None:
-    graph = decode_steps(with_trials(tinyllama, decode_mode="graph"), None)
+    graph = decode_steps(edited(tinyllama, "throughput", decode_mode="graph"), None)
     assert graph["int4", 8].cache_bytes == 8 * 144 * TOKEN
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("int8", 8.5), ("int4", 4.5)])
 def test_a_quantized_cache_is_read_in_its_bits_but_for_the_last_tokens(tinyllama: Run, kind: str, bits: float) -> None:
-    step = decode_steps(with_trials(tinyllama, kv_cache=kind), None)["int4", 8]
+    step = decode_steps(edited(tinyllama, "throughput", kv_cache=kind), None)["int4", 8]
     # The 15 steps see 1 to 15 new tokens in 16 bit, 8 on average.
     assert step.cache_bytes == pytest.approx(8 * TOKEN * (128 * bits / 16 + 8))
 
 
 def test_failed_trials_and_failed_cells_have_no_step(tinyllama: Run) -> None:
-    failed = np.where(tinyllama.throughput["batch_size"] == 32, "oom", "ok")
-    steps = decode_steps(with_trials(tinyllama, status=failed), None)
+    failed = ["oom" if trial.batch_size == 32 else "ok" for trial in tinyllama.throughput]
+    steps = decode_steps(edited(tinyllama, "throughput", status=failed), None)
     assert {size for _, size in steps} == {1, 8}
-    kernels = tinyllama.cells["kernel"].where(tinyllama.cells["label"] != "awq")
-    assert ("awq", 1) not in decode_steps(replace(tinyllama, cells=tinyllama.cells.assign(kernel=kernels)), None)
+    kernels = [None if cell.label == "awq" else cell.kernel for cell in tinyllama.cells]
+    assert ("awq", 1) not in decode_steps(edited(tinyllama, "cells", kernel=kernels), None)
 
 
 def test_nothing_is_said_of_a_model_that_is_not_known(tinyllama: Run, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import yaml
 from qbench import demo
 from qbench.engine.base import IN_PROCESS, Capability, Query
 from qbench.records.answers import task_file
-from qbench.records.run import Run, read_run
 from tests.support.cli import qbench
+from tests.support.frames import Frames, read_frames
 from tests.support.numpy_engine import NumpyEngine
 from tests.support.plugin import install_example, installed
 from tests.support.runs import cells_here
@@ -33,23 +33,23 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Frames:
     folder = tmp_path_factory.mktemp("numpy")
     (folder / "r.yaml").write_text(yaml.safe_dump(SETTINGS))
     with cells_here(), installed(install_example(folder / "site", "numpy_engine")):
         done = qbench("run", "r.yaml", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return read_run(folder / "results" / "r")
+    return read_frames(folder / "results" / "r")
 
 
-def test_perplexity_is_that_of_torch_and_nothing_diverges(run: Run) -> None:
+def test_perplexity_is_that_of_torch_and_nothing_diverges(run: Frames) -> None:
     rows = run.perplexity.set_index("label")
     assert rows.loc["numpy", "perplexity"] == pytest.approx(rows.loc["fp16", "perplexity"], rel=1e-5)
     assert abs(rows.loc["numpy", "kl_mean"]) < 1e-6
     assert rows.loc["numpy", "top1_agreement"] > 0.999
 
 
-def test_answers_are_generated_as_by_torch(run: Run) -> None:
+def test_answers_are_generated_as_by_torch(run: Frames) -> None:
     """One prompt after the other, to the limit, and cut: torch continues them side by side."""
     torch, numpy = (
         pd.read_parquet(run.folder / "answers" / task_file(label, "demo_qa")) for label in ("fp16", "numpy")
@@ -58,20 +58,20 @@ def test_answers_are_generated_as_by_torch(run: Run) -> None:
     assert numpy["score"].all()
 
 
-def test_questions_are_answered_as_by_torch(run: Run) -> None:
+def test_questions_are_answered_as_by_torch(run: Frames) -> None:
     torch, numpy = (pd.read_parquet(run.folder / "answers" / f"{label}.parquet") for label in ("fp16", "numpy"))
     columns = [f"logprob_{letter}" for letter in "abcd"]
     np.testing.assert_allclose(numpy[columns], torch[columns], atol=1e-4)
     assert list(numpy["predicted"]) == list(torch["predicted"])
 
 
-def test_generations_are_those_of_torch(run: Run) -> None:
+def test_generations_are_those_of_torch(run: Frames) -> None:
     lines = pd.read_json(run.folder / "generations.jsonl", lines=True)
     torch, numpy = (list(lines[lines["label"] == label]["token_ids"]) for label in ("fp16", "numpy"))
     assert numpy == torch
 
 
-def test_memory_and_speed_are_rows_like_any_other(run: Run) -> None:
+def test_memory_and_speed_are_rows_like_any_other(run: Frames) -> None:
     cell = run.cells.set_index("label").loc["numpy"]
     # 4,196,608 weights of 4 bytes, and at least the cache of 64 tokens: 2 x 4 layers x 2 heads x 64 x 4 bytes x 64.
     assert cell["weight_bytes"] == 4_196_608 * 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -221,16 +220,17 @@ def test_the_design_effect_by_hand() -> None:
 
 def by_subject(losing: list[int], questions: int = 50) -> Flips:
     """Of subjects in each of which so many answers are lost, and one is won."""
-    first, second = [], []
+    first: dict[tuple[str, int], bool] = {}
+    second: dict[tuple[str, int], bool] = {}
     for number, lost in enumerate(losing):
         right = np.ones(questions, dtype=bool)
         right[-1] = False
         after = right.copy()
         after[:lost] = False
         after[-1] = True
-        first.append(answers(right, f"s{number}"))
-        second.append(answers(after, f"s{number}"))
-    flips = answer_flips(pd.concat(first), pd.concat(second))
+        first |= answers(right, f"s{number}")
+        second |= answers(after, f"s{number}")
+    flips = answer_flips(first, second)
     assert flips
     return flips
 

@@ -14,12 +14,12 @@ import pytest
 
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
-from qbench.records.run import read_run
 from qbench.run.events import ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.fingerprint import CELL
 from qbench.run.job import Job
 from qbench.run.local import LocalExecutor
+from tests.support.frames import read_frames
 from tests.support.running import execute, workers
 from tests.support.runs import QUICK, config, interpreter, run, run_in_workers
 from tests.support.watchers import Watcher
@@ -69,7 +69,7 @@ def everything() -> RunConfig:
 
 def figures(folder: Path) -> dict[str, pd.DataFrame]:
     """All that a run found out, without the times."""
-    data = read_run(folder)
+    data = read_frames(folder)
     return {
         "cells": data.cells.drop(columns=list(TIMES)),
         "throughput": data.throughput[["label", "batch_size", "trial", "status", "peak_memory_bytes"]],
@@ -101,7 +101,7 @@ def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(tmp_p
                 command="",
                 executor=killer if killer.kills < kills else LocalExecutor(),
             )
-            crashed = read_run(folder).cells.query("status != 'ok'")
+            crashed = read_frames(folder).cells.query("status != 'ok'")
             # Also a cell that the killed one was to be compared with.
             assert crashed["error"].str.contains("killed by SIGKILL|the cell fp16 has left no").all()
             if ok:
@@ -132,7 +132,7 @@ def test_a_full_disk_is_the_cells_last_words(tiny_llama: Path, tmp_path: Path) -
     assert "File too large" in (rows["fp16"].error or "")
     assert rows["int4"].status == "ok"
     kept = len(read_units(folder / "cells" / "fp16" / "events.jsonl").keys() - {CELL})
-    data = read_run(folder)
+    data = read_frames(folder)
     assert data.throughput.groupby("label").size().to_dict() == {"fp16": kept, "int4": 100}
     assert 0 < kept < 100
 
@@ -155,7 +155,7 @@ def test_a_disk_that_fills_up_during_an_evaluation_is_an_error_and_no_accuracy(t
         "ok",
         "mmlu: OSError: [Errno 27] File too large",
     )
-    assert read_run(folder).accuracy.empty
+    assert read_frames(folder).accuracy.empty
     assert not list((folder / "answers").glob("*.parquet"))
 
 
@@ -178,7 +178,7 @@ def test_a_clock_that_jumps_changes_no_figure(
     folder, ok, _ = run(settings, tmp_path / "results")
     elapsed = time.monotonic() - start
     assert ok
-    data = read_run(folder)
+    data = read_frames(folder)
     assert 0 < data.cells["load_s"].iloc[0] < elapsed
     assert data.throughput["ttft_s"].between(0, elapsed).all()
 

@@ -187,7 +187,7 @@ def test_what_failed_in_the_baseline_too_passes() -> None:
 
 def answered(lost: int, won: int, n: int = 1000) -> Run:
     right = flipped(600 * n // 1000, n, lost, won)
-    return made_up_run(measured("int4", "int4", 6, {}, int(right.sum()), n), answers={"int4": right})
+    return made_up_run(measured("int4", "int4", 6, {}, sum(right.values()), n), answers={"int4": right})
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from qbench.records.run import Run, read_run
 from tests.support.cli import qbench
+from tests.support.frames import Frames, read_frames
 from tests.support.runs import cells_here
 
 CELLS = ("Q8_0", "Q4_K_M")
@@ -45,16 +45,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> Iterator[Run]:
+def run(folder: Path) -> Iterator[Frames]:
     """One thread: those that spin for each other take minutes where something else runs."""
     with cells_here() as patch:
         patch.setenv("QBENCH_CACHE", str(folder / "cache"))
         done = qbench("run", "r.yaml", cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
-        yield read_run(folder / "results" / "r")
+        yield read_frames(folder / "results" / "r")
 
 
-def test_cells_say_what_they_are(run: Run) -> None:
+def test_cells_say_what_they_are(run: Frames) -> None:
     cells = run.cells.set_index("label")
     for quant, bits, effective in (("Q8_0", 8, 8.5), ("Q4_K_M", 4, 4.8)):
         cell = cells.loc[quant]
@@ -67,7 +67,7 @@ def test_cells_say_what_they_are(run: Run) -> None:
         assert cell["peak_memory_bytes"] > cell["weight_bytes"]
 
 
-def test_quality_is_that_of_the_model(run: Run) -> None:
+def test_quality_is_that_of_the_model(run: Frames) -> None:
     rows = run.perplexity.set_index("label")
     for quant, kl in (("Q8_0", 1e-3), ("Q4_K_M", 1e-2)):
         assert rows.loc[quant, "perplexity"] == pytest.approx(rows.loc["fp16", "perplexity"], rel=0.02)
@@ -78,14 +78,14 @@ def test_quality_is_that_of_the_model(run: Run) -> None:
     np.testing.assert_allclose(np.exp(found[columns]), np.exp(torch[columns]), atol=0.05)
 
 
-def test_answers_are_generated(run: Run) -> None:
+def test_answers_are_generated(run: Frames) -> None:
     rows = run.accuracy[run.accuracy["task"] == "demo_qa"].set_index("label")
     assert set(rows["metric"]) == {"exact_match,first-line"}
     assert rows.loc["Q8_0", "accuracy"] == rows.loc["fp16", "accuracy"] == 1
     assert set(run.task_answers["demo_qa"]) == {"fp16", *CELLS}
 
 
-def test_speed_is_measured_like_any_other(run: Run) -> None:
+def test_speed_is_measured_like_any_other(run: Frames) -> None:
     trials = run.throughput[run.throughput["label"].isin(CELLS)]
     assert sorted(trials["batch_size"]) == [1, 1, 3, 3]
     assert set(trials["decode_mode"]) == {"eager"}
@@ -93,7 +93,7 @@ def test_speed_is_measured_like_any_other(run: Run) -> None:
     assert (trials["ttft_s"] > 0).all()
 
 
-def test_export_hands_out_the_file_of_the_run(run: Run, folder: Path) -> None:
+def test_export_hands_out_the_file_of_the_run(run: Frames, folder: Path) -> None:
     out = folder / "exported"
     done = qbench("export", "r.yaml", "--cell", "Q8_0", "--out", str(out), cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -116,7 +116,7 @@ def test_export_hands_out_the_file_of_the_run(run: Run, folder: Path) -> None:
         assert problem in " ".join(refused.stderr.split())
 
 
-def test_a_file_is_known_by_its_content(run: Run, folder: Path) -> None:
+def test_a_file_is_known_by_its_content(run: Frames, folder: Path) -> None:
     """The key of a unit changes with it, wherever it lies."""
     from qbench.config import RunConfig
     from qbench.machine import environment as machine

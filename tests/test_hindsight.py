@@ -7,6 +7,7 @@ import pytest
 from qbench.machine.bandwidth import Bandwidth
 from qbench.plan import backtest
 from qbench.records.run import read_run
+from tests.support.frames import edited
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "results" / "published").glob("*/run.json"))
 
@@ -20,30 +21,29 @@ DEQUANTIZED = {"int4-calibrated-epyc-2core", "kv-cache-accuracy-epyc-2core"}
 @pytest.mark.parametrize("record", PUBLISHED, ids=lambda path: path.parent.name)
 def test_the_peaks_of_published_runs_are_predicted_within_a_tenth(record: Path) -> None:
     run = read_run(record.parent)
-    older = set(run.cells.loc[run.cells["effective_bits_per_weight"] == OLDER_FORMAT, "label"])
+    older = {cell.label for cell in run.cells if cell.effective_bits_per_weight == OLDER_FORMAT}
     found = backtest.compare(run)
-    ended = set(run.cells.loc[run.cells["status"] == "ok", "label"])
-    assert set(found["label"]) == ended
+    assert {one.label for one in found} == {cell.label for cell in run.cells if cell.status == "ok"}
     if record.parent.name in DEQUANTIZED:
-        older |= set(run.cells.loc[run.cells["backend"] == "int4", "label"])
-    found = found[~found["label"].isin(older)]
-    assert len(found)
-    for row in found.to_dict("records"):
-        assert row["predicted_bytes"] == pytest.approx(row["measured_bytes"], rel=0.1), row
+        older |= {cell.label for cell in run.cells if cell.backend == "int4"}
+    found = [one for one in found if one.label not in older]
+    assert found
+    for one in found:
+        assert one.predicted_bytes == pytest.approx(one.measured_bytes, rel=0.1), one
 
 
 def test_speeds_stand_beside_their_ceiling() -> None:
     run = read_run(next(path.parent for path in PUBLISHED if path.parent.name == "tinyllama-shape-xeon-2core"))
     found = backtest.compare(run, Bandwidth(100e9, "more than that machine has"))
-    speeds = found[found["measure"] == "throughput"]
-    assert set(speeds["batch_size"]) == {1, 8, 32}
-    assert (speeds["predicted_tokens_per_s"] > speeds["measured_tokens_per_s"]).all()
-    assert backtest.compare(run)["predicted_tokens_per_s"].isna().all()
+    assert {one.batch_size for one in found} == {None, 1, 8, 32}
+    for one in found:
+        if one.batch_size:
+            assert one.measured_tokens_per_s
+            assert one.predicted_tokens_per_s
+            assert one.predicted_tokens_per_s > one.measured_tokens_per_s
+    assert all(one.predicted_tokens_per_s is None for one in backtest.compare(run))
 
 
 def test_cells_that_measured_nothing_have_no_rows() -> None:
     run = read_run(PUBLISHED[0].parent)
-    first = run.cells.iloc[:1].copy()
-    first[["kernel", "peak_memory_bytes"]] = None
-    failed = type(run)(run.folder, run.record, first, run.throughput, run.accuracy, run.perplexity, ())
-    assert not len(backtest.compare(failed))
+    assert backtest.compare(edited(run, "cells", kernel=None, peak_memory_bytes=None)) == []

@@ -20,10 +20,10 @@ from qbench.config import MMLUConfig, RunConfig, kinds
 from qbench.decide.provenance import differences
 from qbench.errors import QbenchError
 from qbench.model import content, hub
-from qbench.records.run import read_run
 from qbench.run import checkpoints, fingerprint
 from qbench.run.events import EventLog
 from qbench.run.folder import RunFolder
+from tests.support.frames import read_frames
 from tests.support.made_up_run import environment, made_up_run
 from tests.support.plugin import install, install_example, installed
 from tests.support.runs import run, run_config
@@ -419,7 +419,7 @@ def test_a_corrected_answer_is_measured_again_and_said(tmp_path: Path) -> None:
     settings = run_config(measure={"memory": {"seq_len": 8}, "mmlu": mmlu}, dtype="float32")
     folder, ok, _ = run(settings, tmp_path / "results")
     assert ok
-    first = read_run(folder)
+    first = read_frames(folder)
     answers = pd.read_parquet(folder / "answers" / "fp16.parquet")
     file = data / "test" / "invented_birds_test.csv"
     lines = file.read_text().splitlines()
@@ -430,7 +430,7 @@ def test_a_corrected_answer_is_measured_again_and_said(tmp_path: Path) -> None:
     _, ok, watcher = run(settings, tmp_path / "results")
     assert ok
     assert "changed since the last run: measure.mmlu.data; what depends on it is measured again" in watcher.said
-    second = read_run(folder)
+    second = read_frames(folder)
     expected = first.accuracy["correct"].item() + (-1 if was_right else 1)
     assert second.accuracy["correct"].tolist() == [expected]
     assert second.record.asked["mmlu"] != first.record.asked["mmlu"]

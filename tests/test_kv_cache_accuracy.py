@@ -19,8 +19,8 @@ from qbench.engine.torch.as_decoded import blocks
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.records.answers import task_file
-from qbench.records.run import read_run
 from tests.support import tiny_llama as tiny
+from tests.support.frames import read_frames
 from tests.support.running import execute
 from tests.support.runs import HereExecutor, run_config
 from tests.support.watchers import Watcher
@@ -115,7 +115,7 @@ def test_a_cell_with_a_quantized_cache_is_compared_with_the_one_without(tmp_path
     }
     config = run_config(backends=CELLS, measure=measure, dtype="float32")
     folder, ok = execute(config, tmp_path, Watcher(), executor=HereExecutor())
-    run = read_run(folder)
+    run = read_frames(folder)
     assert ok, run.cells["error"]
     assert run.reference == "fp16"
     assert dict(zip(run.cells["label"], run.cells["kv_cache"], strict=True)) == {"kv4": "int4", "fp16": "16bit"}

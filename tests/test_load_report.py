@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from qbench.analysis.summary import known, summarize
+from qbench.analysis.summary import summarize
 from qbench.cli import decide
 from qbench.config import SLO
 from qbench.decide.constraints import UNLIMITED, Limits
@@ -27,6 +27,7 @@ from qbench.show.plots.shapes import ScatterChart
 from qbench.show.recommend import lines, to_dict
 from qbench.show.report import load_tables, markdown
 from qbench.show.view import data
+from tests.support.frames import edited
 from tests.support.load_rows import level, steady, two_servers
 from tests.support.made_up_run import cell, made_up_run
 from tests.support.summaries import frame
@@ -133,8 +134,7 @@ def test_servers_that_chance_does_not_separate_are_tied(tmp_path: Path) -> None:
     sent = [*steady("a", "c4", 5, ttft=0.1), *steady("b", "c4", 5.01, ttft=0.1)]
     rows = [level(sent[:60], GOAL), level(sent[60:], GOAL)]
     run = served_run(tmp_path, rows, sent)
-    cells = run.cells.assign(peak_memory_bytes=[2**29, 2**30])
-    found = asked(replace(run, cells=cells), GOAL)
+    found = asked(edited(run, "cells", peak_memory_bytes=[2**29, 2**30]), GOAL)
     assert found.pick is not None
     assert (found.pick.named.label, found.pick.leader.label) == ("a", "b")
     assert len(found.pick.tied) == 2
@@ -163,9 +163,8 @@ def test_what_goodput_lacks_is_said(tmp_path: Path, two: Run) -> None:
 
 
 def test_the_command_takes_an_objective(two: Run) -> None:
-    for stem, kind, frame_ in (("cells", CellRow, two.cells), ("load", LoadRow, two.load)):
-        rows = [kind.model_validate(known(row)) for row in frame_.to_dict("records")]
-        write_table(two.folder / f"{stem}.csv", kind, rows)
+    write_table(two.folder / "cells.csv", CellRow, two.cells)
+    write_table(two.folder / "load.csv", LoadRow, two.load)
     write_record(two.folder / "run.json", two.record, Redactor.here())
     assert len(read_run(two.folder).load) == 6
     command = ["recommend", str(two.folder), "--objective", "goodput", "--slo"]

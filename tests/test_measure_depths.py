@@ -26,12 +26,12 @@ from qbench.model import random_weights
 from qbench.plan import forecast
 from qbench.plan.cells import fit_lengths
 from qbench.plan.memory import Prediction
-from qbench.records.run import read_run
 from qbench.show.plots.charts import charts
 from qbench.show.plots.shapes import ScatterChart
 from qbench.show.report import speed_tables
 from qbench.show.view.data import collect
 from tests.support.architectures import architecture
+from tests.support.frames import read_frames
 from tests.support.made_up_run import cell, environment, made_up_run, trial
 from tests.support.predictions import CPU, DIMENSIONS
 from tests.support.runs import config, run
@@ -110,7 +110,7 @@ def test_an_engine_that_cannot_fill_a_cache_says_so_and_measures_the_rest(
     settings = config(tiny_llama, [{"kind": "fp16"}], measure={"throughput": timed}, dtype="float32")
     folder, ok, _ = run(settings, tmp_path)
     assert ok
-    data = read_run(folder)
+    data = read_frames(folder)
     assert data.throughput[["start", "depth"]].to_numpy().tolist() == [[0, 0], [1, 0]]
     assert data.cells["unsupported"].item() == (
         "throughput: depths: tokens cannot be in the cache before the prompt with this engine or model"

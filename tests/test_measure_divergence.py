@@ -23,7 +23,7 @@ from qbench.errors import QbenchError
 from qbench.int4 import quantize_model
 from qbench.measure import divergence
 from qbench.measure.divergence import kl_divergence
-from qbench.records.run import read_run
+from tests.support.frames import read_frames
 from tests.support.perplexity import WINDOW, Cell, logprobs_by_hand
 from tests.support.runs import config, interpreter, run
 from tests.support.tiny_llama import VOCAB, options, word_ids
@@ -253,7 +253,7 @@ def test_a_run_compares_with_the_16_bit_cell_and_goes_on_with_its_file(
     folder, ok, watcher = run(chosen, tmp_path)
     assert ok
     assert [row.label for row in watcher.finished] == ["fp16", "int4"]
-    rows = read_run(folder).perplexity.set_index("label")
+    rows = read_frames(folder).perplexity.set_index("label")
     assert list(rows.index) == ["int4", "fp16"]
     assert rows.loc["int4", "kl_mean"] > 0
     assert rows.loc["fp16", ["kl_mean", "kl_p99", "top1_agreement", "delta_logprob_mean", "top_k"]].isna().all()
@@ -264,7 +264,7 @@ def test_a_run_compares_with_the_16_bit_cell_and_goes_on_with_its_file(
     shutil.rmtree(folder / "cells" / "int4")
     _, _, again = run(chosen, tmp_path, only=("int4",))
     assert [row.label for row in again.finished] == ["int4"]
-    assert read_run(folder).perplexity.set_index("label").loc["int4", "kl_mean"] == rows.loc["int4", "kl_mean"]
+    assert read_frames(folder).perplexity.set_index("label").loc["int4", "kl_mean"] == rows.loc["int4", "kl_mean"]
 
     logprobs = folder / "reference" / "logprobs.safetensors"
     logprobs.unlink()
@@ -285,7 +285,7 @@ def test_cells_keep_their_perplexity_where_the_16_bit_cell_failed(
     assert not ok
     assert [row.status for row in watcher.finished] == ["crashed", "ok"]
     assert "the cell fp16 has left no log-probabilities" in (watcher.finished[1].failed or "")
-    rows = read_run(folder).perplexity
+    rows = read_frames(folder).perplexity
     assert list(rows["label"]) == ["int4"]
     assert rows["perplexity"].notna().all()
     assert rows["kl_mean"].isna().all()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from qbench.measure.lm_eval.adapter import limits_of
 from qbench.measure.lm_eval.tasks_data import load_tasks
 from qbench.records.answers import read_task_answers, task_file, write_answers
 from qbench.records.rows import AccuracyRow, Row
-from qbench.records.run import Run, to_frame
 from qbench.show.report import tables
 from qbench.show.view.data import collect
 from tests.support import families
@@ -212,11 +212,10 @@ def test_cells_are_compared_question_by_question(tmp_path: Path) -> None:
                 accuracy=answered.mean(), partial=False, metric="exact_match,first-line",
             )
         )  # fmt: skip
-    accuracy = to_frame(AccuracyRow, [row for row in rows if isinstance(row, AccuracyRow)])
+    accuracy = [row for row in rows if isinstance(row, AccuracyRow)]
     answers, warnings = read_task_answers(tmp_path, accuracy)
     assert not warnings
-    run: Run = made_up_run(rows)
-    object.__setattr__(run, "task_answers", answers)
+    run = replace(made_up_run(rows), task_answers=answers)
     first, second = task_results(run)
     assert first.accuracy.difference is None
     difference = second.accuracy.difference

@@ -21,7 +21,7 @@ from qbench.errors import QbenchError
 from qbench.measure import mmlu, noise_floor
 from qbench.measure.base import Context
 from qbench.records.rows import NoiseRow, Row
-from qbench.records.run import read_run
+from tests.support.frames import read_frames
 from tests.support.runs import run, run_config
 from tests.support.tiny_llama import options
 
@@ -137,7 +137,7 @@ def test_a_limited_run_leaves_a_noise_floor_and_never_enters_the_summary(tmp_pat
     settings = run_config(backends=backends, measure=measure, threads=1, dtype="float32")
     folder, ok, _ = run(settings, tmp_path)
     assert ok
-    data = read_run(folder)
+    data = read_frames(folder)
     assert data.warnings == ()
     assert data.noise[["label", "batch_size", "repeat_batch_size", "n"]].values.tolist() == [["fp16", 2, 1, 3]]
     assert set(data.answers) == {"fp16", "int4"}

@@ -6,15 +6,15 @@ from pathlib import Path
 import yaml
 
 from qbench import demo
-from qbench.records.run import Run, read_run
 from tests.support.cli import qbench
+from tests.support.frames import Frames, read_frames
 from tests.support.plugin import install_example, installed
 from tests.support.runs import cells_here
 
 QUICK = {"batch_sizes": [1], "seq_len": 12, "new_tokens": 4, "warmup": 0, "trials": 1}
 
 
-def qbench_run(folder: Path, backends: list[str], **measure: object) -> tuple[int, Run, str]:
+def qbench_run(folder: Path, backends: list[str], **measure: object) -> tuple[int, Frames, str]:
     settings = {
         "name": "r",
         "model": {"demo": True},
@@ -25,7 +25,7 @@ def qbench_run(folder: Path, backends: list[str], **measure: object) -> tuple[in
     (folder / "r.yaml").write_text(yaml.safe_dump(settings))
     with cells_here():
         done = qbench("run", "r.yaml", cwd=folder)
-    return done.returncode, read_run(folder / "results" / "r"), done.stdout + done.stderr
+    return done.returncode, read_frames(folder / "results" / "r"), done.stdout + done.stderr
 
 
 def test_a_measure_that_fails_leaves_the_others_and_is_taken_again(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from qbench.engine.torch.loaded import LoadedModel
 from qbench.measure import sustained
 from qbench.measure.base import Context
 from qbench.records.rows import Row, SustainedRow
-from qbench.records.run import read_run
+from tests.support.frames import read_frames
 from tests.support.runs import config, run
 from tests.support.throughput import Script
 from tests.support.tiny_llama import options
@@ -78,7 +78,7 @@ def test_a_cell_under_load_for_seconds(tiny_llama: Path, tmp_path: Path) -> None
     }
     folder, ok, watcher = run(config(tiny_llama, [{"kind": "fp16"}], measure=measures), tmp_path)
     assert ok
-    data = read_run(folder)
+    data = read_frames(folder)
     ends = list(data.sustained["t_s"])
     assert 1 <= len(ends) <= 3
     assert ends == sorted(ends)

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.records.rows import CellRow, Row
-from qbench.records.run import read_run
 from qbench.run.events import read_units
 from qbench.run.executor import Executor
 from qbench.run.ray.executor import connect
+from tests.support.frames import read_frames
 from tests.support.running import execute
 from tests.support.runs import HereExecutor, interpreter
 from tests.support.watchers import Watcher
@@ -140,7 +140,7 @@ def test_a_cluster_gives_the_rows_and_files_of_one_machine(
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [row.label for row in watcher.finished] == ["fp16", "int4"]
-    assert set(read_run(there).cells["host"]) == {os.uname().nodename}
+    assert set(read_frames(there).cells["host"]) == {os.uname().nodename}
     assert any(line.startswith("int4: throughput, batch 1, trial 1/1") for line in watcher.said)
     assert not workers()
 
@@ -193,7 +193,7 @@ def test_the_cell_of_a_node_that_dies_runs_again_on_another(
     assert ok, watcher.finished
     kinds = [type(row).__name__ for row in rows(events)]
     assert sorted(kinds) == ["CellRow", "GenerationRow", "GenerationRow", "ThroughputRow"]
-    assert len(read_run(folder).throughput) == 1
+    assert len(read_frames(folder).throughput) == 1
     until(lambda: not alive(pid), "the first attempt's worker is gone")
 
 
@@ -217,7 +217,7 @@ def test_an_interrupted_run_leaves_no_process_on_any_node(executor: Executor, ti
         run(config(tiny_llama, cells), tmp_path / "results", executor)
     thread.join()
     until(lambda: not any(alive(pid) for pid in pids()), "all are gone", seconds=20)
-    assert list(read_run(tmp_path / "results" / "r").cells["label"]) == []
+    assert list(read_frames(tmp_path / "results" / "r").cells["label"]) == []
 
 
 def test_a_runner_that_is_killed_leaves_no_process_on_any_node(cluster: Any, tiny_llama: Path, tmp_path: Path) -> None:

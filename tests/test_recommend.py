@@ -257,7 +257,7 @@ def test_by_accuracy_a_tie_goes_to_the_smaller_and_a_real_difference_does_not() 
     ]
     right = {"fp16": flipped(600, 1000, 0, 0), "int4": flipped(600, 1000, 6, 4), "nf4": flipped(600, 1000, 60, 4)}
     rows = [row for row in rows if row.__class__.__name__ != "AccuracyRow"]
-    rows += [subject(label, None, "all", int(answers.sum()), 1000) for label, answers in right.items()]
+    rows += [subject(label, None, "all", sum(answers.values()), 1000) for label, answers in right.items()]
     found = asked(rows, objective="accuracy", answers=right)
     assert named(found) == "INT4"
     assert "not told apart from FP16 (−0.20 points [" in text(found)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -26,6 +25,7 @@ from qbench.show.plots.charts import charts
 from qbench.show.plots.shapes import BarChart, ScatterChart
 from qbench.show.report import markdown, page, speed_tables, tables
 from qbench.show.view import data
+from tests.support.frames import edited
 from tests.support.made_up_run import (
     FIVE_ANSWERS,
     cell,
@@ -36,6 +36,9 @@ from tests.support.made_up_run import (
     sustained_cells,
     trial,
     trials,
+)
+from tests.support.made_up_run import (
+    answers as answers_of,
 )  # fmt: skip
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
@@ -100,8 +103,8 @@ def on_gpu(name: str) -> Run:
     """The published run of TinyLlama's shape, as if a GPU had made it and nobody had measured how fast that copies."""
     run = read_run(TINYLLAMA)
     gpu = run.record.environment.model_copy(update={"gpus": (GPU(name=name, memory_bytes=80 << 30),)})
-    cells = run.cells.assign(device=name, read_bytes_per_s=np.nan)
-    return replace(run, record=run.record.model_copy(update={"environment": gpu}), cells=cells)
+    run = edited(run, "cells", device=name, read_bytes_per_s=None)
+    return replace(run, record=run.record.model_copy(update={"environment": gpu}))
 
 
 def test_every_speed_stands_in_a_table(smoke_page: Page) -> None:
@@ -135,13 +138,13 @@ def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> 
         assert isinstance(chart, BarChart)
         return {panel.line for panel in chart.panels}
 
-    on_cpu = data.collect(replace(smoke, cells=smoke.cells.assign(read_bytes_per_s=np.nan)))
+    on_cpu = data.collect(edited(smoke, "cells", read_bytes_per_s=None))
     assert on_cpu.bandwidth is None
     assert drawn(on_cpu) == {None}
     assert any(note.startswith("bandwidth ceiling left out") for note in on_cpu.notes)
     assert drawn(data.collect(on_gpu("NVIDIA A100-SXM4-80GB"))) == {(2039.0, "ceiling")}
     assert drawn(data.collect(on_gpu("NVIDIA of tomorrow"))) == {None}
-    readings = replace(smoke, cells=smoke.cells.assign(read_bytes_per_s=[20e9, 24e9, np.nan, 22e9, 21e9]))
+    readings = edited(smoke, "cells", read_bytes_per_s=[20e9, 24e9, None, 22e9, 21e9])
     measured_there = data.collect(readings)
     assert drawn(measured_there) == {(24.0, "ceiling")}
     assert measured_there.bandwidth is not None
@@ -154,7 +157,7 @@ def test_a_ceiling_is_drawn_where_it_is_known_and_never_invented(smoke: Run) -> 
 
 def test_where_a_step_s_time_goes_stands_in_a_table(smoke: Run) -> None:
     """FP16 at batch 8 as if it had decoded 4,000 tokens a second, on a machine of 10 GB/s."""
-    run = replace(smoke, throughput=smoke.throughput.assign(decode_tokens_per_s=4000.0, validity="ok"))
+    run = edited(smoke, "throughput", decode_tokens_per_s=4000.0, validity="ok")
     found = data.collect(run, speed=data.Bandwidth(10e9, "given"))
     rows = Page(page.render([found])).records("A decode step")
     assert len(rows) == 5 * 3
@@ -173,16 +176,19 @@ def test_where_a_step_s_time_goes_stands_in_a_table(smoke: Run) -> None:
     text = markdown.render([found])
     assert "| FP16 | 8 | 8.00 MiB | 3.50 MiB | 1.21 ms | 2.00 ms | 1.66× | 6,632 | 4,000 |" in text
     assert "- smoke: bandwidth 10 GB/s, given" in text
-    unknown = data.collect(replace(run, cells=run.cells.assign(read_bytes_per_s=np.nan)))
+    unknown = data.collect(edited(run, "cells", read_bytes_per_s=None))
     assert "- smoke: bandwidth not known" in markdown.render([unknown])
     row = Page(page.render([unknown])).records("A decode step")[1]
     assert list(row.values()) == ["FP16", "8", "8.00 MiB", "3.50 MiB", "–", "2.00 ms", "–", "–", "4,000"]
 
 
 def test_the_batch_from_which_on_a_cell_is_slower_is_said(smoke: Run) -> None:
-    slow = smoke.throughput["label"].eq("gptq") & smoke.throughput["batch_size"].ge(8)
-    speeds = np.where(slow, 50.0, np.where(smoke.throughput["label"] == "fp16", 100.0, 200.0))
-    run = replace(smoke, throughput=smoke.throughput.assign(decode_tokens_per_s=speeds))
+    usual = {"fp16": 100.0}
+    speeds = [
+        50.0 if trial.label == "gptq" and trial.batch_size >= 8 else usual.get(trial.label, 200.0)
+        for trial in smoke.throughput
+    ]
+    run = edited(smoke, "throughput", decode_tokens_per_s=speeds)
     html, text = Page(page.render([data.collect(run)])).text, markdown.render([data.collect(run)])
     for place in (html, text.replace("\\", "")):
         assert "GPTQ: slower than FP16 from batch 8 on" in place
@@ -204,12 +210,10 @@ def test_bandwidths_of_cards_are_written_out(rate: float | None, shown: str) -> 
 
 def test_a_measured_copy_comes_before_the_data_sheet() -> None:
     run = on_gpu("NVIDIA A100-SXM4-80GB")
-    found = data.collect(
-        replace(run, cells=run.cells.assign(read_bytes_per_s=[1.7e12, 1.75e12, np.nan, 1.6e12, 1.7e12]))
-    )
+    found = data.collect(edited(run, "cells", read_bytes_per_s=[1.7e12, 1.75e12, None, 1.6e12, 1.7e12]))
     # The data sheet says 2,039 GB/s, and alone knows how fast the card computes.
     assert found.bandwidth == data.Bandwidth(1.75e12, "fastest of 4 copies, one before each cell", 312e12)
-    two = data.collect(replace(run, cells=run.cells.assign(device=["NVIDIA L4", *["NVIDIA A10"] * 4])))
+    two = data.collect(edited(run, "cells", device=["NVIDIA L4", *["NVIDIA A10"] * 4]))
     assert two.bandwidth is None
     assert any(note.endswith("measured on several machines or GPUs") for note in two.notes)
 
@@ -239,7 +243,7 @@ def test_sustained_load_is_drawn_and_stands_in_a_table() -> None:
 
 def test_a_quantized_cache_is_named_where_speeds_are(smoke: Run) -> None:
     assert "keys and values" not in data.collect(smoke).settings["throughput"]
-    quantized = replace(smoke, throughput=smoke.throughput.assign(kv_cache="int8"))
+    quantized = edited(smoke, "throughput", kv_cache="int8")
     assert "the first excluded, keys and values in int8; medians" in data.collect(quantized).settings["throughput"]
 
 
@@ -260,11 +264,11 @@ def test_subjects_that_differ_by_more_than_chance_have_a_star() -> None:
         "fp16": {"bent": np.arange(100) < 80, "same": np.arange(100) < 50},
         "int4": {"bent": np.arange(100) < 55, "same": np.arange(100) < 48},
     }
-    answers = {}
+    answers: dict[str, dict[tuple[str, int], bool]] = {"fp16": {}, "int4": {}}
     for label, by_subject in right.items():
         rows += [subject(label, None, name, int(found.sum()), 100) for name, found in by_subject.items()]  # type: ignore[list-item]
-        index = pd.MultiIndex.from_product([list(by_subject), range(100)], names=["subject", "question_id"])
-        answers[label] = pd.Series(np.concatenate(list(by_subject.values())), index=index)
+        for name, found in by_subject.items():
+            answers[label] |= answers_of(found, name)
     table = tables.subjects(data.collect(made_up_run(rows, answers=answers)), 0)
     assert table
     # 25 flips one way have p = 2 ⁄ 2²⁵, two of them p = ½.

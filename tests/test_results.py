@@ -15,6 +15,7 @@ from qbench.records import csvtext
 from qbench.records.files import write_atomically
 from qbench.records.rows import TABLES, AccuracyRow, CellRow, Row, ThroughputRow
 from qbench.records.run import RunRecord, find_runs, read_run, read_table, write_frame, write_table
+from tests.support.made_up_run import cell
 from tests.support.rows import IDENTITY, throughput
 
 
@@ -36,10 +37,9 @@ def test_columns_are_the_fields_of_the_row_and_a_missing_value_is_empty(tmp_path
     write_table(tmp_path / "throughput.csv", ThroughputRow, [throughput(status="oom", error='no, "room"\nat all')])
     header, *_ = (tmp_path / "throughput.csv").read_text().splitlines()
     assert header.split(",") == list(ThroughputRow.model_fields)
-    frame, warnings = read_table(tmp_path / "throughput.csv", ThroughputRow)
+    (row,), warnings = read_table(tmp_path / "throughput.csv", ThroughputRow)
     assert warnings == []
-    assert frame.loc[0, "error"] == 'no, "room"\nat all'
-    assert pd.isna(frame.loc[0, "decode_tokens_per_s"])
+    assert (row.error, row.decode_tokens_per_s) == ('no, "room"\nat all', None)
     assert ",0.0" not in (tmp_path / "throughput.csv").read_text()
 
 
@@ -90,8 +90,8 @@ def test_no_text_of_a_table_is_a_formula_to_a_spreadsheet(tmp_path: Path, text: 
     with (tmp_path / "t.csv").open(newline="") as file:
         (line,) = csv.DictReader(file)
     assert (line["error"], line["ttft_s"]) == (f"'{text}", "-0.5")
-    frame, _ = read_table(tmp_path / "t.csv", ThroughputRow)
-    assert (frame.loc[0, "error"], frame.loc[0, "ttft_s"]) == (text, -0.5)
+    (row,), _ = read_table(tmp_path / "t.csv", ThroughputRow)
+    assert (row.error, row.ttft_s) == (text, -0.5)
 
 
 def test_a_data_frame_is_written_as_a_table_is(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_truncated_last_line_is_left_out_with_a_warning(tmp_path: Path) -> Non
     path = folder / "throughput.csv"
     path.write_text(path.read_text()[:-9])
     run = read_run(folder)
-    assert list(run.throughput["trial"]) == [0]
+    assert [row.trial for row in run.throughput] == [0]
     assert len(run.warnings) == 1
     assert "line 3 is damaged or incomplete" in run.warnings[0]
 
@@ -120,11 +120,9 @@ def test_a_truncated_last_line_is_left_out_with_a_warning(tmp_path: Path) -> Non
 def test_a_table_that_is_older_than_its_last_columns_is_read(tmp_path: Path) -> None:
     header = "run,model,backend,label,task,subject,num_fewshot,n,correct,accuracy,stderr,partial,wall_s"
     (tmp_path / "t.csv").write_text(f"{header}\nr,m,int4,int4,mmlu,anatomy,5,100,21,0.21,0.04,False,643.2\n")
-    frame, warnings = read_table(tmp_path / "t.csv", AccuracyRow)
+    (row,), warnings = read_table(tmp_path / "t.csv", AccuracyRow)
     assert warnings == []
-    assert list(frame.columns) == list(AccuracyRow.model_fields)
-    assert (frame.loc[0, "correct"], frame.loc[0, "wall_s"]) == (21, 643.2)
-    assert pd.isna(frame.loc[0, "forward_tokens"])
+    assert (row.correct, row.wall_s, row.forward_tokens) == (21, 643.2, None)
 
 
 @pytest.mark.parametrize("header", ["", "run", "run,model,backend,label,batch_size,prompt_tokens", "run,model,label"])
@@ -139,10 +137,8 @@ def test_a_task_without_subjects_and_without_whole_answers_survives_the_table(tm
         IDENTITY | {"task": "truthfulqa_mc2", "num_fewshot": 0, "n": 3, "accuracy": 0.4, "partial": False}
     )
     write_table(tmp_path / "t.csv", AccuracyRow, [row])
-    frame, warnings = read_table(tmp_path / "t.csv", AccuracyRow)
-    assert warnings == []
-    assert frame.loc[0, "subject"] == ""
-    assert pd.isna(frame.loc[0, "correct"])
+    assert read_table(tmp_path / "t.csv", AccuracyRow) == ([row], [])
+    assert (row.subject, row.correct) == ("", None)
 
 
 def test_a_table_of_another_tool_is_refused(tmp_path: Path) -> None:
@@ -162,21 +158,28 @@ def test_a_foreign_run_json_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_table_of_an_older_version_lacks_columns(tmp_path: Path) -> None:
     path = tmp_path / "cells.csv"
     path.write_text("run,model,backend,label,bits,status,device\nr,m,int4,int4,4,ok,cpu\n", encoding="utf-8")
-    frame, warnings = read_table(path, CellRow)
+    (row,), warnings = read_table(path, CellRow)
     assert not warnings
-    assert list(frame.columns) == list(CellRow.model_fields)
-    assert frame.loc[0, "device"] == "cpu"
-    assert pd.isna(frame.loc[0, "lm_head_bits"])
+    assert (row.device, row.lm_head_bits) == ("cpu", None)
     path.write_text("run,model,backend,label,bits,device\nr,m,int4,int4,4,cpu\n", encoding="utf-8")  # no status
     with pytest.raises(QbenchError, match="not the columns"):
         read_table(path, CellRow)
 
 
+def test_of_two_rows_of_a_cell_the_last_counts(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "r")
+    cells = [cell("int4", status="crashed"), cell("nf4"), cell("int4", peak_memory_bytes=7)]
+    write_table(folder / "cells.csv", CellRow, cells)
+    assert {(one.label, one.status, one.peak_memory_bytes) for one in read_run(folder).cells} == {
+        ("int4", "ok", 7),
+        ("nf4", "ok", None),
+    }
+
+
 def test_a_run_without_some_tables_has_empty_ones(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "r"))
-    assert list(run.cells.columns) == list(CellRow.model_fields)
-    assert len(run.accuracy) == 0
-    assert list(run.accuracy.columns) == list(AccuracyRow.model_fields)
+    assert (run.cells, run.accuracy, run.reference) == ((), (), None)
+    assert len(run.throughput) == 2
 
 
 def test_runs_are_found_in_a_folder_and_published_ones_in_theirs(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ import pytest
 from qbench.config import RunConfig
 from qbench.errors import QbenchError
 from qbench.plan import cells
-from qbench.records.run import read_run
 from qbench.run.events import EventLog, UnitEvent, read_units
 from qbench.run.fingerprint import CELL
 from qbench.run.folder import locked
+from tests.support.frames import read_frames
 from tests.support.runs import QUICK, config, in_order, interpreter, run
 
 INT4 = [{"kind": "int4"}]
@@ -55,32 +55,32 @@ def test_only_the_missing_trial_is_measured(tiny_llama: Path, tmp_path: Path) ->
     assert ok
     assert "goes on; kept are 3 of its parts" in watcher.said[0]
     assert measured_anew(folder, before) == {"throughput/b2/t0"}
-    assert [tuple(row) for row in read_run(folder).throughput[["batch_size", "trial"]].to_numpy()] == [
+    assert [tuple(row) for row in read_frames(folder).throughput[["batch_size", "trial"]].to_numpy()] == [
         (1, 0), (1, 1), (2, 0), (2, 1),
     ]  # fmt: skip
-    assert read_run(folder).cells["decode_mode"].tolist() == ["eager"]
+    assert read_frames(folder).cells["decode_mode"].tolist() == ["eager"]
 
 
 def test_what_another_kernel_measured_is_measured_again(tiny_llama: Path, tmp_path: Path) -> None:
     folder = run(config(tiny_llama, INT4), tmp_path)[0]
     ours = {unit.kernel for unit in read_units(events(folder)).values()}
-    assert ours == {read_run(folder).cells["kernel"].item()}
+    assert ours == {read_frames(folder).cells["kernel"].item()}
     forget(folder, kernel="another")
     assert run(config(tiny_llama, INT4), tmp_path)[1]
     assert {unit.kernel for unit in read_units(events(folder)).values()} == ours
-    assert len(read_run(folder).throughput) == 4
+    assert len(read_frames(folder).throughput) == 4
 
 
 def test_more_trials_batches_and_cells_are_added_to_what_is_there(tiny_llama: Path, tmp_path: Path) -> None:
     folder = run(config(tiny_llama, INT4), tmp_path)[0]
     before = read_units(events(folder))
-    started = read_run(folder).record.started
+    started = read_frames(folder).record.started
     more = {"throughput": QUICK["throughput"] | {"batch_sizes": [1, 2, 3], "trials": 3}}
     assert run(config(tiny_llama, [*INT4, {"kind": "fp16"}], measure=more), tmp_path)[1]
     assert measured_anew(folder, before) == {
         "throughput/b1/t2", "throughput/b2/t2", "throughput/b3/t0", "throughput/b3/t1", "throughput/b3/t2",
     }  # fmt: skip
-    data = read_run(folder)
+    data = read_frames(folder)
     assert data.throughput.groupby("label").size().to_dict() == {"fp16": 9, "int4": 9}
     assert data.record.started == started
 
@@ -156,8 +156,8 @@ def test_cells_run_in_a_random_order_that_the_seed_decides_and_the_record_tells(
     assert len(set(orders.values())) == 6
     seed = next(seed for seed in orders if orders[seed] == ("second", "int4", "fp16"))
     folder, _, watcher = run(config(tiny_llama, backends, seed=seed, measure={}), tmp_path)
-    assert tuple(row.label for row in watcher.finished) == read_run(folder).record.order == orders[seed]
-    assert list(read_run(folder).cells["label"]) == ["fp16", "int4", "second"]
+    assert tuple(row.label for row in watcher.finished) == read_frames(folder).record.order == orders[seed]
+    assert list(read_frames(folder).cells["label"]) == ["fp16", "int4", "second"]
 
 
 def test_a_worker_says_its_last_words_in_its_row(tiny_llama: Path, tmp_path: Path) -> None:
@@ -219,4 +219,4 @@ def test_a_run_that_was_killed_goes_on(tiny_llama: Path, tmp_path: Path) -> None
     assert ok
     after = read_units(events(tmp_path / "r"))
     assert {name: after[name] for name in kept} == kept
-    assert len(read_run(tmp_path / "r").throughput) == 300
+    assert len(read_frames(tmp_path / "r").throughput) == 300

@@ -22,6 +22,7 @@ from qbench.records.rows import CellRow
 from qbench.records.run import read_run
 from qbench.run.cells import side_by_side
 from qbench.run.local import LocalExecutor
+from tests.support.frames import read_frames
 from tests.support.running import execute, workers
 from tests.support.runs import config, in_order, interpreter, run
 from tests.support.watchers import Watcher
@@ -38,7 +39,7 @@ def finished(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_every_trial_is_a_row_and_every_cell_is_whole(finished: Path) -> None:
-    data = read_run(finished)
+    data = read_frames(finished)
     assert list(data.cells["label"]) == ["fp16", "int4"]
     assert set(data.cells["status"]) == {"ok"}
     assert len(data.throughput) == 2 * 2 * 2
@@ -49,7 +50,7 @@ def test_every_trial_is_a_row_and_every_cell_is_whole(finished: Path) -> None:
 
 
 def test_memory_of_the_cells_is_that_of_their_weights_and_more(finished: Path) -> None:
-    fp16, int4 = (row for _, row in read_run(finished).cells.iterrows())
+    fp16, int4 = (row for _, row in read_frames(finished).cells.iterrows())
     assert int4["weight_bytes"] < fp16["weight_bytes"] < fp16["peak_memory_bytes"]
     assert fp16["effective_bits_per_weight"] == 16
     assert int4["effective_bits_per_weight"] == 4 + (16 + 16) / 128
@@ -57,15 +58,15 @@ def test_memory_of_the_cells_is_that_of_their_weights_and_more(finished: Path) -
 
 
 def test_rows_say_what_was_measured(finished: Path) -> None:
-    row = read_run(finished).throughput.iloc[0]
+    row = read_frames(finished).throughput.iloc[0]
     assert (row["prompt_tokens"], row["new_tokens"], row["decode_mode"]) == (20, 4, "eager")
-    cell = read_run(finished).cells.iloc[1]
+    cell = read_frames(finished).cells.iloc[1]
     assert (cell["kernel"], cell["dtype"], cell["device"], cell["threads"]) == (KERNEL, "bfloat16", "cpu", 1)
 
 
 def test_the_summary_is_derived_from_the_rows(finished: Path) -> None:
     summary = pd.read_csv(finished / "summary.csv")
-    trials = read_run(finished).throughput.query("label == 'int4' and batch_size == 2")["decode_tokens_per_s"]
+    trials = read_frames(finished).throughput.query("label == 'int4' and batch_size == 2")["decode_tokens_per_s"]
     assert summary.set_index("label").loc["int4", "decode_tokens_per_s_b2"] == pytest.approx(trials.median())
 
 
@@ -90,16 +91,16 @@ def test_fresh_starts_over(tiny_llama: Path, tmp_path: Path) -> None:
     folder, ok, watcher = run(config(tiny_llama, [{"kind": "fp16"}]), tmp_path, fresh=True)
     assert ok
     assert [row.label for row in watcher.finished] == ["fp16"]
-    assert list(read_run(folder).cells["label"]) == ["fp16"]
+    assert list(read_frames(folder).cells["label"]) == ["fp16"]
 
 
 def test_only_measures_the_named_cell_and_the_rest_can_follow(tiny_llama: Path, tmp_path: Path) -> None:
     settings = config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}])
     folder, _, _ = run(settings, tmp_path, only=("int4",))
-    assert list(read_run(folder).cells["label"]) == ["int4"]
+    assert list(read_frames(folder).cells["label"]) == ["int4"]
     _, _, watcher = run(settings, tmp_path)
     assert [row.label for row in watcher.finished] == ["fp16"]
-    assert list(read_run(folder).cells["label"]) == ["fp16", "int4"]
+    assert list(read_frames(folder).cells["label"]) == ["fp16", "int4"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_worker_that_dies_is_a_row_and_the_others_run(
     row = next(row for row in watcher.finished if row.label == "broken")
     assert row.status == status
     assert words in (row.error or "")
-    assert list(read_run(folder).cells["status"]) == [status, "ok"][: len(backends)]
+    assert list(read_frames(folder).cells["status"]) == [status, "ok"][: len(backends)]
 
 
 def test_a_failed_cell_is_measured_again_by_the_same_command(tiny_llama: Path, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_a_failed_cell_is_measured_again_by_the_same_command(tiny_llama: Path, t
     flag.touch()
     folder, ok, _ = run(settings, tmp_path / "results")
     assert ok
-    assert list(read_run(folder).cells["status"]) == ["ok"]
+    assert list(read_frames(folder).cells["status"]) == ["ok"]
 
 
 def test_a_timeout_ends_what_the_worker_started(tiny_llama: Path, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_batch_that_does_not_fit_is_oom_and_so_are_larger_ones(tiny_llama: Pat
     folder, ok, watcher = run(config(tiny_llama, [{"kind": "int4"}], measure={"throughput": sizes}), tmp_path)
     assert ok
     assert watcher.finished[0].status == "ok"
-    trials = read_run(folder).throughput
+    trials = read_frames(folder).throughput
     assert list(trials["status"]) == ["ok", "oom", "oom"]
     assert list(trials["batch_size"]) == [1, 10**11, 10**12]
     assert pd.isna(trials["decode_tokens_per_s"].iloc[1])
@@ -228,7 +229,7 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
     with pytest.raises(KeyboardInterrupt):
         execute(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=LocalExecutor())
     assert not workers()
-    data = read_run(tmp_path / "results" / "r")
+    data = read_frames(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
     assert len(data.throughput) == 4
 

@@ -31,8 +31,8 @@ from qbench.engine.server.prompts import Prompts
 from qbench.engine.torch.engine import TorchEngine
 from qbench.errors import QbenchError
 from qbench.model.load import LoadOptions
-from qbench.records.run import Run, read_run
 from tests.support.fault_server import serving
+from tests.support.frames import Frames, read_frames
 
 COMMAND = ["python", "-m", "qbench.compat.xllamacpp", "{gguf}", "--port={port}", "--parallel=4", "--threads=1"]
 KEY = "a-key-that-nobody-may-see"
@@ -245,7 +245,7 @@ RUN = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Frames:
     """A run of a server that works, of one that ends at once, and of one that refuses the key."""
     folder = tmp_path_factory.mktemp("server-run")
     with serving("unauthorized") as other:
@@ -257,14 +257,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         )  # fmt: skip
     (folder / "output").write_text(done.stdout + done.stderr)
     assert done.returncode == 1, done.stdout + done.stderr
-    return read_run(folder / "results" / "r")
+    return read_frames(folder / "results" / "r")
 
 
-def cell(run: Run, label: str) -> pd.Series[Any]:
+def cell(run: Frames, label: str) -> pd.Series[Any]:
     return run.cells.set_index("label").loc[label]
 
 
-def test_a_run_measures_a_server_like_any_cell(run: Run) -> None:
+def test_a_run_measures_a_server_like_any_cell(run: Frames) -> None:
     row = cell(run, "real")
     assert (row["status"], row["bits"]) == ("ok", 8)
     assert row[["weight_bytes", "dtype", "threads", "effective_bits_per_weight", "peak_rss_bytes"]].isna().all()
@@ -279,12 +279,12 @@ def test_a_run_measures_a_server_like_any_cell(run: Run) -> None:
     assert "server: " in (run.folder / "logs" / "real.log").read_text()
 
 
-def test_a_run_says_why_a_server_could_not_be_measured(run: Run) -> None:
+def test_a_run_says_why_a_server_could_not_be_measured(run: Frames) -> None:
     assert "ended by itself with status 1; its last lines: no " in cell(run, "ends")["error"]
     assert "refuses the key in MINE (401)" in cell(run, "keyed")["error"]
 
 
-def test_the_key_is_in_no_file_of_a_run(run: Run) -> None:
+def test_the_key_is_in_no_file_of_a_run(run: Frames) -> None:
     files = [path for path in run.folder.parents[1].rglob("*") if path.is_file()]
     assert any(path.name == "cells.csv" for path in files)
     assert not [path for path in files if KEY.encode() in path.read_bytes()]

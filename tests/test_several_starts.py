@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from qbench.config import RunConfig
-from qbench.records.run import read_run
 from qbench.run.events import EventLog, ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.job import Job
 from qbench.run.local import LocalExecutor
+from tests.support.frames import read_frames
 from tests.support.runs import HereExecutor, config, in_order, run
 
 ROWS = [(label, start, trial) for label in ("fp16", "int4") for start in (0, 1) for trial in (0, 1)]
@@ -26,7 +26,7 @@ def two_starts(model: Path, **changes: Any) -> RunConfig:
 
 
 def found(folder: Path) -> list[tuple[str, int, int]]:
-    rows = read_run(folder).throughput
+    rows = read_frames(folder).throughput
     return [
         (str(label), int(start), int(trial)) for label, start, trial in rows[["label", "start", "trial"]].to_numpy()
     ]
@@ -50,7 +50,7 @@ def test_every_cell_is_measured_once_before_any_is_started_again(tiny_llama: Pat
         ("int4, start 2 of 2", 4, 4),
     ]  # fmt: skip
     assert found(folder) == ROWS
-    cells = read_run(folder).cells
+    cells = read_frames(folder).cells
     assert cells["label"].tolist() == ["fp16", "int4"]
     assert cells["peak_memory_bytes"].notna().all()
     assert (folder / "logs" / "int4.start-2.log").is_file()
@@ -64,18 +64,18 @@ def test_an_interrupted_run_goes_on_with_the_start_that_is_missing(tiny_llama: P
         run(two_starts(tiny_llama), tmp_path, executor=at_the_second_start_of_int4(interrupt))
     folder = tmp_path / "r"
     assert found(folder) == ROWS[:6]
-    before = read_run(folder).throughput
+    before = read_frames(folder).throughput
     _, ok, watcher = run(two_starts(tiny_llama), tmp_path)
     assert ok
     assert [label for label, *_ in watcher.started] == ["int4, start 2 of 2"]
     assert found(folder) == ROWS
-    assert read_run(folder).throughput[:6].equals(before)
+    assert read_frames(folder).throughput[:6].equals(before)
 
 
 def test_a_start_that_fails_is_named_and_made_again(tiny_llama: Path, tmp_path: Path) -> None:
     crash = at_the_second_start_of_int4(lambda: Ending("crashed", "the worker was killed by SIGSEGV"))
     folder, ok, _ = run(two_starts(tiny_llama), tmp_path, executor=crash)
-    data = read_run(folder)
+    data = read_frames(folder)
     assert not ok
     assert data.throughput["status"].tolist() == ["ok"] * 6 + ["crashed"]
     assert data.cells["status"].tolist() == ["ok", "ok"]
@@ -84,7 +84,7 @@ def test_a_start_that_fails_is_named_and_made_again(tiny_llama: Path, tmp_path: 
     assert ok
     assert [label for label, *_ in watcher.started] == ["int4, start 2 of 2"]
     assert found(folder) == ROWS
-    assert read_run(folder).cells["failed"].isna().all()
+    assert read_frames(folder).cells["failed"].isna().all()
 
 
 def test_a_start_with_another_kernel_than_the_first_is_no_start_of_it(tiny_llama: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_start_with_another_kernel_than_the_first_is_no_start_of_it(tiny_llama
         log.unit(unit.name, unit.key, unit.parsed())
     _, ok, _ = run(two_starts(tiny_llama), tmp_path)
     assert not ok
-    cells = read_run(folder).cells
+    cells = read_frames(folder).cells
     assert cells["status"].tolist() == ["ok", "ok"]
     assert "start 2: error: this start multiplies by " in cells["failed"].tolist()[1]
 

@@ -202,14 +202,6 @@ def test_summary_is_one_row_a_cell_in_their_order() -> None:
     ]  # fmt: skip
 
 
-def test_summary_keeps_the_last_of_two_rows_of_a_cell() -> None:
-    rows = [cell("int4", status="crashed"), cell("nf4"), cell("int4", peak_memory_bytes=7)]
-    summary = frame(made_up_run(rows)).set_index("label")
-    assert len(summary) == 2
-    assert summary.loc["int4", "status"] == "ok"
-    assert summary.loc["int4", "peak_memory_bytes"] == 7
-
-
 def test_failed_cell_is_a_row_with_its_reason_and_no_figure() -> None:
     awq = frame(made_up_run(five_cells())).set_index("label").loc["awq"]
     assert awq["status"] == "unavailable"

@@ -4,15 +4,13 @@ import pytest
 
 from qbench.analysis import validity as trust
 from qbench.analysis.summary import summarize
-from qbench.records.rows import ThroughputRow
-from qbench.records.run import to_frame
 from qbench.show.phrases import caption, remarks
 from tests.support.made_up_run import cell, made_up_run, trial, window
 
 
 def validity(*trials: tuple[float, str | None]) -> str | None:
     rows = [trial("int4", None, 1, decode_tokens_per_s=speed, validity=told) for speed, told in trials]
-    return trust.validity(to_frame(ThroughputRow, rows))
+    return trust.validity(rows)
 
 
 def test_spread_by_hand() -> None:
@@ -52,7 +50,7 @@ def test_a_failed_trial_says_nothing_of_the_others() -> None:
         trial("int4", None, 1, decode_tokens_per_s=100, validity="ok"),
         trial("int4", None, 1, status="oom"),
     ]
-    assert trust.validity(to_frame(ThroughputRow, rows)) == "ok"
+    assert trust.validity(rows) == "ok"
 
 
 def test_each_reason_is_one_line_with_all_its_places_and_a_remedy() -> None:

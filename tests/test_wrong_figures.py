@@ -31,10 +31,10 @@ from qbench.engine.base import Query
 from qbench.engine.torch.engine import TorchEngine
 from qbench.measure.lm_eval.adapter import EngineLM
 from qbench.measure.lm_eval.mmlu_data import read_questions
-from qbench.records.run import Run, read_run
 from qbench.show.tables import print_results
 from qbench.show.view.data import collect
 from tests.support.families import save
+from tests.support.frames import Frames, read_frames
 from tests.support.runs import run
 from tests.support.tiny_llama import options
 
@@ -43,13 +43,13 @@ TIMED = {"batch_sizes": [1], "seq_len": 24, "new_tokens": 4, "warmup": 0, "trial
 ASKED = {"data": "demo", "subjects": ["invented_birds"], "limit": 2}
 
 
-def measured(folder: Path, model: Path, kinds: list[str], **settings: Any) -> Run:
+def measured(folder: Path, model: Path, kinds: list[str], **settings: Any) -> Frames:
     measure = {"memory": {"seq_len": 16}, **settings.pop("measure", {})}
     config = {
         "name": "r", "model": {"path": str(model)}, "dtype": "float32", "backends": [{"kind": kind} for kind in kinds],
         "measure": measure, **settings,
     }  # fmt: skip
-    return read_run(run(RunConfig.model_validate(config), folder / "results")[0])
+    return read_frames(run(RunConfig.model_validate(config), folder / "results")[0])
 
 
 def changed(folder: Path, name: str, value: float) -> Path:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
-from typing import Any, cast
-
-import pandas as pd
+from typing import cast
 
 from qbench.config import KVCache
 from qbench.machine.bandwidth import Bandwidth
 from qbench.model.kv_cache import attended_tokens, recent_tokens
 from qbench.plan import backtest
 from qbench.plan.memory import Prediction
+from qbench.records.rows import ThroughputRow
 from qbench.records.run import Run
-from qbench.records.trials import at_depth
+from qbench.records.trials import at_depth, by_batch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,29 +65,25 @@ def decode_steps(run: Run, speed: Bandwidth | None) -> dict[tuple[str, int], Dec
     Raises:
         QbenchError: the model is not known here, see `qbench.model.architecture.of_model`.
     """
-    held = run.cells.drop_duplicates("label", keep="last").set_index("label")["weight_bytes"]
-    timed = at_depth(run.throughput)
-    ok = timed[(timed["status"] == "ok") & timed["decode_tokens_per_s"].notna()]
+    held = {cell.label: cell.weight_bytes for cell in run.cells}
+    timed = [trial for trial in at_depth(run.throughput) if trial.status == "ok" and trial.decode_tokens_per_s]
     found = {}
     for label, predicted in backtest.predictions(run).items():
-        weights = predicted.weights()
-        read = weights.read_a_step if pd.isna(held[label]) else int(held[label]) - weights.unread
-        own = ok[ok["label"] == label]
-        for size in sorted(map(int, set(own["batch_size"]))):
-            trials = own[own["batch_size"] == size]
+        weights, counted = predicted.weights(), held[label]
+        read = weights.read_a_step if counted is None else counted - weights.unread
+        for size, trials in by_batch_size(trial for trial in timed if trial.label == label).items():
             found[label, size] = DecodeStep(
                 batch_size=size,
                 weight_bytes=read,
-                cache_bytes=_cache_bytes(predicted, trials.iloc[-1]),
-                seconds=size / float(trials["decode_tokens_per_s"].median()),
+                cache_bytes=_cache_bytes(predicted, trials[-1]),
+                seconds=size / statistics.median(trial.decode_tokens_per_s or 0.0 for trial in trials),
                 bytes_per_s=speed.bytes_per_s if speed else None,
             )
     return found
 
 
-def _cache_bytes(predicted: Prediction, trial: pd.Series[Any]) -> float:
+def _cache_bytes(predicted: Prediction, trial: ThroughputRow) -> float:
     """Of a batch, in a mean step of a trial; older runs name no cache, and had only the plain one."""
-    new_tokens = int(trial["new_tokens"])
-    kv_cache = "16bit" if pd.isna(trial["kv_cache"]) else cast(KVCache, trial["kv_cache"])
-    cached = attended_tokens(int(trial["prompt_tokens"]), new_tokens, str(trial["decode_mode"]))
-    return predicted.step_cache_bytes(int(trial["batch_size"]), cached, kv_cache, recent_tokens(new_tokens))
+    cached = attended_tokens(trial.prompt_tokens, trial.new_tokens, trial.decode_mode)
+    kv_cache = cast(KVCache, trial.kv_cache or "16bit")
+    return predicted.step_cache_bytes(trial.batch_size, cached, kv_cache, recent_tokens(trial.new_tokens))

@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
 from qbench.analysis.equivalence import Verdict, difference_interval, judge
 from qbench.analysis.formulas import Flips, speedup, wilson_interval
 from qbench.analysis.paired import Comparison, answer_flips, detectable, paired_p_value
 from qbench.analysis.power import SIGNIFICANCE, detectable_between, questions_needed
 from qbench.analysis.validity import SPREAD_BOUND
-from qbench.records.answers import mmlu_rows
+from qbench.records.answers import Answers, mmlu_rows
 from qbench.records.run import Run
 
 SPEED_MARGIN = SPREAD_BOUND
@@ -76,7 +74,7 @@ class Accuracy:
     """Questions whose prompt lost examples to the model's context."""
     partial: bool = False
     """Whether it is of part of the questions only."""
-    right: pd.Series[bool] | None = field(default=None, repr=False, compare=False)
+    right: Answers | None = field(default=None, repr=False, compare=False)
     """See `Run.answers`; None if the run has not kept them."""
     difference: Comparison | None = None
     """From the reference of its run; None where they were not compared."""
@@ -112,19 +110,18 @@ class Accuracy:
 def accuracy_of(run: Run, label: str, *, allow_partial: bool = False) -> Accuracy | None:
     """A cell's result; None if it has none, or one over part of the questions only, unless `allow_partial`."""
     rows = mmlu_rows(run.accuracy, label)
-    n, partial = int(rows["n"].sum()), bool(rows["partial"].any())
+    n, partial = sum(row.n for row in rows), any(row.partial for row in rows)
     if n == 0 or (partial and not allow_partial):
         return None
     data = section(run, "mmlu").get("data")
-    shots = "/".join(map(str, sorted(rows["num_fewshot"].unique())))
+    shots = "/".join(map(str, sorted({row.num_fewshot for row in rows})))
     questions = f"{'the demo questions' if data == 'demo' else 'MMLU'}, {shots}-shot"
-    known = rows[rows["asked_sha256"].notna()]
     return Accuracy(
-        correct=int(rows["correct"].sum()),
+        correct=sum(row.correct or 0 for row in rows),
         n=n,
         questions=questions,
-        asked={str(row["subject"]): (int(row["n"]), str(row["asked_sha256"])) for row in known.to_dict("records")},
-        truncated=int(rows["truncated"].fillna(0).sum()),
+        asked={row.subject: (row.n, row.asked_sha256) for row in rows if row.asked_sha256 is not None},
+        truncated=sum(row.truncated or 0 for row in rows),
         partial=partial,
         right=run.answers.get(label),
     )

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qbench.analysis import validity
 from qbench.analysis.between_starts import VarianceShare, samples, variance_share
-from qbench.analysis.decode_step import DecodeStep
 from qbench.analysis.effects import Accuracy, SpeedRatio
 from qbench.analysis.load import FoundRate
 from qbench.records.rows import CellRow, LoadRow, PerplexityRow
 from qbench.records.run import Run, display_label
 from qbench.text import one_line
+
+if TYPE_CHECKING:  # the plan, with its models, takes longer to import than a run to read
+    from qbench.analysis.decode_step import DecodeStep
 
 CHANCE_LEVEL = 0.25
 """Accuracy of guessing among four choices."""

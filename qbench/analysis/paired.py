@@ -12,11 +12,11 @@ from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
-import pandas as pd
 
 from qbench.analysis.equivalence import MARGIN, Verdict, critical_value, difference_interval, judge
 from qbench.analysis.formulas import FEWEST_SUBJECTS, Flips, count_flips, design_effect
 from qbench.analysis.power import SIGNIFICANCE, detectable_difference, together
+from qbench.records.answers import Answers
 from qbench.records.run import Run
 
 
@@ -112,12 +112,12 @@ def compare(run: Run, pairs: Iterable[tuple[str, str]], margin: float = MARGIN) 
 
 
 def compare_answers(
-    answers: Mapping[str, pd.Series[bool]],
+    answers: Mapping[str, Answers],
     pairs: Iterable[tuple[str, str]],
     margin: float = MARGIN,
     floor: Flips | None = None,
 ) -> dict[tuple[str, str], Comparison]:
-    """`compare` for any questions: `answers` by label, indexed as in `Run.answers`; `floor` is what numerics move."""
+    """`compare` for any questions: `answers` by label; `floor` is what numerics move."""
     flips = {pair: found for pair in pairs if (found := _flips(answers, *pair))}
     p_values = [paired_p_value(found) for found in flips.values()]
     confidence = together(len(flips))
@@ -135,28 +135,25 @@ def tied(run: Run, labels: Iterable[str]) -> set[frozenset[str]]:
 
 def noise_floor(run: Run) -> Flips | None:
     """What numerics alone move: the reference against itself at another batch size; None if it was not measured."""
-    rows = run.noise[run.noise["label"] == run.reference]
-    if rows.empty:
-        return None
-    row = rows.iloc[-1]
-    return Flips(int(row["n"]), int(row["right_to_wrong"]), int(row["wrong_to_right"]))
+    rows = [row for row in run.noise if row.label == run.reference]
+    return Flips(rows[-1].n, rows[-1].right_to_wrong, rows[-1].wrong_to_right) if rows else None
 
 
-def answer_flips(first: pd.Series[bool], second: pd.Series[bool]) -> Flips | None:
-    """Of two cells' answers, indexed as in `Run.answers`: on the questions in both; None without any."""
-    common = pd.concat([first, second], axis=1, join="inner", keys=["first", "second"])
-    if common.empty:
+def answer_flips(first: Answers, second: Answers) -> Flips | None:
+    """Of two cells' answers: on the questions in both; None without any."""
+    common = [question for question in first if question in second]
+    if not common:
         return None
-    before, after = (common[name].to_numpy(bool) for name in ("first", "second"))
-    numbers, names = pd.factorize(common.index.get_level_values("subject"))
+    before, after = (np.array([right[question] for question in common], dtype=bool) for right in (first, second))
     flips = count_flips(before, after)
-    if len(names) < FEWEST_SUBJECTS:
+    numbers = {subject: number for number, subject in enumerate(dict.fromkeys(subject for subject, _ in common))}
+    if len(numbers) < FEWEST_SUBJECTS:
         return flips
-    effect = design_effect(after.astype(float) - before.astype(float), numbers)
-    return replace(flips, design_effect=effect, subjects=len(names))
+    effect = design_effect(after.astype(float) - before.astype(float), np.array([numbers[name] for name, _ in common]))
+    return replace(flips, design_effect=effect, subjects=len(numbers))
 
 
-def _flips(answers: Mapping[str, pd.Series[bool]], first: str, second: str) -> Flips | None:
+def _flips(answers: Mapping[str, Answers], first: str, second: str) -> Flips | None:
     if first not in answers or second not in answers:
         return None
     return answer_flips(answers[first], answers[second])

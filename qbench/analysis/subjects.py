@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
+import numpy as np
 
 from qbench.analysis.formulas import count_flips
 from qbench.analysis.paired import holm, mcnemar_p_value
@@ -61,20 +62,19 @@ def subjects(run: Run, reference: str, labels: Sequence[str], names: Mapping[str
 
 def _by_subject(run: Run, label: str) -> dict[str, tuple[int, float]]:
     """Questions of each subject, and a cell's accuracy."""
-    rows = mmlu_rows(run.accuracy, label).to_dict("records")
-    return {str(row["subject"]): (int(row["n"]), float(row["accuracy"])) for row in rows}
+    return {row.subject: (row.n, row.accuracy) for row in mmlu_rows(run.accuracy, label)}
 
 
 def _tests(run: Run, reference: str, labels: Sequence[str]) -> dict[tuple[str, str], bool]:
     """By cell and subject, whether they differ."""
     if reference not in run.answers:
         return {}
-    flips = {}
+    pairs: defaultdict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
     for label in labels:
-        if label not in run.answers:
-            continue
-        pairs = pd.concat([run.answers[reference], run.answers[label]], axis=1, join="inner", keys=["first", "second"])
-        for subject, rows in pairs.groupby(level="subject"):
-            flips[label, str(subject)] = count_flips(rows["first"].to_numpy(bool), rows["second"].to_numpy(bool))
+        own = run.answers.get(label, {})
+        for question, before in run.answers[reference].items():
+            if question in own:
+                pairs[label, question[0]].append((before, own[question]))
+    flips = {key: count_flips(*np.array(found, dtype=bool).T) for key, found in pairs.items()}
     p_values = holm([mcnemar_p_value(found) for found in flips.values()])
     return {key: p_value < SIGNIFICANCE for key, p_value in zip(flips, p_values, strict=True)}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import pandas as pd
 
 from qbench.analysis import validity
 from qbench.analysis.effects import Accuracy, accuracy_of, section, speed_ratio
@@ -14,11 +12,11 @@ from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.figures import PLAIN_CACHE, CellSummary, Load, RunSummary, Speed, Sustained, Window
 from qbench.analysis.formulas import steady_state
 from qbench.analysis.load import found_rate
-from qbench.analysis.paired import compare
+from qbench.analysis.paired import Comparison, compare
 from qbench.config import LoadConfig
-from qbench.records.rows import CellRow, LoadRow, PerplexityRow
+from qbench.records.rows import CellRow, PerplexityRow, ThroughputRow
 from qbench.records.run import Run
-from qbench.records.trials import at_depth, depths, starts
+from qbench.records.trials import at_depth, by_batch_size, by_start, depth
 
 
 def summarize(run: Run, *, allow_partial: bool = False, margin: float = MARGIN) -> RunSummary:
@@ -28,8 +26,7 @@ def summarize(run: Run, *, allow_partial: bool = False, margin: float = MARGIN) 
     `margin` is the loss of accuracy, a fraction, that counts as none.
     """
     sizes = batch_sizes(run)
-    rows = run.cells.drop_duplicates("label", keep="last")
-    cells = [_cell(run, CellRow.model_validate(known(row)), sizes, allow_partial) for row in rows.to_dict("records")]
+    cells = [_cell(run, row, sizes, allow_partial) for row in run.cells]
     reference = next((cell for cell in cells if cell.label == run.reference), None)
     if reference:
         pairs = [(reference.label, one.label) for one in cells if one is not reference and one.accuracy]
@@ -44,84 +41,78 @@ def summarize(run: Run, *, allow_partial: bool = False, margin: float = MARGIN) 
 def batch_sizes(run: Run) -> tuple[int, ...]:
     """The batch sizes that the run's configuration asked for or that its rows have, ascending."""
     asked = section(run, "throughput").get("batch_sizes") or ()
-    return tuple(sorted({int(size) for size in (*asked, *run.throughput["batch_size"])}))
-
-
-def known(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of a table, None where it has NA."""
-    return {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    return tuple(sorted({*asked, *(trial.batch_size for trial in run.throughput)}))
 
 
 def _cell(run: Run, row: CellRow, sizes: tuple[int, ...], allow_partial: bool) -> CellSummary:
-    own = run.throughput[run.throughput["label"] == row.label]
-    trials, caches = at_depth(own), own["kv_cache"].dropna()
+    own = [trial for trial in run.throughput if trial.label == row.label]
+    trials, caches = by_batch_size(at_depth(own)), [trial.kv_cache for trial in own if trial.kv_cache]
     return CellSummary(
         row=row,
-        speeds=tuple(_speed(trials[trials["batch_size"] == size], size) for size in sizes),
+        speeds=tuple(_speed(trials.get(size, []), size) for size in sizes),
         deeper=tuple(
-            replace(_speed(found[found["batch_size"] == size], size), depth=depth)
-            for depth in sorted(set(depths(own)) - {0})
-            for found in [at_depth(own, depth)]
-            for size in sorted(set(found["batch_size"]))
+            replace(_speed(found, size), depth=tokens)
+            for tokens in sorted({depth(trial) for trial in own} - {0})
+            for size, found in by_batch_size(at_depth(own, tokens)).items()
         ),
         accuracy=accuracy_of(run, row.label, allow_partial=allow_partial),
         text=_text(run, row.label, allow_partial),
         sustained=_sustained(run, row.label),
         load=_load(run, row.label),
-        kv_cache=PLAIN_CACHE if caches.empty else str(caches.iloc[-1]),
+        kv_cache=caches[-1] if caches else PLAIN_CACHE,
     )
 
 
-def _speed(trials: pd.DataFrame, batch_size: int) -> Speed:
-    if trials.empty:
+def _speed(trials: Sequence[ThroughputRow], batch_size: int) -> Speed:
+    if not trials:
         return Speed(batch_size=batch_size)
-    ok = trials[trials["status"] == "ok"]
-    failed = [str(status) for status in trials["status"] if status != "ok"]
-    ttft, p50, p95, peaks = (
-        ok[column].dropna() for column in ("ttft_s", "itl_p50_s", "itl_p95_s", "peak_memory_bytes")
-    )
-    sources = ok["energy_source"].dropna()
+    ok = [trial for trial in trials if trial.status == "ok"]
+    failed = [trial.status for trial in trials if trial.status != "ok"]
+    sources = [trial.energy_source for trial in ok if trial.energy_source]
     return Speed(
         batch_size=batch_size,
         status=failed[-1] if failed else "ok",
-        starts=_by_start(ok, ok["decode_tokens_per_s"]),
-        energies=_by_start(ok, ok["energy_j"] / (batch_size * ok["new_tokens"])),
-        energy_source=str(sources.iloc[-1]) if len(sources) else None,
+        starts=by_start((trial, trial.decode_tokens_per_s) for trial in ok),
+        energies=by_start((trial, _joules_per_token(trial)) for trial in ok),
+        energy_source=sources[-1] if sources else None,
         validity=validity.validity(trials),
-        lengths=(int(trials["prompt_tokens"].iloc[-1]), int(trials["new_tokens"].iloc[-1])),
-        ttft_s=float(ttft.median()) if len(ttft) else None,
-        itl_p50_s=float(p50.median()) if len(p50) else None,
-        itl_p95_s=float(p95.median()) if len(p95) else None,
-        peak_memory_bytes=int(peaks.max()) if len(peaks) else None,
+        lengths=(trials[-1].prompt_tokens, trials[-1].new_tokens),
+        ttft_s=_median(trial.ttft_s for trial in ok),
+        itl_p50_s=_median(trial.itl_p50_s for trial in ok),
+        itl_p95_s=_median(trial.itl_p95_s for trial in ok),
+        peak_memory_bytes=max((trial.peak_memory_bytes for trial in ok if trial.peak_memory_bytes), default=None),
     )
 
 
-def _by_start(trials: pd.DataFrame, figures: pd.Series[float]) -> tuple[tuple[float, ...], ...]:
-    """The figures of trials, where they have one, by the process that made them."""
-    found = figures.dropna().astype(float)
-    return tuple(tuple(map(float, one)) for _, one in found.groupby(starts(trials.loc[found.index])))
+def _joules_per_token(trial: ThroughputRow) -> float | None:
+    return None if trial.energy_j is None else trial.energy_j / (trial.batch_size * trial.new_tokens)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None without any."""
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there else None
 
 
 def _text(run: Run, label: str, allow_partial: bool) -> PerplexityRow | None:
-    rows = run.perplexity[run.perplexity["label"] == label].to_dict("records")
-    found = PerplexityRow.model_validate(known(rows[-1])) if rows else None
-    return None if found and found.partial and not allow_partial else found
+    rows = [row for row in run.perplexity if row.label == label]
+    return rows[-1] if rows and (allow_partial or not rows[-1].partial) else None
 
 
 def _sustained(run: Run, label: str) -> Sustained | None:
-    rows = run.sustained[run.sustained["label"] == label]
-    if rows.empty:
+    rows = [row for row in run.sustained if row.label == label]
+    if not rows:
         return None
     windows = tuple(
-        Window(end_s=row["t_s"], tokens_per_s=row["tokens_per_s"], reasons=validity.reasons(row["validity"]))
-        for row in map(known, rows.to_dict("records"))
+        Window(end_s=row.t_s, tokens_per_s=row.tokens_per_s, reasons=validity.reasons(row.validity)) for row in rows
     )
     steady, peak = steady_state([window.tokens_per_s for window in windows])
-    return Sustained(windows=windows, steady=steady, peak=peak, validity=validity.sustained_validity(rows))
+    told = validity.joined(row.validity for row in rows)
+    return Sustained(windows=windows, steady=steady, peak=peak, validity=told)
 
 
 def _load(run: Run, label: str) -> Load | None:
-    rows = [LoadRow.model_validate(known(row)) for row in run.load[run.load["label"] == label].to_dict("records")]
+    rows = [row for row in run.load if row.label == label]
     if not rows:
         return None
     attainment = section(run, "load").get("attainment") or LoadConfig.model_fields["attainment"].default
@@ -138,6 +129,6 @@ def _compared(cell: CellSummary, reference: CellSummary) -> tuple[Speed, ...]:
     )
 
 
-def _tested(cell: CellSummary, found: Mapping[str, Any]) -> Accuracy | None:
+def _tested(cell: CellSummary, found: Mapping[str, Comparison]) -> Accuracy | None:
     """The cell's accuracy with its difference from the reference's."""
     return cell.accuracy and replace(cell.accuracy, difference=found.get(cell.label))

@@ -36,15 +36,15 @@ def _of(run: Run, task: str, allow_partial: bool, margin: float) -> list[TaskRes
     compared = compare_answers(answers, pairs, margin)
     results = []
     for label, right in answers.items():
-        rows = run.accuracy[(run.accuracy["task"] == task) & (run.accuracy["label"] == label)]
-        partial = bool(rows["partial"].any())
+        rows = [row for row in run.accuracy if (row.task, row.label) == (task, label)]
+        partial = any(row.partial for row in rows)
         if partial and not allow_partial:
             continue
         accuracy = Accuracy(
-            correct=int(right.sum()), n=len(right), questions=task, asked={}, truncated=int(rows["truncated"].sum()),
-            partial=partial, right=right,
+            correct=sum(right.values()), n=len(right), questions=task, asked={},
+            truncated=sum(row.truncated or 0 for row in rows), partial=partial, right=right,
         )  # fmt: skip
         difference = compared.get((str(reference), label))
-        metric = "/".join(sorted(set(rows["metric"])))
+        metric = "/".join(sorted({row.metric for row in rows if row.metric}))
         results.append(TaskResult(task, metric, label, replace(accuracy, difference=difference)))
     return results

@@ -9,9 +9,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-import pandas as pd
-
-from qbench.records.trials import starts
+from qbench.records.rows import ThroughputRow
+from qbench.records.trials import by_start
 
 SPREAD_BOUND = 0.1
 """(max − min) ÷ median of the trials' decode speeds. Backends that are worth comparing often differ by no more than
@@ -39,7 +38,7 @@ def spread(speeds: Sequence[float]) -> float:
     return (max(speeds) - min(speeds)) / statistics.median(speeds)
 
 
-def validity(trials: pd.DataFrame) -> str | None:
+def validity(trials: Iterable[ThroughputRow]) -> str | None:
     """`ok`, or the reasons over all ok trials of a cell at a batch size, joined by `+`.
 
     Trials are unstable within a start: how far apart starts are is in the interval, which counts them.
@@ -47,32 +46,23 @@ def validity(trials: pd.DataFrame) -> str | None:
     None where there is no trial, or where nothing speaks against them but not all say what they ran under, as in tables
     of older versions.
     """
-    trials = trials[trials["status"] == "ok"]
-    speeds = trials["decode_tokens_per_s"].dropna().astype(float)
-    unstable = any(spread(list(one)) > SPREAD_BOUND for _, one in speeds.groupby(starts(trials.loc[speeds.index])))
-    return _summary(trials["validity"], {"unstable"} if unstable else set())
+    ok = [trial for trial in trials if trial.status == "ok"]
+    speeds = by_start((trial, trial.decode_tokens_per_s) for trial in ok)
+    unstable = any(spread(one) > SPREAD_BOUND for one in speeds)
+    return joined((trial.validity for trial in ok), {"unstable"} if unstable else ())
 
 
-def sustained_validity(windows: pd.DataFrame) -> str | None:
-    """`ok`, or the reasons over all windows of a cell under sustained load, joined by `+`; None as in `validity`.
+def joined(told: Iterable[str | None], derived: Iterable[str] = ()) -> str | None:
+    """`ok`, or every reason in what several figures say and in `derived`, joined by `+`.
 
-    Windows may be as far apart as they like: that is what such a load is measured for.
+    None where there is no reason and not all figures say anything.
     """
-    return _summary(windows["validity"], set())
-
-
-def _summary(told: pd.Series[str], derived: set[str]) -> str | None:
-    found = {reason for text in told.dropna() for reason in text.split("+")} - {"ok"} | derived
-    if found:
+    texts = list(told)
+    if found := {reason for text in texts for reason in reasons(text)} | set(derived):
         return "+".join(sorted(found))
-    return "ok" if len(told) and told.notna().all() else None
-
-
-def joined(told: Iterable[str | None]) -> str | None:
-    """`ok`, or every reason in what several figures say, joined by `+`; None where none says anything."""
-    return _summary(pd.Series(list(told), dtype="string"), set())
+    return "ok" if texts and None not in texts else None
 
 
 def reasons(validity: str | None) -> tuple[str, ...]:
     """The reasons in what `validity` gives; none if it is ok or not known."""
-    return () if validity in (None, "ok") else tuple(str(validity).split("+"))
+    return tuple(reason for reason in (validity or "ok").split("+") if reason != "ok")

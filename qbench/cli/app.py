@@ -170,8 +170,7 @@ def plot(
             run_data = read_run(folder)
             for warning in run_data.warnings:
                 typer.secho(f"warning: {warning}", err=True, fg="yellow")
-            accuracy = run_data.accuracy
-            if not allow_partial and accuracy.loc[accuracy["task"] == "mmlu", "partial"].any():
+            if not allow_partial and any(row.partial for row in run_data.accuracy if row.task == "mmlu"):
                 typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
             report = collect(run_data, allow_partial=allow_partial, margin=margin / 100)
             for path in files.write(report, out / folder.resolve().name):

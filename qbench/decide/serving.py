@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from qbench.analysis.effects import section
 from qbench.analysis.figures import RunSummary
 from qbench.analysis.load import Goodput, counted, goodput, keeps
-from qbench.analysis.summary import known
 from qbench.config import SLO
 from qbench.errors import QbenchError
 from qbench.records import requests
@@ -47,7 +46,7 @@ def objective(run: RunSummary, given: SLO | None) -> SLO:
 
 def served(run: RunSummary, slo: SLO) -> Mapping[str, Served]:
     """By label, the best level of every cell that has answered requests; levels of the search are among them."""
-    levels = {(row["label"], row["level"]): row for row in run.run.load.to_dict("records")}
+    levels = {(row.label, row.level): row for row in run.run.load}
     sent: defaultdict[tuple[str, str], list[RequestRow]] = defaultdict(list)
     for request in requests.read(run.run.folder):
         sent[request.label, request.level].append(request)
@@ -56,8 +55,7 @@ def served(run: RunSummary, slo: SLO) -> Mapping[str, Served]:
         own = counted(rows)
         if (label, name) not in levels or not any(one.error is None for one in own):
             continue
-        level = LoadRow.model_validate(known(levels[label, name]))
-        one = Served(level, goodput(rows, slo), sum(keeps(request, slo) for request in own), len(own))
+        one = Served(levels[label, name], goodput(rows, slo), sum(keeps(request, slo) for request in own), len(own))
         if label not in found or one.goodput.per_s > found[label].goodput.per_s:
             found[label] = one
     return found

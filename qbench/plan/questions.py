@@ -6,8 +6,6 @@ import csv
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from qbench import demo
 from qbench.config import MeasureConfig, MMLUConfig, TasksConfig, needles
 
@@ -72,6 +70,8 @@ def _length(file: Path) -> int | None:
     """Rows of a data file; None of one that cannot be read, which is refused where the task is loaded."""
     try:
         if file.suffix == ".parquet":
+            import pyarrow.parquet as pq  # which takes longer to import than a plan to make
+
             return int(pq.read_metadata(file).num_rows)
         if file.suffix == ".csv":
             return _rows(file) - 1

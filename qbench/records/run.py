@@ -8,22 +8,37 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qbench.errors import QbenchError
 from qbench.machine.environment import Environment, hardware_label
 from qbench.records import csvtext
-from qbench.records.answers import read_answers, read_task_answers
+from qbench.records.answers import Answers, read_answers, read_task_answers
 from qbench.records.files import write_atomically
 from qbench.records.redact import Redactor
-from qbench.records.rows import TABLES, LoadRow, NoiseRow, Row, SustainedRow
+from qbench.records.rows import (
+    TABLES,
+    AccuracyRow,
+    CellRow,
+    LoadRow,
+    NoiseRow,
+    PerplexityRow,
+    Row,
+    SustainedRow,
+    ThroughputRow,
+)
+
+if TYPE_CHECKING:  # pandas takes longer to import than a run to read
+    import pandas as pd
+
+RowT = TypeVar("RowT", bound=Row)
+"""A class of rows."""
 
 
 class RunRecord(BaseModel):
@@ -55,29 +70,35 @@ class RunRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run read back from its folder. Frames have the columns of their row types; missing values are NA."""
+    """A run read back from its folder, its tables row by row."""
 
     folder: Path
     record: RunRecord
-    cells: pd.DataFrame
-    throughput: pd.DataFrame
-    accuracy: pd.DataFrame
-    perplexity: pd.DataFrame
-    warnings: tuple[str, ...]
-    noise: pd.DataFrame = field(default_factory=lambda: to_frame(NoiseRow, []))
-    sustained: pd.DataFrame = field(default_factory=lambda: to_frame(SustainedRow, []))
-    load: pd.DataFrame = field(default_factory=lambda: to_frame(LoadRow, []))
-    answers: dict[str, pd.Series[bool]] = field(default_factory=dict)
-    """By label, whether the cell is right, indexed by (subject, question_id); see `qbench.records.answers`."""
-    task_answers: dict[str, dict[str, pd.Series[bool]]] = field(default_factory=dict)
-    """By task, the same for the questions of measure.tasks."""
+    cells: tuple[CellRow, ...]
+    """One a label."""
+    throughput: tuple[ThroughputRow, ...] = ()
+    accuracy: tuple[AccuracyRow, ...] = ()
+    perplexity: tuple[PerplexityRow, ...] = ()
+    noise: tuple[NoiseRow, ...] = ()
+    sustained: tuple[SustainedRow, ...] = ()
+    load: tuple[LoadRow, ...] = ()
+    answers: dict[str, Answers] = field(default_factory=dict)
+    """By label, to the questions of MMLU; see `qbench.records.answers`."""
+    task_answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
+    """By task and label, to the questions of measure.tasks."""
+    warnings: tuple[str, ...] = ()
+    """What is missing or damaged in the folder."""
 
     @property
     def reference(self) -> str | None:
         """Label of the cell that others are compared with: the first that is not quantized; None if there is none."""
-        plain = self.cells["kv_cache"].fillna("16bit") == "16bit"
-        labels = self.cells.loc[(self.cells["bits"] >= 16).fillna(False) & plain, "label"]
-        return str(labels.iloc[0]) if len(labels) else None
+        plain = (cell for cell in self.cells if (cell.bits or 0) >= 16 and cell.kv_cache in (None, "16bit"))
+        return next((cell.label for cell in plain), None)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The machines that measured its cells, sorted; empty where that was not recorded."""
+        return tuple(sorted({cell.host for cell in self.cells if cell.host}))
 
 
 def read_run(folder: Path) -> Run:
@@ -94,20 +115,25 @@ def read_run(folder: Path) -> Run:
     except ValidationError as error:
         wrong = error.error_count()
         raise QbenchError(f"{path}: not written by qbench, or damaged ({wrong} fields are wrong)") from error
-    frames: dict[str, pd.DataFrame] = {}
+    tables: dict[str, tuple[Any, ...]] = {}
     warnings: list[str] = []
     for stem, row_type in TABLES.items():
-        table = folder / f"{stem}.csv"
-        if table.is_file():
-            frames[stem], found = read_table(table, row_type)
+        if (table := folder / f"{stem}.csv").is_file():
+            rows, found = read_table(table, row_type)
+            tables[stem] = tuple(rows)
             warnings += found
-        else:
-            frames[stem] = to_frame(row_type, [])
-    answers, found = read_answers(folder, frames["accuracy"])
-    task_answers, lacking = read_task_answers(folder, frames["accuracy"])
-    warnings += [*found, *lacking]
+    # Of a cell that is there twice, the last counts.
+    cells = tuple({row.label: row for row in tables.pop("cells", ())}.values())
+    answers, found = read_answers(folder, tables.get("accuracy", ()))
+    task_answers, lacking = read_task_answers(folder, tables.get("accuracy", ()))
     return Run(
-        folder=folder, record=record, **frames, warnings=tuple(warnings), answers=answers, task_answers=task_answers
+        folder=folder,
+        record=record,
+        cells=cells,
+        **tables,
+        answers=answers,
+        task_answers=task_answers,
+        warnings=(*warnings, *found, *lacking),
     )
 
 
@@ -158,12 +184,11 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
     write_atomically(path, "".join(row.model_dump_json() + "\n" for row in rows))
 
 
-def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]]:
+def read_table(path: Path, row_type: type[RowT]) -> tuple[list[RowT], list[str]]:
     """Read a CSV of `row_type`, leaving out lines that are not rows.
 
     Returns:
-        The rows as a data frame with every column of the type (missing values are NA), and one warning for each line
-        left out, such as a last line that was cut short.
+        The rows, and one warning for each line left out, such as a last line that was cut short.
 
     Columns that were not there yet when an older version wrote the table are missing values.
 
@@ -171,7 +196,7 @@ def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]
         QbenchError: the header is not that of the table.
     """
     warnings: list[str] = []
-    rows: list[Row] = []
+    rows: list[RowT] = []
     columns = row_type.model_fields
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
@@ -184,10 +209,4 @@ def read_table(path: Path, row_type: type[Row]) -> tuple[pd.DataFrame, list[str]
                 rows.append(row_type.model_validate(given))
             except ValueError:
                 warnings.append(f"{path}: line {number} is damaged or incomplete and is left out")
-    return to_frame(row_type, rows), warnings
-
-
-def to_frame(row_type: type[Row], rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a data frame with the columns of their type, in order, also when there is no row."""
-    frame = pd.DataFrame([row.model_dump() for row in rows], columns=list(row_type.model_fields))
-    return frame.convert_dtypes()
+    return rows, warnings

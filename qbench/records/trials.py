@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Iterable
+
+from qbench.records.rows import ThroughputRow
 
 
-def starts(trials: pd.DataFrame) -> pd.Series[int]:
-    """Which process of its cell made each trial."""
-    return trials["start"].fillna(0).astype(int)
+def depth(trial: ThroughputRow) -> int:
+    """Tokens in the cache before the prompt."""
+    return trial.depth or 0
 
 
-def depths(trials: pd.DataFrame) -> pd.Series[int]:
-    """Tokens in the cache before each trial's prompt."""
-    return trials["depth"].fillna(0).astype(int)
-
-
-def at_depth(trials: pd.DataFrame, depth: int = 0) -> pd.DataFrame:
+def at_depth(trials: Iterable[ThroughputRow], tokens: int = 0) -> list[ThroughputRow]:
     """The trials with so many tokens before the prompt."""
-    return trials[depths(trials) == depth]
+    return [trial for trial in trials if depth(trial) == tokens]
+
+
+def by_batch_size(trials: Iterable[ThroughputRow]) -> dict[int, list[ThroughputRow]]:
+    """The trials of each batch size, ascending."""
+    found: dict[int, list[ThroughputRow]] = {}
+    for trial in trials:
+        found.setdefault(trial.batch_size, []).append(trial)
+    return dict(sorted(found.items()))
+
+
+def by_start(figures: Iterable[tuple[ThroughputRow, float | None]]) -> tuple[tuple[float, ...], ...]:
+    """Figures of trials, where they have one, by the process of the cell that made them."""
+    found: dict[int, list[float]] = {}
+    for trial, figure in figures:
+        if figure is not None:
+            found.setdefault(trial.start or 0, []).append(figure)
+    return tuple(tuple(found[start]) for start in sorted(found))

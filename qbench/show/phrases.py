@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-
-import pandas as pd
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from qbench.analysis import validity
 from qbench.analysis.effects import Accuracy, SpeedRatio
@@ -14,7 +12,7 @@ from qbench.analysis.load import FoundRate
 from qbench.analysis.tasks import TaskResult
 from qbench.analysis.validity import FOREIGN, REASONS
 from qbench.machine.bandwidth import Bandwidth
-from qbench.records.rows import LoadRow
+from qbench.records.rows import LoadRow, SustainedRow, ThroughputRow
 from qbench.show.formats import doubts, gigabytes_a_second, milliseconds, tokens
 from qbench.text import MISSING
 
@@ -113,9 +111,9 @@ def not_shown(cells: Sequence[CellSummary], shown: Collection[str], parts: Seque
     return [f"not shown: {', '.join(absent)}"] if absent else []
 
 
-def cache_words(rows: pd.DataFrame) -> str:
+def cache_words(rows: Iterable[ThroughputRow | SustainedRow]) -> str:
     """`, keys and values in int8` of generations that kept them so; empty for the compute dtype."""
-    kinds = sorted(set(rows["kv_cache"].dropna()) - {PLAIN_CACHE})
+    kinds = sorted({row.kv_cache for row in rows if row.kv_cache} - {PLAIN_CACHE})
     return f", keys and values in {'/'.join(kinds)}" if kinds else ""
 
 

@@ -121,23 +121,23 @@ def _predictions(text: PerplexityRow) -> tuple[str, ...]:
 
 def _noise_words(run: Run) -> str:
     """What the reference's second evaluation gave, as a line; empty if there was none."""
-    rows = run.noise[run.noise["label"] == run.reference].to_dict("records")
+    rows = [row for row in run.noise if row.label == run.reference]
     if not rows:
         return ""
     row = rows[-1]
     return (
-        f"noise floor, batch {row['batch_size']} against {row['repeat_batch_size']}: "
-        f"{row['right_to_wrong'] + row['wrong_to_right']} of {row['n']:,} questions flip, accuracy moves by "
-        f"{100 * abs(row['accuracy_delta']):.2f} points, log-probabilities by at most {row['logprob_delta_max']:.2g}"
+        f"noise floor, batch {row.batch_size} against {row.repeat_batch_size}: "
+        f"{row.right_to_wrong + row.wrong_to_right} of {row.n:,} questions flip, accuracy moves by "
+        f"{100 * abs(row.accuracy_delta):.2f} points, log-probabilities by at most {row.logprob_delta_max:.2g}"
     )
 
 
 def _hosts_words(run: Run) -> str:
     """Which cell was measured where, if not all were on one machine."""
-    hosts = run.cells.drop_duplicates("label", keep="last").set_index("label")["host"].dropna()
-    if hosts.nunique() < 2:
+    if len(run.hosts) < 2:
         return ""
-    places = "; ".join(f"{host}: {', '.join(map(str, labels))}" for host, labels in hosts.groupby(hosts).groups.items())
+    labels = {host: ", ".join(cell.label for cell in run.cells if cell.host == host) for host in run.hosts}
+    places = "; ".join(f"{host}: {there}" for host, there in labels.items())
     return f"measured on several machines ({places}); compare memory and speed of machines that are alike"
 
 

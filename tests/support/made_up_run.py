@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from qbench.machine.environment import GPU, Environment
+from qbench.records.answers import Answers
 from qbench.records.rows import (
+    TABLES,
     AccuracyRow,
     CellRow,
-    LoadRow,
     NoiseRow,
     PerplexityRow,
     Row,
     SustainedRow,
     ThroughputRow,
 )
-from qbench.records.run import Run, RunRecord, to_frame
+from qbench.records.run import Run, RunRecord
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
 GIB = 2**30
@@ -107,13 +107,12 @@ def noise(label: str, n: int, right_to_wrong: int, wrong_to_right: int, *, parti
     )
 
 
-def answers(right: Sequence[bool] | np.ndarray, name: str = "all") -> pd.Series[bool]:
+def answers(right: Sequence[bool] | np.ndarray, name: str = "all") -> dict[tuple[str, int], bool]:
     """Whether a cell is right, question by question, of one subject."""
-    index = pd.MultiIndex.from_product([[name], range(len(right))], names=["subject", "question_id"])
-    return pd.Series(np.asarray(right, dtype=bool), index=index)
+    return {(name, number): bool(one) for number, one in enumerate(right)}
 
 
-def flipped(correct: int, n: int, right_to_wrong: int, wrong_to_right: int) -> pd.Series[bool]:
+def flipped(correct: int, n: int, right_to_wrong: int, wrong_to_right: int) -> dict[tuple[str, int], bool]:
     """The answers of a cell that differs so from one that is right on the first `correct` of `n` questions."""
     right = np.arange(n) < correct
     right[:right_to_wrong] = False
@@ -133,7 +132,7 @@ FIVE_ANSWERS = {
 def made_up_run(
     rows: Sequence[Row],
     *,
-    answers: dict[str, pd.Series[bool]] | None = None,
+    answers: Mapping[str, Answers] | None = None,
     batch_sizes: Sequence[int] | None = (1, 8, 32),
     mmlu: dict[str, Any] | None = None,
     model: str = MODEL,
@@ -155,23 +154,10 @@ def made_up_run(
         environment=environment(*gpus),
         started=datetime(2026, 10, 5, 23, 30, tzinfo=UTC),
     )
-    cells, throughput, accuracy, noise, perplexity, sustained, load = (
-        to_frame(kind, [row for row in rows if isinstance(row, kind)])
-        for kind in (CellRow, ThroughputRow, AccuracyRow, NoiseRow, PerplexityRow, SustainedRow, LoadRow)
-    )
-    return Run(
-        folder=Path("results/made-up"),
-        record=record,
-        cells=cells,
-        throughput=throughput,
-        accuracy=accuracy,
-        warnings=(),
-        noise=noise,
-        sustained=sustained,
-        perplexity=perplexity,
-        load=load,
-        answers=answers or {},
-    )
+    tables: dict[str, Any] = {
+        name: tuple(row for row in rows if isinstance(row, kind)) for name, kind in TABLES.items()
+    }
+    return Run(folder=Path("results/made-up"), record=record, **tables, answers=dict(answers or {}))
 
 
 def measured(

@@ -1,5 +1,6 @@
 """A run of two cells with answers to needle tasks at two lengths."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 
 from qbench.records.answers import read_task_answers, task_file, write_answers
 from qbench.records.rows import AccuracyRow, Row
-from qbench.records.run import Run, to_frame
+from qbench.records.run import Run
 from tests.support.made_up_run import cell, identity, made_up_run
 
 FOUND = {
@@ -33,10 +34,6 @@ def answered(folder: Path, found: dict[tuple[str, str], int], *, truncated: int 
                 partial=False, metric=f"{task.partition('@')[2]},none", truncated=truncated,
             )
         )  # fmt: skip
-    answers, warnings = read_task_answers(
-        folder, to_frame(AccuracyRow, [row for row in rows if isinstance(row, AccuracyRow)])
-    )
+    answers, warnings = read_task_answers(folder, [row for row in rows if isinstance(row, AccuracyRow)])
     assert not warnings
-    run = made_up_run(rows)
-    object.__setattr__(run, "task_answers", answers)
-    return run
+    return replace(made_up_run(rows), task_answers=answers)

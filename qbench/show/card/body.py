@@ -105,7 +105,7 @@ def _accuracy(cell: CellSummary) -> str:
 
 
 def _conditions(run: Run, cell: CellSummary) -> str:
-    machine, trials = run.record.environment, run.throughput[run.throughput["label"] == cell.label]
+    machine, trials = run.record.environment, [trial for trial in run.throughput if trial.label == cell.label]
     lengths = [speed.lengths for speed in cell.speeds if speed.lengths]
     facts = {
         "machine": run.record.hardware,

@@ -14,21 +14,21 @@ from qbench.analysis.equivalence import MARGIN
 from qbench.analysis.figures import CellSummary, Speed
 from qbench.analysis.paired import tied
 from qbench.analysis.subjects import subjects
-from qbench.analysis.summary import known, summarize
+from qbench.analysis.summary import summarize
 from qbench.analysis.tasks import task_results
 from qbench.errors import QbenchError
 from qbench.machine import bandwidth
 from qbench.machine.bandwidth import Bandwidth
 from qbench.plan import backtest
+from qbench.plan.backtest import Backtest
 from qbench.records.redact import Redactor
 from qbench.records.run import Run
 from qbench.show.phrases import crossovers, cut_prompts, remarks, truncations
 from qbench.show.verdicts import reading
 from qbench.show.view import facts
-from qbench.show.view.facts import Record
 from qbench.show.view.records import RunReport
 
-Predicted = Mapping[tuple[str, int | None], Record]
+Predicted = Mapping[tuple[str, int | None], Backtest]
 """By label and batch size, peak and ceiling; of the first forward under None."""
 
 Steps = Mapping[tuple[str, int], DecodeStep]
@@ -65,7 +65,7 @@ def collect(
     results = task_results(run, allow_partial=allow_partial, margin=margin)
     tasks = tuple((names[result.label], result) for result in results if result.label in names)
     notes += facts.unreported(run, cells, allow_partial, {result.task for result in results})
-    dtypes = sorted({str(dtype) for dtype in run.cells["dtype"].dropna()}) or [str(record.config.get("dtype", ""))]
+    dtypes = sorted({cell.dtype for cell in run.cells if cell.dtype}) or [str(record.config.get("dtype", ""))]
     return RunReport(
         title=title or record.name,
         model=record.model,
@@ -101,31 +101,32 @@ def collect(
 
 def _with_predictions(cell: CellSummary, predictions: Predicted, steps: Steps) -> CellSummary:
     def complete(speed: Speed) -> Speed:
-        found = predictions.get((cell.label, speed.batch_size), {})
+        found = predictions.get((cell.label, speed.batch_size))
         return replace(
             speed,
-            predicted_bytes=found.get("predicted_bytes"),
-            ceiling_tokens_per_s=found.get("predicted_tokens_per_s"),
+            predicted_bytes=found.predicted_bytes if found else None,
+            ceiling_tokens_per_s=found.predicted_tokens_per_s if found else None,
             step=steps.get((cell.label, speed.batch_size)),
         )
 
-    first_forward = predictions.get((cell.label, None), {})
-    return replace(cell, predicted_bytes=first_forward.get("predicted_bytes"), speeds=tuple(map(complete, cell.speeds)))
+    forward = predictions.get((cell.label, None))
+    first = forward.predicted_bytes if forward else None
+    return replace(cell, predicted_bytes=first, speeds=tuple(map(complete, cell.speeds)))
 
 
 def _bandwidth(run: Run, notes: list[str]) -> Bandwidth | None:
     """As measured in the run, else of the GPU by its data sheet; None, with a note, where neither is known."""
-    gpus = sorted(set(run.cells["device"].dropna()) - {"cpu"})
-    if run.cells["host"].nunique() > 1 or len(gpus) > 1:
+    gpus = sorted({cell.device for cell in run.cells if cell.device} - {"cpu"})
+    if len(run.hosts) > 1 or len(gpus) > 1:
         notes.append("bandwidth ceiling left out: the cells were measured on several machines or GPUs")
         return None
     sheet = bandwidth.of_gpu(gpus[0]) if gpus else None
-    readings = run.cells["read_bytes_per_s"].dropna()
-    if not readings.empty:
+    readings = [cell.read_bytes_per_s for cell in run.cells if cell.read_bytes_per_s is not None]
+    if readings:
         what = ("copy", "copies") if gpus else ("reading", "readings")
         many = f"fastest of {len(readings)} {what[1]}, one before each cell"
         source = many if len(readings) > 1 else f"one {what[0]}, before the cell"
-        return Bandwidth(float(readings.max()), source, sheet.flops if sheet else None)
+        return Bandwidth(max(readings), source, sheet.flops if sheet else None)
     if sheet is None:
         device = f"GPU copies, and no data sheet of {gpus[0]} is known" if gpus else "CPU reads"
         notes.append(f"bandwidth ceiling left out: this run did not record how fast its {device}; give --bandwidth")
@@ -135,12 +136,10 @@ def _bandwidth(run: Run, notes: list[str]) -> Bandwidth | None:
 def _predictions(run: Run, speed: Bandwidth | None, notes: list[str]) -> tuple[Predicted, Steps]:
     """What the plan says of the run, and what its decode steps read; nothing, with a note, of an unknown model."""
     try:
-        rows = backtest.compare(run, speed).to_dict("records")
-        steps = decode_steps(run, speed)
+        found = {(one.label, one.batch_size): one for one in backtest.compare(run, speed)}
+        return found, decode_steps(run, speed)
     except (QbenchError, ValidationError) as error:
         unread = "its configuration names what this installation of qbench does not know"
         reason = unread if isinstance(error, ValidationError) else str(error)
         notes.append(f"predictions and bandwidth left out: {reason}")
         return {}, {}
-    sizes = [None if row["measure"] == "memory" else int(row["batch_size"]) for row in rows]
-    return {(row["label"], size): known(row) for row, size in zip(rows, sizes, strict=True)}, steps

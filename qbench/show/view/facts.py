@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
-
-import pandas as pd
 
 from qbench import DISTRIBUTION
 from qbench.analysis.figures import CellSummary
@@ -24,17 +23,16 @@ def unreported(run: Run, cells: Sequence[CellSummary], allow_partial: bool, task
         notes.append(f"asked for and not run: {', '.join(missing)}")
     if run.record.finished is None:
         notes.append("the run has not finished, or was interrupted; the same command goes on with it")
-    frames = {"accuracy": run.accuracy[run.accuracy["task"] == "mmlu"], "perplexity": run.perplexity}
-    limited = [name for name, frame in frames.items() if frame["partial"].any()]
+    mmlu = [row for row in run.accuracy if row.task == "mmlu"]
+    partial = {"accuracy": [row.partial for row in mmlu], "perplexity": [row.partial for row in run.perplexity]}
+    limited = [name for name, found in partial.items() if any(found)]
     if limited and not allow_partial:
         notes.append(f"left out, of part of the questions or text only: {', '.join(limited)}; give --allow-partial")
-    measured = run.throughput[run.throughput["status"] == "ok"]
-    if measured["validity"].isna().any():
+    if any(trial.validity is None for trial in run.throughput if trial.status == "ok"):
         notes.append("what else the machine did during the trials was not recorded by this run")
-    hosts = run.cells["host"].dropna().unique()
-    if len(hosts) > 1:
-        notes.append(f"measured on several machines: {', '.join(sorted(map(str, hosts)))}; memory and speed may differ")
-    tasks = sorted(set(run.accuracy["task"]) - {"mmlu"} - tasks_shown)
+    if len(run.hosts) > 1:
+        notes.append(f"measured on several machines: {', '.join(run.hosts)}; memory and speed may differ")
+    tasks = sorted({row.task for row in run.accuracy} - {"mmlu"} - tasks_shown)
     if tasks:
         notes.append(f"measured and not shown here, see accuracy.csv: {', '.join(tasks)}")
     if not limited and all(cell.accuracy is None for cell in cells):
@@ -44,7 +42,7 @@ def unreported(run: Run, cells: Sequence[CellSummary], allow_partial: bool, task
 
 def tried(run: Run) -> str:
     """How much of the run there is, where nothing failed."""
-    if run.cells.empty:
+    if not run.cells:
         return "Nothing has been measured."
     if _missing(run) or run.record.finished is None:
         return "What was measured ended ok; the run is not whole."
@@ -53,26 +51,25 @@ def tried(run: Run) -> str:
 
 def _missing(run: Run) -> list[str]:
     """Labels of the backends that were asked for and have no row."""
-    there = set(run.cells["label"])
+    there = {cell.label for cell in run.cells}
     return [backend["label"] for backend in run.record.config.get("backends") or () if backend["label"] not in there]
 
 
 def failures(run: Run, names: Mapping[str, str]) -> list[str]:
     """Cells and trials that did not end ok, with the reason, a line each."""
     lines = []
-    for cell in run.cells.drop_duplicates("label", keep="last").to_dict("records"):
-        if cell["status"] != "ok":
-            lines.append(f"{names[cell['label']]}: {cell['status']}{_reason(cell['error'])}")
-        elif not pd.isna(cell["failed"]):
-            lines.append(f"{names[cell['label']]}: failed: {cell['failed']}")
-    failed = run.throughput[(run.throughput["status"] != "ok") & run.throughput["label"].isin(list(names))]
-    for row in failed.drop_duplicates(["label", "batch_size", "status", "error"]).to_dict("records"):
-        lines.append(f"{names[row['label']]} at batch {row['batch_size']}: {row['status']}{_reason(row['error'])}")
-    return lines
+    for cell in run.cells:
+        if cell.status != "ok":
+            lines.append(f"{names[cell.label]}: {cell.status}{_reason(cell.error)}")
+        elif cell.failed:
+            lines.append(f"{names[cell.label]}: failed: {cell.failed}")
+    failed = (trial for trial in run.throughput if trial.status != "ok" and trial.label in names)
+    trials = (f"{names[one.label]} at batch {one.batch_size}: {one.status}{_reason(one.error)}" for one in failed)
+    return [*lines, *dict.fromkeys(trials)]
 
 
-def _reason(error: Any) -> str:
-    return "" if pd.isna(error) else f" ({error})"
+def _reason(error: str | None) -> str:
+    return "" if error is None else f" ({error})"
 
 
 def settings(run: Run, cells: Sequence[CellSummary]) -> dict[str, str]:
@@ -81,24 +78,28 @@ def settings(run: Run, cells: Sequence[CellSummary]) -> dict[str, str]:
     found = {}
     if memory := measures.get("memory"):
         found["memory"] = "first forward after loading, batch {batch_size}, {seq_len:,} tokens".format(**memory)
-    if len(run.throughput):
-        prompt, new = (int(run.throughput[column].max()) for column in ("prompt_tokens", "new_tokens"))
+    if run.throughput:
+        prompt, new = (max(getattr(row, name) for row in run.throughput) for name in ("prompt_tokens", "new_tokens"))
         excluded = f"the first excluded{cache_words(run.throughput)}"
         found["throughput"] = f"{prompt:,} prompt and {new:,} new tokens, {excluded}; medians over trials"
-    if len(run.sustained):
-        batch, prompt, new = (int(run.sustained[name].max()) for name in ("batch_size", "prompt_tokens", "new_tokens"))
+    if run.sustained:
+        columns = ("batch_size", "prompt_tokens", "new_tokens")
+        batch, prompt, new = (max(getattr(row, name) for row in run.sustained) for name in columns)
         excluded = f"prefills excluded{cache_words(run.sustained)}"
         found["sustained"] = f"batch {batch}, {prompt:,} prompt and {new:,} new tokens on end, {excluded}"
-    if len(run.load):
-        means = {what: run.load[f"{what}_tokens_mean"].mean() for what in ("prompt", "output")}
-        sizes = " and ".join(f"{mean:,.0f} {what}" for what, mean in means.items() if not pd.isna(mean))
+    if run.load:
+        lengths = {
+            "prompt": [row.prompt_tokens_mean for row in run.load if row.prompt_tokens_mean is not None],
+            "output": [row.output_tokens_mean for row in run.load if row.output_tokens_mean is not None],
+        }
+        sizes = " and ".join(f"{statistics.fmean(found):,.0f} {what}" for what, found in lengths.items() if found)
         each = (measures.get("load") or {}).get("requests_per_level")
         counted = f"at most {each:,} requests a level that count" if each else ""
         found["load"] = ", ".join(filter(None, (counted, f"{sizes} tokens in the mean" if sizes else "")))
     counts = [cell.accuracy.n for cell in cells if cell.accuracy]
     if counts:
         demo = (measures.get("mmlu") or {}).get("data") == "demo"
-        shots = sorted(set(run.accuracy.loc[run.accuracy["task"] == "mmlu", "num_fewshot"]))
+        shots = sorted({row.num_fewshot for row in run.accuracy if row.task == "mmlu"})
         partial = ", partial" if any(cell.accuracy and cell.accuracy.partial for cell in cells) else ""
         asked = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
         found["mmlu"] = (
