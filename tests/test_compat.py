@@ -13,6 +13,7 @@ import lm_eval.tasks
 import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
+from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -23,7 +24,7 @@ from qbench.compat.lean import OPTIONAL
 from qbench.compat.torch import allocations
 from qbench.compat.transformers import DynamicLayer, attention, ignored_on_load, kept_dtypes, renamer
 from qbench.config import MMLUConfig
-from qbench.measure.lm_eval.mmlu_data import load_tasks
+from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
 from qbench.run import worker
 from qbench.run.job import Job
 from tests.support.runs import run_config
@@ -126,6 +127,21 @@ def test_a_task_has_its_questions_and_examples() -> None:
     template = harness.mmlu_template()
     assert (template["dataset_path"], template["fewshot_split"], template["test_split"]) == ("cais/mmlu", "dev", "test")
     assert len(list(harness.MMLU_FILES.glob("mmlu_*.yaml"))) == 57
+
+
+def test_evaluations_do_not_describe_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    described: list[str] = []
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: described.append("once") or "")
+
+    def evaluate() -> None:
+        tasks = load_tasks(MMLUConfig(data="demo", subjects=("invented_birds",)))
+        lm_eval.simple_evaluate(model=DummyLM(), tasks=tasks, limit=1, bootstrap_iters=0, task_manager=task_manager())
+
+    with harness.without_environment():
+        evaluate()
+    assert described == []
+    evaluate()
+    assert described == ["once"]
 
 
 def test_a_quantized_weight_holds_its_scales_and_those_of_the_scales() -> None:
