@@ -181,6 +181,7 @@ def run_alone(code: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.long  # nothing that a user sees, in a process that imports all of gptqmodel
 def test_gptqmodel_still_sets_variables_of_the_whole_process() -> None:
     """Where it no longer does, `VARIABLES` can go."""
     assert run_alone(BARE).split()[0] == "PCI_BUS_ID"
