@@ -28,6 +28,8 @@ from qbench.model.load import LoadOptions
 from tests.support import dequantized
 from tests.support import tiny_llama as tiny
 
+CALIBRATION = replace(tiny.CALIBRATION, samples=4)
+"""Quantizing computes in bfloat16, for which many CPUs have no instructions."""
 SCALES = tiny.LINEAR_WEIGHTS // 128
 INPUTS = tiny.LAYERS * (6 * tiny.HIDDEN + tiny.INTERMEDIATE)
 """in_features of all linears together."""
@@ -66,7 +68,7 @@ def options(method: Method, tiny_llama: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def loaded(method: Method, options: LoadOptions) -> LoadedModel:
     """Quantized once for all tests; the checkpoint lies in `options.work`."""
-    return method.load(options, method.config(), tiny.CALIBRATION)
+    return method.load(options, method.config(), CALIBRATION)
 
 
 @pytest.fixture
@@ -147,7 +149,10 @@ def test_a_ready_checkpoint_needs_no_calibration(
     assert tiny.logits(again).equal(tiny.logits(loaded))
 
 
-@pytest.mark.parametrize("kernel", ["torch_aten", "torch_fused", "torch"])
+@pytest.mark.parametrize(
+    "kernel",
+    ["torch_aten", "torch_fused", pytest.param("torch", marks=pytest.mark.long)],  # torch.compile takes that one
+)
 def test_a_kernel_gives_the_logits_of_the_weights_that_its_codes_stand_for(
     loaded: LoadedModel, method: Method, options: LoadOptions, checkpoint: Path, kernel: str
 ) -> None:
@@ -224,14 +229,14 @@ def test_a_group_size_that_does_not_divide_is_refused_before_quantizing(
     edit(odd / "config.json", lambda content: content.update(intermediate_size=576))
     message = r"group_size 128 does not divide the 576 inputs of model.layers.0.mlp.down_proj: choose 32 or 64"
     with pytest.raises(QbenchError, match=message):
-        method.load(replace(options, folder=odd), method.config(), tiny.CALIBRATION)
+        method.load(replace(options, folder=odd), method.config(), CALIBRATION)
 
 
 def test_a_model_without_tokenizer(method: Method, tmp_path: Path) -> None:
     folder = tiny.save_tiny_llama(tmp_path / "bare", tokenizer=False)
     before = {file.name for file in folder.iterdir()}
     loaded = method.load(
-        tiny.options(folder, tmp_path / "work"), method.config(), replace(tiny.CALIBRATION, samples=2, length=16)
+        tiny.options(folder, tmp_path / "work"), method.config(), replace(CALIBRATION, samples=2, length=16)
     )
     assert loaded.tokenizer is None
     assert loaded.quantized == tiny.LINEARS
@@ -242,7 +247,7 @@ def test_a_model_without_tokenizer(method: Method, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("sym", "desc_act"), [(False, False), (True, True)])
 def test_gptq_variants(tiny_llama: Path, tmp_path: Path, sym: bool, desc_act: bool) -> None:
     config = GPTQ(group_size=64, sym=sym, desc_act=desc_act)
-    loaded = gptq.load(tiny.options(tiny_llama, tmp_path), config, tiny.CALIBRATION)
+    loaded = gptq.load(tiny.options(tiny_llama, tmp_path), config, CALIBRATION)
     reference = fp16.load(tiny.options(tiny_llama, tmp_path), FP16(), None)
     assert 0.01 < tiny.relative_error(tiny.logits(loaded), tiny.logits(reference)) < 0.4
 
@@ -254,14 +259,14 @@ def test_a_float32_run_computes_in_float32(method: Method, options: LoadOptions,
     assert tiny.logits(loaded).isfinite().all()
 
 
+@pytest.mark.parametrize("method", METHODS[1:], indirect=True, ids=lambda method: method.kind)
 def test_the_same_seed_gives_the_same_codes_and_only_the_loaded_model_stays_in_memory(
-    tiny_llama: Path, tmp_path: Path
+    method: Method, loaded: LoadedModel, tiny_llama: Path, tmp_path: Path
 ) -> None:
     before = models_in_memory()
-    once = gptq.load(tiny.options(tiny_llama, tmp_path / "once"), GPTQ(), tiny.CALIBRATION)
-    assert models_in_memory() - before == {id(once.model)}
-    again = gptq.load(tiny.options(tiny_llama, tmp_path / "again"), GPTQ(), tiny.CALIBRATION)
-    assert tiny.logits(again).equal(tiny.logits(once))
+    again = method.load(tiny.options(tiny_llama, tmp_path), method.config(), CALIBRATION)
+    assert models_in_memory() - before == {id(again.model)}
+    assert tiny.logits(again).equal(tiny.logits(loaded))
 
 
 def models_in_memory() -> set[int]:

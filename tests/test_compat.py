@@ -13,6 +13,7 @@ import lm_eval.tasks
 import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
+from lm_eval.models.dummy import DummyLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -23,7 +24,7 @@ from qbench.compat.lean import OPTIONAL
 from qbench.compat.torch import allocations
 from qbench.compat.transformers import DynamicLayer, attention, ignored_on_load, kept_dtypes, renamer
 from qbench.config import MMLUConfig
-from qbench.measure.lm_eval.mmlu_data import load_tasks
+from qbench.measure.lm_eval.mmlu_data import load_tasks, task_manager
 from qbench.run import worker
 from qbench.run.job import Job
 from tests.support.runs import run_config
@@ -128,6 +129,21 @@ def test_a_task_has_its_questions_and_examples() -> None:
     assert len(list(harness.MMLU_FILES.glob("mmlu_*.yaml"))) == 57
 
 
+def test_evaluations_do_not_describe_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    described: list[str] = []
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: described.append("once") or "")
+
+    def evaluate() -> None:
+        tasks = load_tasks(MMLUConfig(data="demo", subjects=("invented_birds",)))
+        lm_eval.simple_evaluate(model=DummyLM(), tasks=tasks, limit=1, bootstrap_iters=0, task_manager=task_manager())
+
+    with harness.without_environment():
+        evaluate()
+    assert described == []
+    evaluate()
+    assert described == ["once"]
+
+
 def test_a_quantized_weight_holds_its_scales_and_those_of_the_scales() -> None:
     _, state = quantize_4bit(torch.randn(64, 512), quant_type="nf4", compress_statistics=True)
     nested = state.state2
@@ -165,6 +181,7 @@ def run_alone(code: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.long  # nothing that a user sees, in a process that imports all of gptqmodel
 def test_gptqmodel_still_sets_variables_of_the_whole_process() -> None:
     """Where it no longer does, `VARIABLES` can go."""
     assert run_alone(BARE).split()[0] == "PCI_BUS_ID"

@@ -318,6 +318,8 @@ def test_stored_shapes_are_those_of_the_quantizer(rows: int, columns: int, **sch
 MEASURE = """
 import gc, sys
 from pathlib import Path
+from qbench.compat import lean
+lean.import_transformers(())
 import torch
 from qbench.backends import int4
 from qbench.backends.int4 import Int4, checkpoint, folder

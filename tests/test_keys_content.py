@@ -305,7 +305,8 @@ def test_what_a_worker_imports_is_code_that_measures_or_only_keeps() -> None:
         *(f"qbench.run.{name}" for name in ("checkpoints", "events", "fingerprint", "job", "starts")),
     }
     script = (
-        "import importlib, json, sys; import qbench.run.cell; from qbench.config import MeasureConfig\n"
+        "import importlib, json, sys; from qbench.compat import lean; lean.import_transformers(())\n"
+        "import qbench.run.cell; from qbench.config import MeasureConfig\n"
         "from qbench.config.kinds import SHIPPED, registered\n"
         "for name in MeasureConfig.model_fields: importlib.import_module(f'qbench.measure.{name}')\n"
         "for name in SHIPPED: registered(name).load_config()\n"

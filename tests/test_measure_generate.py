@@ -35,7 +35,7 @@ from qbench.records.answers import read_task_answers, task_file, write_answers
 from qbench.records.rows import AccuracyRow, Row
 from qbench.show.report import tables
 from qbench.show.view.data import collect
-from tests.support import families
+from tests.support import families, stock
 from tests.support.made_up_run import cell, identity, made_up_run
 from tests.support.tiny_llama import options
 from tests.test_measure_tasks import write_lines
@@ -107,7 +107,7 @@ def test_texts_and_score_are_those_of_stock_lm_evaluation_harness(
     engine = Once(loaded)
     (row,) = measure(engine, folder, manager, monkeypatch, batch_size=5, **settings)
     assert isinstance(row, AccuracyRow)
-    reference = lm_eval.simple_evaluate(
+    reference = stock.evaluate(
         model=HFLM(pretrained=loaded.model, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=7),
         tasks=load_tasks(manager, TasksConfig(**settings))[name],
         num_fewshot=shots, limit=limit, task_manager=manager, bootstrap_iters=0,

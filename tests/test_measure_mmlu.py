@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
-import lm_eval
 import pandas as pd
 import pytest
 import torch
@@ -28,6 +27,7 @@ from qbench.measure.base import Context
 from qbench.measure.lm_eval import harness
 from qbench.measure.lm_eval.mmlu_data import find_subjects, known_subjects, load_tasks, read_questions, task_manager
 from qbench.records.rows import AccuracyRow, Row
+from tests.support import stock
 from tests.support.data import MMLU, needs_mmlu
 
 Record = tuple[str, str, str, str, str, str]
@@ -256,10 +256,10 @@ def test_the_logprobs_are_those_of_the_unmodified_wrapper(
     answers = pd.read_parquet(evaluate(batch_size=3, engine=engine).path)
     tasks = load_tasks(MMLUConfig(data=str(folder)))
     plain = HFLM(pretrained=loaded.model, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=3)
-    samples = lm_eval.simple_evaluate(model=plain, tasks=tasks, num_fewshot=5, task_manager=task_manager())["samples"]
-    stock = [[p for p, _ in s["filtered_resps"]] for name in sorted(samples) for s in samples[name]]
+    samples = stock.evaluate(model=plain, tasks=tasks, num_fewshot=5, task_manager=task_manager())["samples"]
+    expected = [[p for p, _ in s["filtered_resps"]] for name in sorted(samples) for s in samples[name]]
     mine = answers[[f"logprob_{letter}" for letter in "abcd"]].to_numpy()
-    torch.testing.assert_close(torch.tensor(mine), torch.tensor(stock).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(mine), torch.tensor(expected).double(), atol=1e-5, rtol=0)
 
 
 def test_the_hub_and_a_folder_give_the_same_requests(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
-import lm_eval
 import pandas as pd
 import pytest
 import torch
@@ -32,6 +31,7 @@ from qbench.measure.base import Context
 from qbench.measure.lm_eval.needles import Source, load
 from qbench.records.answers import task_file
 from qbench.records.rows import AccuracyRow, Row
+from tests.support import stock
 from tests.support.tiny_llama import options
 
 
@@ -79,7 +79,7 @@ def test_prompts_texts_and_score_are_those_of_stock_lm_evaluation_harness(
 ) -> None:
     (row,) = measure(TorchEngine(loaded), tmp_path, names=(name,), context_lengths=(512,), limit=5, batch_size=3)
     metadata = {"pretrained": str(demo.MODEL_DIR), "max_seq_lengths": [512]}
-    reference = lm_eval.simple_evaluate(
+    reference = stock.evaluate(
         model=HFLM(pretrained=loaded.model, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=4),
         tasks=[name], limit=5, bootstrap_iters=0,
         task_manager=TaskManager(include_defaults=False, include_path=str(RULER_FILES), metadata=metadata),

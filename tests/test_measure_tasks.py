@@ -32,6 +32,7 @@ from qbench.measure.base import Context
 from qbench.measure.lm_eval.tasks_data import load_tasks
 from qbench.plan.cells import preflight
 from qbench.records.rows import AccuracyRow, Row
+from tests.support import stock
 from tests.support.tiny_llama import options
 
 SHIPPED = Path(lm_eval.tasks.__file__).parent
@@ -167,7 +168,7 @@ def test_examples_come_from_the_local_training_split(
     settings: dict[str, Any] = {"data": {"arc_easy": folder / "arc"}, "num_fewshot": 3}
     (row,), _ = measure("arc_easy", engine=engine, **settings)
     own = load_tasks(manager, TasksConfig(names=("arc_easy",), **settings))["arc_easy"]
-    reference = lm_eval.simple_evaluate(
+    reference = stock.evaluate(
         model=HFLM(pretrained=loaded.model, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=5),
         tasks=own, num_fewshot=3, task_manager=manager, bootstrap_iters=0,
     )  # fmt: skip

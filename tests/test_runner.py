@@ -3,6 +3,8 @@
 The worker of a cell is whatever `python:` names, so a script in its place crashes, hangs or starves for real.
 """
 
+import json
+import os
 import signal
 import sys
 import threading
@@ -12,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from qbench.decide.constraints import Limits
 from qbench.decide.recommend import recommend
@@ -171,24 +175,33 @@ def test_a_batch_that_does_not_fit_is_oom_and_so_are_larger_ones(tiny_llama: Pat
 
 def test_a_model_that_does_not_fit_is_oom(tiny_llama: Path, tmp_path: Path) -> None:
     """A real limit on the worker's memory, below the 1 GiB that this shape takes."""
-    import json
-
     big = tmp_path / "big"
-    big.mkdir()
-    shape = json.loads((tiny_llama / "config.json").read_text()) | {"vocab_size": 2**21, "tie_word_embeddings": True}
-    (big / "config.json").write_text(json.dumps(shape))
-    from qbench.config import ModelConfig
-    from qbench.model import find
-
-    folder = find.resolve(ModelConfig(path=big, weights="random"), dtype="bfloat16", seed=0, say=print)
+    shape = LlamaConfig.from_pretrained(tiny_llama, vocab_size=2**21, tie_word_embeddings=True)
+    shape.save_pretrained(big)
+    write_zeros(big / "model.safetensors", shape)
     script = f'exec {sys.executable} -c "{STARVE}" "$@"'
-    settings = config(folder, [{"kind": "fp16", "python": interpreter(tmp_path, script)}], measure={})
+    settings = config(big, [{"kind": "fp16", "python": interpreter(tmp_path, script)}], measure={})
     _, ok, watcher = run(settings, tmp_path / "results")
     assert not ok
     assert watcher.finished[0].status == "oom", watcher.finished[0].error
 
 
+def write_zeros(file: Path, shape: LlamaConfig) -> None:
+    """A checkpoint in bfloat16 whose tensors the file system makes up when they are read."""
+    with torch.device("meta"):
+        parameters = dict(LlamaForCausalLM(shape).named_parameters())
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, parameter in parameters.items():
+        start, end = end, end + 2 * parameter.numel()
+        header[name] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(file, 8 + len(text) + end)
+
+
 STARVE = (
+    "from qbench.compat import lean; lean.import_transformers(()); "
     "import resource, runpy, sys, torch, transformers, psutil; "
     "from transformers import AutoModelForCausalLM, PreTrainedModel; import qbench.run.cell, qbench.run.worker; "
     "now = psutil.Process().memory_info().vms; "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lm_eval.evaluator
 import lm_eval.tasks
 import yaml
 from lm_eval.api.task import Task
@@ -16,6 +19,21 @@ MMLU_FILES = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 
 RULER_FILES = Path(lm_eval.tasks.__file__).parent / "ruler"
 """The folder of RULER's task files."""
+
+
+@contextmanager
+def without_environment() -> Iterator[None]:
+    """Evaluations do not describe the machine in their results.
+
+    For that `lm_eval.simple_evaluate` starts pip, git, lscpu and other programs, for a second or two each time, and
+    the run's own record says what is needed.
+    """
+    described = lm_eval.evaluator.add_env_info
+    lm_eval.evaluator.add_env_info = lambda storage: None
+    try:
+        yield
+    finally:
+        lm_eval.evaluator.add_env_info = described
 
 
 def mmlu_template() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from qbench.compat.lm_eval import Metric, questions
+from qbench.compat.lm_eval import Metric, questions, without_environment
 from qbench.engine.base import Engine, TokenCount
 from qbench.errors import NotFiniteError
 from qbench.measure.lm_eval.adapter import EngineLM
@@ -111,16 +111,17 @@ def evaluate(
     """
     lm = EngineLM(engine, batch_size, share=share, journal=journal)
     lm.set_cache_hook(Watch(what, tasks, limit, progress))
-    results: dict[str, Any] = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=list(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        # No standard errors: those of metrics that are no means take a thousand evaluations each.
-        bootstrap_iters=0,
-        log_samples=True,
-        task_manager=manager,
-    )
+    with without_environment():
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=list(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            # No standard errors: those of metrics that are no means take a thousand evaluations each.
+            bootstrap_iters=0,
+            log_samples=True,
+            task_manager=manager,
+        )
     read, stock = lm.forward_tokens, lm.stock_tokens
     log.info("%s: %d tokens read (%d with padding) instead of %d (%d)", what, *_pair(read), *_pair(stock))
     return Evaluation(results, read, stock, lm.shared, frozenset(lm.truncated))
