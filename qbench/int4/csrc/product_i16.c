@@ -1,13 +1,14 @@
-/* Activations as 16-bit integers, for AVX2's products of pairs, by codes of 4 or 8 bits.
+/* Activations as 16-bit integers, for AVX2's products of pairs, by codes of 3, 4 or 8 bits.
 
    In every segment of a row, x = step * i with step a power of two and |i| <= 2^15. A bfloat16 has 8 significant bits, so
    whatever is at least 1/256 of the segment's largest is exact; a float32 is rounded by at most 2^-15 of the largest. With
-   the codes q as unsigned nibbles, or as bytes less 128 and no middle,
+   the codes q as unsigned numbers, or as bytes less 128 and no middle,
 
        y = s step (sum(q i) - middle sum(i)) + z step sum(i)
 
    whose sums are exact in 32 bits. A word's nibbles are in the order 0 2 4 6 1 3 5 7, so that shifting it by 4 p and masking
-   it leaves the columns (2 p, 2 p + 1), the pair that one instruction multiplies and adds. Bytes lie in pairs as they are.
+   it leaves the columns (2 p, 2 p + 1), the pair that one instruction multiplies and adds. So do codes of 3 bits, a block
+   of 32 columns at a time. Bytes lie in pairs as they are.
 
    The integers lie as [kp / 8][m][8]: what a block of the weight meets is together. */
 #include "qint4.h"
@@ -111,13 +112,32 @@ INLINE __m256i eight_rows(const int8_t *pairs)
     return _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)pairs));
 }
 
+/* Columns of a block that is taken apart at a time. */
+INLINE int columns_of(int bits) { return bits == 3 ? K_ALIGN : BLOCK; }
+
+/* The pair of columns c of 3 bits, of 8 rows; the words of the other 8 lie between theirs. */
+INLINE __m256i pairs_of_3(const __m256i *block, int c)
+{
+    if (c < 15) {
+        __m256i word = _mm256_load_si256(block + c / 5 * 2);
+        return _mm256_and_si256(_mm256_srli_epi16(word, c % 5 * 3), _mm256_set1_epi16(7));
+    }
+    __m256i first = _mm256_srli_epi16(_mm256_load_si256(block), 15);
+    __m256i second = _mm256_srli_epi16(_mm256_load_si256(block + 2), 14);
+    __m256i third = _mm256_srli_epi16(_mm256_load_si256(block + 4), 13);
+    second = _mm256_and_si256(second, _mm256_set1_epi16(2)), third = _mm256_and_si256(third, _mm256_set1_epi16(4));
+    return _mm256_or_si256(_mm256_or_si256(first, second), third);
+}
+
 /* The pair of columns c of a block. */
 INLINE Whole codes_of(const uint8_t *block, int bits, int c)
 {
+    const __m256i *halves = (const __m256i *)block;
+    if (bits == 3) return (Whole){pairs_of_3(halves, c), pairs_of_3(halves + 1, c)};
     const int8_t *bytes = (const int8_t *)block + c * 2 * ROWS;
     if (bits == 8) return (Whole){eight_rows(bytes), eight_rows(bytes + ROWS)};
     const __m256i mask = _mm256_set1_epi16(15);
-    __m256i low = _mm256_load_si256((const __m256i *)block), high = _mm256_load_si256((const __m256i *)block + 1);
+    __m256i low = _mm256_load_si256(halves), high = _mm256_load_si256(halves + 1);
     if (c) low = _mm256_srli_epi16(low, 4 * c), high = _mm256_srli_epi16(high, 4 * c);
     if (c == PAIRS - 1) return (Whole){low, high};
     return (Whole){_mm256_and_si256(low, mask), _mm256_and_si256(high, mask)};
@@ -125,8 +145,8 @@ INLINE Whole codes_of(const uint8_t *block, int bits, int c)
 
 INLINE void prefetch(const uint8_t *block, int bits)
 {
-    _mm_prefetch((const char *)block + AHEAD, _MM_HINT_T0);
-    if (bits == 8) _mm_prefetch((const char *)block + AHEAD + 64, _MM_HINT_T0);
+    for (int i = 0; i < columns_of(bits) * ROWS * bits / 8; i += 64)
+        _mm_prefetch((const char *)block + AHEAD + i, _MM_HINT_T0);
 }
 
 /* total + s step (sum(q i) - middle sum(i)) + z step sum(i), of the segment g of a row of x. */
@@ -134,7 +154,7 @@ INLINE void add_scaled(const Product *p, ptrdiff_t row, ptrdiff_t g, Whole sum, 
 {
     float step = p->steps[row * p->segments + g];
     int integers = p->integer_sums[row * p->segments + g];
-    __m256i middle = _mm256_set1_epi32(p->w.bits == 4 ? 8 * integers : 0);
+    __m256i middle = _mm256_set1_epi32(p->w.bits == 8 ? 0 : middle_of(&p->w) * integers);
     __m256 steps = _mm256_set1_ps(step), all = _mm256_set1_ps(step * (float)integers);
     __m256 low = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.low, middle)));
     __m256 high = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.high, middle)));
@@ -163,6 +183,7 @@ INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
 {
     const Weight *w = &p->w;
     const ptrdiff_t stride = w->kp * ROWS * bits / 8;
+    const int columns = columns_of(bits);
     const uint8_t *block = (const uint8_t *)w->words + tile * stride;
     Real total[DIRECT][DIRECT];
     for (int t = 0; t < tiles; t++)
@@ -172,12 +193,14 @@ INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
         Whole sum[DIRECT][DIRECT];
         for (int t = 0; t < tiles; t++)
             for (int i = 0; i < m; i++) sum[t][i] = NO_WHOLE;
-        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, block += BLOCK * ROWS * bits / 8, x += m * BLOCK)
+        for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8)
             for (int t = 0; t < tiles; t++) {
                 prefetch(block + t * stride, bits);
-                for (int c = 0; c < PAIRS; c++) {
+#pragma GCC unroll 16
+                for (int c = 0; c < columns / 2; c++) {
                     Whole codes = codes_of(block + t * stride, bits, c);
-                    for (int i = 0; i < m; i++) dot(&sum[t][i], codes, pair(x + i * BLOCK + 2 * c));
+                    const int16_t *at = x + (k + c / PAIRS * BLOCK) * m + c % PAIRS * 2;
+                    for (int i = 0; i < m; i++) dot(&sum[t][i], codes, pair(at + i * BLOCK));
                 }
             }
         for (int t = 0; t < tiles; t++) {
@@ -206,14 +229,16 @@ INLINE void rows(const Product *p, ptrdiff_t row, int m, ptrdiff_t g, const Whol
 INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, ptrdiff_t m)
 {
     const Weight *w = &p->w;
+    const int columns = columns_of(bits);
     Real total[M_BLOCK];
     Whole codes[MAX_SEGMENT / 2];
     const uint8_t *block = (const uint8_t *)w->words + tile * w->kp * ROWS * bits / 8;
     for (ptrdiff_t i = 0; i < m; i++) total[i] = NO_REAL;
     for (ptrdiff_t g = 0; g < p->segments; g++) {
-        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, block += BLOCK * ROWS * bits / 8) {
+        for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8) {
             prefetch(block, bits);
-            for (int c = 0; c < PAIRS; c++) codes[b * PAIRS + c] = codes_of(block, bits, c);
+#pragma GCC unroll 16
+            for (int c = 0; c < columns / 2; c++) codes[k / 2 + c] = codes_of(block, bits, c);
         }
         const uint16_t *scales = scales_at(w, tile, g * p->segment);
         Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
@@ -244,6 +269,7 @@ static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
 {
     const Product *p = pointer;
     if (p->w.bits == 8) tiles_of(p, 8, first, last);
+    else if (p->w.bits == 3) tiles_of(p, 3, first, last);
     else tiles_of(p, 4, first, last);
 }
 
