@@ -115,25 +115,34 @@ INLINE __m256i eight_rows(const int8_t *pairs)
 /* Columns of a block that is taken apart at a time. */
 INLINE int columns_of(int bits) { return bits == 3 ? K_ALIGN : BLOCK; }
 
-/* The pair of columns c of 3 bits, of 8 rows; the words of the other 8 lie between theirs. */
-INLINE __m256i pairs_of_3(const __m256i *block, int c)
+/* A shift and a mask for every code of 3 bits take longer, with one row of x, than the bytes that they save. With several
+   places, some codes are left where they lie, times 8^place, and summed apart. The largest such sum, of 32 codes of at most
+   7 * 64 by |i| <= 2^15 in a segment, is below 2^29. */
+enum { PLACES = 3 };
+INLINE int places_of(int bits, int m) { return bits == 3 && m <= 2 ? PLACES : 1; }
+INLINE int place_of(int c, int places) { return places == 1 ? 0 : c == 15 ? 2 : c % 5 % 3; }
+
+INLINE __m256i bits_of(__m256i words, int shift, int mask)
 {
-    if (c < 15) {
-        __m256i word = _mm256_load_si256(block + c / 5 * 2);
-        return _mm256_and_si256(_mm256_srli_epi16(word, c % 5 * 3), _mm256_set1_epi16(7));
-    }
-    __m256i first = _mm256_srli_epi16(_mm256_load_si256(block), 15);
-    __m256i second = _mm256_srli_epi16(_mm256_load_si256(block + 2), 14);
-    __m256i third = _mm256_srli_epi16(_mm256_load_si256(block + 4), 13);
-    second = _mm256_and_si256(second, _mm256_set1_epi16(2)), third = _mm256_and_si256(third, _mm256_set1_epi16(4));
-    return _mm256_or_si256(_mm256_or_si256(first, second), third);
+    if (shift) words = _mm256_srli_epi16(words, shift);
+    return _mm256_and_si256(words, _mm256_set1_epi16((short)mask));
+}
+
+/* The pair of columns c of 3 bits, of 8 rows, times 8^place; the words of the other 8 lie between theirs. */
+INLINE __m256i pairs_of_3(const __m256i *block, int c, int places)
+{
+    const int place = place_of(c, places), at = 3 * place;
+    if (c < 15) return bits_of(_mm256_load_si256(block + c / 5 * 2), c % 5 * 3 - at, 7 << at);
+    __m256i first = bits_of(_mm256_load_si256(block), 15 - at, 1 << at);
+    __m256i second = bits_of(_mm256_load_si256(block + 2), 14 - at, 2 << at);
+    return _mm256_or_si256(_mm256_or_si256(first, second), bits_of(_mm256_load_si256(block + 4), 13 - at, 4 << at));
 }
 
 /* The pair of columns c of a block. */
-INLINE Whole codes_of(const uint8_t *block, int bits, int c)
+INLINE Whole codes_of(const uint8_t *block, int bits, int c, int places)
 {
     const __m256i *halves = (const __m256i *)block;
-    if (bits == 3) return (Whole){pairs_of_3(halves, c), pairs_of_3(halves + 1, c)};
+    if (bits == 3) return (Whole){pairs_of_3(halves, c, places), pairs_of_3(halves + 1, c, places)};
     const int8_t *bytes = (const int8_t *)block + c * 2 * ROWS;
     if (bits == 8) return (Whole){eight_rows(bytes), eight_rows(bytes + ROWS)};
     const __m256i mask = _mm256_set1_epi16(15);
@@ -177,36 +186,47 @@ INLINE void store(const Product *p, ptrdiff_t row, ptrdiff_t tile, Real total)
 static const Whole NO_WHOLE;
 static const Real NO_REAL;
 
+INLINE Whole sum_of_places(const Whole *sums, int places)
+{
+    Whole sum = sums[0];
+    for (int place = 1; place < places; place++) {
+        sum.low = _mm256_add_epi32(sum.low, _mm256_srai_epi32(sums[place].low, 3 * place));
+        sum.high = _mm256_add_epi32(sum.high, _mm256_srai_epi32(sums[place].high, 3 * place));
+    }
+    return sum;
+}
+
 /* Some tiles, side by side, for up to DIRECT rows of x; `bits`, `m` and `tiles` are constants after inlining. Codes go
    straight into products. Memory answers faster to several streams than to one. */
 INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
 {
     const Weight *w = &p->w;
     const ptrdiff_t stride = w->kp * ROWS * bits / 8;
-    const int columns = columns_of(bits);
+    const int columns = columns_of(bits), places = places_of(bits, m);
     const uint8_t *block = (const uint8_t *)w->words + tile * stride;
     Real total[DIRECT][DIRECT];
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < m; i++) total[t][i] = NO_REAL;
     for (ptrdiff_t g = 0; g < p->segments; g++) {
         const int16_t *x = p->integers + g * p->segment * m;
-        Whole sum[DIRECT][DIRECT];
+        Whole sum[DIRECT][DIRECT][PLACES];
         for (int t = 0; t < tiles; t++)
-            for (int i = 0; i < m; i++) sum[t][i] = NO_WHOLE;
+            for (int i = 0; i < m; i++)
+                for (int place = 0; place < places; place++) sum[t][i][place] = NO_WHOLE;
         for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8)
             for (int t = 0; t < tiles; t++) {
                 prefetch(block + t * stride, bits);
 #pragma GCC unroll 16
                 for (int c = 0; c < columns / 2; c++) {
-                    Whole codes = codes_of(block + t * stride, bits, c);
+                    Whole codes = codes_of(block + t * stride, bits, c, places);
                     const int16_t *at = x + (k + c / PAIRS * BLOCK) * m + c % PAIRS * 2;
-                    for (int i = 0; i < m; i++) dot(&sum[t][i], codes, pair(at + i * BLOCK));
+                    for (int i = 0; i < m; i++) dot(&sum[t][i][place_of(c, places)], codes, pair(at + i * BLOCK));
                 }
             }
         for (int t = 0; t < tiles; t++) {
             const uint16_t *scales = scales_at(w, tile + t, g * p->segment);
             Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
-            for (int i = 0; i < m; i++) add_scaled(p, i, g, sum[t][i], s, z, &total[t][i]);
+            for (int i = 0; i < m; i++) add_scaled(p, i, g, sum_of_places(sum[t][i], places), s, z, &total[t][i]);
         }
     }
     for (int t = 0; t < tiles; t++)
@@ -238,7 +258,7 @@ INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, 
         for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8) {
             prefetch(block, bits);
 #pragma GCC unroll 16
-            for (int c = 0; c < columns / 2; c++) codes[k / 2 + c] = codes_of(block, bits, c);
+            for (int c = 0; c < columns / 2; c++) codes[k / 2 + c] = codes_of(block, bits, c, 1);
         }
         const uint16_t *scales = scales_at(w, tile, g * p->segment);
         Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
@@ -252,10 +272,12 @@ INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, 
 
 INLINE void tiles_of(const Product *p, int bits, ptrdiff_t tile, ptrdiff_t last)
 {
+    /* As many as there are registers for. */
+    const int of_one = bits == 3 ? 2 : 4, of_two = bits == 3 ? 1 : 2;
     if (p->m == 1)
-        for (; tile + 4 <= last; tile += 4) direct(p, tile, bits, 1, 4);
+        for (; tile + of_one <= last; tile += of_one) direct(p, tile, bits, 1, of_one);
     if (p->m == 2)
-        for (; tile + 2 <= last; tile += 2) direct(p, tile, bits, 2, 2);
+        for (; tile + of_two <= last; tile += of_two) direct(p, tile, bits, 2, of_two);
     if (p->m == 3)
         for (; tile < last; tile++) direct(p, tile, bits, 3, 1);
     if (p->m == 4)
