@@ -66,7 +66,7 @@ LOW, HIGH = 0x33333333, 0x11111111
 
 def _three_of_four(words: Tensor) -> Tensor:
     """Words [tiles, 2 blocks, 32, 4] of codes below 8 in [tiles, blocks, 192]."""
-    halves = words.unflatten(1, (-1, 2))
+    halves = words.view(len(words), -1, 2, 32, 4)
     low = (halves[..., 0::2] & LOW) | (halves[..., 1::2] & LOW) << 2
     high = torch.zeros_like(halves[..., 0])
     for i in range(4):
@@ -76,8 +76,9 @@ def _three_of_four(words: Tensor) -> Tensor:
 
 def _four_of_three(words: Tensor) -> Tensor:
     """The inverse of `_three_of_four`."""
-    low = words[..., :128].unflatten(-1, (32, 2, 2)).transpose(2, 3)
-    high = words[..., 128:].unflatten(-1, (32, 2)).transpose(2, 3)
+    tiles, blocks = words.shape[:2]
+    low = words[..., :128].reshape(tiles, blocks, 32, 2, 2).transpose(2, 3)
+    high = words[..., 128:].reshape(tiles, blocks, 32, 2).transpose(2, 3)
     four = [(low[..., i // 2] >> i % 2 * 2 & LOW) | (high >> i & HIGH) << 2 for i in range(4)]
     return torch.stack(four, dim=-1).flatten(1, 2)
 
