@@ -92,7 +92,9 @@ def peers(q: QuantizedTensor, packed: list[dict[str, Tensor]], x: Tensor, device
 
 def dequantized_product(x: Tensor, w: dict[str, Tensor], spec: WeightSpec) -> Tensor:
     """What our operator does with more rows than its own product takes."""
-    weight = _cuda.dequantized(w["words"], w["pairs"], spec.out_features, spec.in_features, GROUP_SIZE, x.dtype)
+    weight = _cuda.dequantized(
+        w["words"], w["pairs"], spec.bits, spec.out_features, spec.in_features, GROUP_SIZE, x.dtype
+    )
     return F.linear(x, weight)
 
 
@@ -107,7 +109,8 @@ def variants_of(
         if time.monotonic() > deadline and rows:
             break
         calls = [
-            partial(_cuda.product, x, w["words"], w["pairs"], spec.out_features, GROUP_SIZE, config) for w in packed
+            partial(_cuda.product, x, w["words"], w["pairs"], spec.bits, spec.out_features, GROUP_SIZE, config)
+            for w in packed
         ]
         error = ((calls[0]().double() - exact).norm() / exact.norm()).item()
         timer = timing.prepared(calls, device)

@@ -217,7 +217,7 @@ def backends() -> st.SearchStrategy[list[dict[str, Any]]]:
         "fp16": {},
         "int4": {
             "group_size": st.sampled_from([-1, 0, 1, 128]),
-            "bits": st.sampled_from([4, 8]),
+            "bits": st.sampled_from([3, 4, 8]),
             "checkpoint": paths,
             "symmetric": st.booleans(),
         },

@@ -90,12 +90,12 @@ def test_without_a_compiler_it_is_said_which(quantized: LoadedModel, monkeypatch
         TorchEngine(quantized).decode_mode("compiled")
 
 
-@pytest.mark.parametrize(("rows", "columns", "group_size"), [(48, 128, 64), (33, 100, -1)])
-def test_the_operator_of_the_cpu_kernel_makes_what_it_says(rows: int, columns: int, group_size: int) -> None:
+@pytest.mark.parametrize(("rows", "columns", "bits", "group_size"), [(48, 128, 4, 64), (33, 100, 3, -1)])
+def test_the_operator_of_the_cpu_kernel_makes_what_it_says(rows: int, columns: int, bits: int, group_size: int) -> None:
     """What torch.compile relies on: shapes, dtypes and strides as announced, arguments left alone."""
-    linear = QuantLinear(quantize(torch.randn(rows, columns), group_size=group_size), kernel="cpu")
+    linear = QuantLinear(quantize(torch.randn(rows, columns), bits=bits, group_size=group_size), kernel="cpu")
     x = torch.randn(3, columns)
-    arguments = (x, *linear.packed().values(), rows, linear.spec.group_columns)
+    arguments = (x, *linear.packed().values(), bits, rows, linear.spec.group_columns)
     torch.library.opcheck(w4a16_cpu, arguments)
     assert torch.equal(w4a16_cpu(*arguments), linear(x))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qbench.int4 import QuantizedTensor, QuantLinear, dequantize, fit, native, quantize, quantize_model
-from qbench.int4.pack import PER_BYTE, pack, unpack
+from qbench.int4.pack import BITS, pack, row_bytes, unpack
 from qbench.int4.quantizer import PER_ROW, PER_TENSOR, Search
 from tests.support.levels import tolerance
 
@@ -64,7 +64,7 @@ def test_weights_become_the_nearest_value_of_their_group(
 ) -> None:
     weight = gaussian(5, columns, seed=columns) + 0.2
     q = quantize(weight, bits=bits, group_size=group_size, symmetric=symmetric, search=search)
-    assert q.qweight.shape == (5, -(-columns // PER_BYTE[bits]))
+    assert q.qweight.shape == (5, row_bytes(columns, bits))
     check_nearest(weight, q)
 
 
@@ -98,10 +98,11 @@ def test_short_last_group_has_its_own_scale() -> None:
 
 
 def test_effective_bits() -> None:
-    """4 + (16 + 16) / 128, against NF4's 4 + 32 / 64; 4 + 16 / 128 without offsets."""
+    """4 + (16 + 16) / 128, against NF4's 4 + 32 / 64; 4 + 16 / 128 without offsets. 3 bits are no more than 3."""
     weight = gaussian(64, 1024)
     assert quantize(weight).nbytes * 8 / weight.numel() == 4.25
     assert quantize(weight, symmetric=True).nbytes * 8 / weight.numel() == 4.125
+    assert quantize(weight, bits=3).nbytes * 8 / weight.numel() == 3.25
 
 
 def test_gaussian_weights_lose_what_theory_says() -> None:
@@ -218,7 +219,7 @@ def test_what_cannot_be_quantized_is_refused(weight: torch.Tensor, options: dict
 
 
 @given(
-    bits=st.sampled_from(sorted(PER_BYTE)),
+    bits=st.sampled_from(BITS),
     rows=st.integers(1, 5),
     columns=st.integers(1, 70),
     seed=st.integers(0, 2**32 - 1),
@@ -228,14 +229,17 @@ def test_packing_loses_nothing_and_puts_the_first_column_lowest(bits: int, rows:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 1 << bits, (rows, columns), dtype=torch.uint8, generator=generator)
     packed = pack(codes, bits)
-    assert packed.shape == (rows, -(-columns // PER_BYTE[bits]))
-    assert torch.equal(packed[:, 0] & ((1 << bits) - 1), codes[:, 0])
+    assert packed.shape == (rows, row_bytes(columns, bits))
+    stream = np.unpackbits(packed.numpy(), axis=1, bitorder="little")
+    assert not stream[:, columns * bits :].any()
+    found = stream[:, : columns * bits].reshape(rows, columns, bits) @ (1 << np.arange(bits))
+    assert np.array_equal(found, codes.numpy())
     assert torch.equal(unpack(packed, columns, bits), codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 8])
 def test_linear_multiplies_by_the_dequantized_weight(dtype: torch.dtype, bias: bool, bits: int) -> None:
     linear = nn.Linear(200, 24, bias=bias).to(dtype)
     layer = QuantLinear.from_linear(linear, bits=bits, group_size=64)

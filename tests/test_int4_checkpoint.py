@@ -86,7 +86,7 @@ def test_it_is_what_quantizing_while_loading_gives(tmp_path: Path, make, tied: b
 
 @hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    bits=st.sampled_from([4, 8]),
+    bits=st.sampled_from([3, 4, 8]),
     group_size=st.sampled_from([-1, 0, 1, 31, 48, 64, 1000]),
     symmetric=st.booleans(),
     search=st.sampled_from(["none", "mse"]),
@@ -304,7 +304,7 @@ def test_a_new_checkpoint_takes_the_place_of_the_old_one(source: Path, copy: Pat
 @given(
     rows=st.integers(1, 9),
     columns=st.integers(1, 70),
-    bits=st.sampled_from([4, 8]),
+    bits=st.sampled_from([3, 4, 8]),
     group_size=st.sampled_from([-1, 0, 1, 7, 32, 64]),
     symmetric=st.booleans(),
 )

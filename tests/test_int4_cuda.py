@@ -64,16 +64,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cuda")
 
 
-def weight_of(outputs: int, columns: int, group_size: int, dtype: torch.dtype) -> QuantizedTensor:
-    return quantize(torch.randn(outputs, columns).to(dtype), group_size=group_size or -1, search="none")
+def weight_of(outputs: int, columns: int, group_size: int, dtype: torch.dtype, bits: int = 4) -> QuantizedTensor:
+    return quantize(torch.randn(outputs, columns).to(dtype), bits=bits, group_size=group_size or -1, search="none")
 
 
 def product(folder: Path, config: Variant, x: torch.Tensor, q: QuantizedTensor, group: int, seed: int) -> torch.Tensor:
     packed, spec = cuda.pack(q), WeightSpec.of(q)
-    macros = {"BFLOAT": int(x.dtype == torch.bfloat16), "GROUP": group} | config.macros
+    macros = {"BITS": q.bits, "BFLOAT": int(x.dtype == torch.bfloat16), "GROUP": group} | config.macros
     library = built(folder, config.source, macros)
     rows, columns = x.shape
-    blocks = packed["words"].shape[1] // 2
+    blocks = -(-columns // 128)
     grid = (-(-spec.out_features // config.outputs), min(config.splits, blocks), -(-rows // config.rows))
     y = torch.full((rows, spec.out_features), float("nan"), dtype=x.dtype)
     parts = torch.full((grid[1], rows, spec.out_features), float("nan"))
@@ -100,27 +100,36 @@ def test_every_variant_against_float64(folder: Path, config: Variant, dtype: tor
         assert ((y.double() - exact).norm() / exact.norm()).item() < TOLERANCE[dtype]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("group_size", GROUPS)
-@pytest.mark.parametrize("source", ["product", "wgmma"])
-def test_every_group_size_against_float64(folder: Path, source: str, group_size: int) -> None:
+QUICK = (("product", 64, 3), ("wgmma", 0, 3))
+EVERY = [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.long)
+    for case in itertools.product(("product", "wgmma"), GROUPS, (3, 4))
+]
+
+
+@pytest.mark.parametrize(("source", "group_size", "bits"), EVERY)
+def test_every_group_size_against_float64(folder: Path, source: str, group_size: int, bits: int) -> None:
     torch.manual_seed(1)
     config = Variant(source, 1, 2, 1, 2, 1, 1)
-    q = weight_of(32, 656, group_size, torch.float16)
+    q = weight_of(32, 656, group_size, torch.float16, bits)
     x = torch.randn(5, 656).half()
     exact = x.double() @ dequantize(q, torch.float64).T
     y = product(folder, config, x, q, GROUPS[group_size], seed=1)
     assert ((y.double() - exact).norm() / exact.norm()).item() < TOLERANCE[torch.float16]
 
 
-@pytest.mark.parametrize(("shape", "dtype"), by_turns([(32, 160), (64, 136), (128, 300), (0, 129)]), ids=named)
-def test_dequantized_with_one_rounding(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> None:
-    group_size, columns = shape
-    q = weight_of(21, columns, group_size, dtype)
+WEIGHTS = [(32, 160, 4), (64, 136, 4), (128, 300, 4), (0, 129, 4), (32, 160, 3), (128, 300, 3)]
+"""(group_size, columns, bits)"""
+
+
+@pytest.mark.parametrize(("shape", "dtype"), by_turns(WEIGHTS), ids=named)
+def test_dequantized_with_one_rounding(folder: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    group_size, columns, bits = shape
+    q = weight_of(21, columns, group_size, dtype, bits)
     packed, spec = cuda.pack(q), WeightSpec.of(q)
-    macros = {"BFLOAT": int(dtype == torch.bfloat16), "GROUP": GROUPS[group_size]}
+    macros = {"BITS": bits, "BFLOAT": int(dtype == torch.bfloat16), "GROUP": GROUPS[group_size]}
     out = torch.full((21, columns), float("nan"), dtype=dtype)
-    blocks = packed["words"].shape[1] // 2
+    blocks = -(-columns // 128)
     tensors = (packed["words"], packed["pairs"], out)
     built(folder, "dequantize", macros).run(
         *map(ctypes.c_int, (1, blocks)),
@@ -132,16 +141,17 @@ def test_dequantized_with_one_rounding(folder: Path, shape: tuple[int, int], dty
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [32, 128, -1, 0])
-def test_unpack_gives_the_weight_back(group_size: int, symmetric: bool) -> None:
-    q = quantize(torch.randn(37, 200), group_size=group_size, symmetric=symmetric, search="none")
+@pytest.mark.parametrize("bits", [3, 4])
+def test_unpack_gives_the_weight_back(bits: int, group_size: int, symmetric: bool) -> None:
+    q = quantize(torch.randn(37, 200), bits=bits, group_size=group_size, symmetric=symmetric, search="none")
     again = cuda.unpack(cuda.pack(q), WeightSpec.of(q))
     assert again.tensors().keys() == q.tensors().keys()
     for name, tensor in q.tensors().items():
         assert torch.equal(again.tensors()[name], tensor)
 
 
-TYPES = tuple(itertools.product((0, 1), (32, 64, 128, 0)))
-"""Whether values are bfloat16, and the group's macro."""
+TYPES = tuple(itertools.product((0, 1), (32, 64, 128, 0), (4, 3)))
+"""Whether values are bfloat16, the group's macro, and bits."""
 
 
 def launched(architecture: str) -> list[Variant]:
@@ -158,11 +168,11 @@ def test_what_a_run_launches_compiles(architecture: str, every: bool) -> None:
     """Each variant for one of the types by turns, or for all of them."""
     pytest.importorskip("cuda.bindings")
     for number, config in enumerate(launched(architecture)):
-        for bfloat, group in TYPES if every else TYPES[3 * number % 8 :][:1]:
-            macros = {"BFLOAT": bfloat, "GROUP": group} | config.macros
+        for bfloat, group, bits in TYPES if every else TYPES[3 * number % 16 :][:1]:
+            macros = {"BITS": bits, "BFLOAT": bfloat, "GROUP": group} | config.macros
             assert nvrtc.compiled(f"{config.source}.cu", architecture, macros)
-    for bfloat, group in TYPES if every else TYPES[2:3]:
-        assert nvrtc.compiled("dequantize.cu", architecture, {"BFLOAT": bfloat, "GROUP": group})
+    for bfloat, group, bits in TYPES if every else TYPES[2:4]:
+        assert nvrtc.compiled("dequantize.cu", architecture, {"BITS": bits, "BFLOAT": bfloat, "GROUP": group})
 
 
 def test_it_is_for_cuda() -> None:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(16, 32), (40, 65), (5, 7), (33, 256), (100, 1000), (300, 1088)]
+LEVELS_AND_BITS = [(level, bits) for level in levels() for bits in (3, 4, 8) if bits != 8 or level != "generic"]
 ROWS = [1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 33, 64, 65, 95, 96, 130, 600]
 
 compiled = pytest.mark.skipif(native.library() is None, reason="the C library was not compiled here")
@@ -46,34 +47,25 @@ def error(name: str, q: QuantizedTensor, m: int, dtype: torch.dtype) -> float:
 
 
 @compiled
-@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(("level", "bits"), LEVELS_AND_BITS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_c_products(level: str, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
-    for group_size, symmetric, scales in ((128, False, torch.bfloat16), (32, True, torch.float16)):
-        q = random_weight(*shape, group_size=group_size, symmetric=symmetric, scale_dtype=scales)
-        worst = max(error("cpu", q, m, dtype) for m in ROWS)
-        assert worst < tolerance(dtype)
-
-
-@compiled
-@pytest.mark.parametrize("level", levels()[1:])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_c_products_of_8_bits(
-    level: str, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_c_products(
+    level: str, bits: int, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
-    for group_size, symmetric, scales in ((128, False, torch.bfloat16), (PER_ROW, True, torch.float16)):
-        q = random_weight(*shape, bits=8, group_size=group_size, symmetric=symmetric, scale_dtype=scales)
-        assert max(error("cpu", q, m, dtype) for m in ROWS) < max(2e-4, tolerance(dtype))
+    integers = bits != 4 and level != "generic"
+    for group_size, symmetric, scales in (
+        (128, False, torch.bfloat16),
+        (PER_ROW if bits == 8 else 32, True, torch.float16),
+    ):
+        q = random_weight(*shape, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scales)
+        worst = max(error("cpu", q, m, dtype) for m in ROWS)
+        assert worst < max(2e-4 if integers else 0, tolerance(dtype))
 
 
 @compiled
-@pytest.mark.parametrize(
-    ("level", "bits"), [(level, bits) for level in levels() for bits in (4, 8) if bits == 4 or level != "generic"]
-)
+@pytest.mark.parametrize(("level", "bits"), LEVELS_AND_BITS)
 @pytest.mark.parametrize("code", [0, -1])
 def test_sums_of_the_largest_codes_and_activations_are_exact(
     level: str, bits: int, code: int, monkeypatch: pytest.MonkeyPatch
@@ -90,20 +82,22 @@ def test_sums_of_the_largest_codes_and_activations_are_exact(
 
 
 @compiled
-@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(("level", "bits"), [pair for pair in LEVELS_AND_BITS if pair[1] != 8])
 @pytest.mark.parametrize("group_size", [64, 96, 160, PER_ROW, PER_TENSOR])
-def test_c_products_by_group_size(level: str, group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_products_by_group_size(level: str, bits: int, group_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
-    q = random_weight(48, 416, group_size=group_size)
+    q = random_weight(48, 416, bits=bits, group_size=group_size)
     assert max(error("cpu", q, m, torch.bfloat16) for m in (1, 6, 20, 100, 1600)) < tolerance(torch.bfloat16)
 
 
 @compiled
-@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize(("level", "bits"), [pair for pair in LEVELS_AND_BITS if pair[1] != 8])
 @pytest.mark.parametrize("m", [1, 4, 20, 100])
-def test_activations_that_are_not_finite_are_not_hidden(level: str, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_that_are_not_finite_are_not_hidden(
+    level: str, bits: int, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
-    q = random_weight(32, 256)
+    q = random_weight(32, 256, bits=bits)
     chosen, spec = kernel("cpu"), WeightSpec.of(q)
     for bad in (float("nan"), float("inf")):
         x = torch.randn(m, 256).bfloat16()
@@ -154,7 +148,7 @@ def test_aten_products(bits: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [64, PER_ROW, PER_TENSOR])
 @pytest.mark.parametrize("columns", [64, 128, 192, 257])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 8])
 def test_repacking_loses_nothing(symmetric: bool, group_size: int, columns: int, bits: int) -> None:
     q = random_weight(1035 if bits == 8 else 48, columns, bits=bits, group_size=group_size, symmetric=symmetric)
     spec = WeightSpec.of(q)
@@ -171,6 +165,8 @@ def test_the_first_kernel_that_serves_is_chosen() -> None:
     chosen = choose(WeightSpec.of(random_weight(32, 128)), CPU)
     assert chosen.name == ("cpu" if native.library() else "aten")
     assert choose(WeightSpec.of(random_weight(32, 128, bits=2)), CPU).name == "reference"
+    three = WeightSpec.of(random_weight(32, 128, bits=3))
+    assert choose(three, CPU).name == ("cpu" if native.library() else "reference")
     head = random_weight(32, 128, bits=8, group_size=PER_ROW, symmetric=True)
     assert choose(WeightSpec.of(head), CPU).name == ("cpu" if len(levels()) > 1 else "aten")
 
@@ -188,9 +184,10 @@ def test_8_bits_need_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "options", "words"),
     [
         ("cpu", {"group_size": 20}, "kernel cpu needs a group_size that is a multiple of 32, not 20"),
-        ("cpu", {"bits": 2}, "kernel cpu multiplies 4 and 8 bits, not 2"),
+        ("cpu", {"bits": 2}, "kernel cpu multiplies 3, 4 and 8 bits, not 2"),
         ("aten", {"group_size": 96}, "kernel aten needs whole groups"),
         ("aten", {"bits": 8}, "only where they are symmetric"),
+        ("aten", {"bits": 3}, "kernel aten multiplies 4 and 8 bits, not 3"),
         ("fast", {}, "kernel must be auto or one of cuda, triton, cpu, aten, reference, not 'fast'"),
     ],
 )

@@ -65,7 +65,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 8])
 def test_mlx_reads_the_values_that_our_codes_stand_for(bits: int, symmetric: bool) -> None:
     import mlx.core as mx
 
@@ -73,8 +73,8 @@ def test_mlx_reads_the_values_that_our_codes_stand_for(bits: int, symmetric: boo
     ours = quantize(weight, bits=bits, group_size=32, symmetric=symmetric, scale_dtype=torch.float16)
     parts = {name: mx.array(part.numpy()) for name, part in mlx.affine(ours, torch.float32).items()}
     values = mx.dequantize(parts["weight"], parts["scales"], parts["biases"], group_size=32, bits=bits)
-    codes = ours.qweight.numpy()
-    codes = np.stack([codes & 15, codes >> 4], -1).reshape(6, 128) if bits == 4 else codes
+    stream = np.unpackbits(ours.qweight.numpy(), axis=1, bitorder="little")
+    codes = stream.reshape(6, 128, bits) @ (1 << np.arange(bits))
     scales = np.repeat(ours.scales.double().numpy(), 32, 1)
     zeros = 0 if ours.zeros is None else np.repeat(ours.zeros.double().numpy(), 32, 1)
     np.testing.assert_allclose(np.array(values), scales * (codes.astype(float) - 2 ** (bits - 1)) + zeros, atol=1e-5)

@@ -79,13 +79,22 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     native.level.cache_clear()
 
 
-@pytest.mark.parametrize("level", levels(), indirect=True)
-@pytest.mark.usefixtures("level")
-def test_int4s_weights_and_peak_are_predicted_at_every_level(folder: Path) -> None:
-    backend = Int4(group_size=32)
+def assert_int4_is_predicted(folder: Path, backend: Int4) -> None:
     loaded = int4.load(options(folder), backend, None)
     target = Target("cpu", 2, environment.detect().cpu_features)
     assert_predicted(loaded, Prediction(architecture(folder), backend, replace(target, kernel=loaded.kernel)))
+
+
+@pytest.mark.parametrize("level", levels(), indirect=True)
+@pytest.mark.usefixtures("level")
+def test_int4s_weights_and_peak_are_predicted_at_every_level(folder: Path) -> None:
+    assert_int4_is_predicted(folder, Int4(group_size=32))
+
+
+@pytest.mark.parametrize("level", levels(), indirect=True)
+@pytest.mark.usefixtures("level")
+def test_those_of_3_bits_too(tiny_llama: Path) -> None:
+    assert_int4_is_predicted(tiny_llama, Int4(bits=3, group_size=64))
 
 
 @pytest.mark.parametrize(
@@ -94,10 +103,11 @@ def test_int4s_weights_and_peak_are_predicted_at_every_level(folder: Path) -> No
         Int4(group_size=32, symmetric=True),
         Int4(group_size=-1),
         Int4(bits=8, group_size=32, symmetric=True),
+        Int4(bits=3, group_size=64),
         Int4(group_size=32, lm_head="int8"),
         Int4(group_size=32, kernel="reference"),
     ],
-    ids=["symmetric", "rows", "8 bits", "head", "reference"],
+    ids=["symmetric", "rows", "8 bits", "3 bits", "head", "reference"],
 )
 def test_int4s_options_are_counted(tiny_llama: Path, backend: Int4) -> None:
     loaded = int4.load(options(tiny_llama), backend, None)

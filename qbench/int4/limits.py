@@ -18,7 +18,7 @@ def dequantize_from(level: str, bits: int, bfloat16: bool) -> int | None:
 
     `level` is one of `native.LEVELS`. None where they never are: products of 16-bit integers beat those in float32.
     """
-    if bits == 8 or level == "avx2" or (level == "avx512" and bfloat16):
+    if bits == 8 or (bits == 3 and level != "generic") or level == "avx2" or (level == "avx512" and bfloat16):
         return None
     return 1536 if level == "amx" and bfloat16 else 64
 

@@ -46,15 +46,16 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the functions' arguments: else it would cut pointers and sizes to 32 bits."""
     pointer, size, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
     weight = ctypes.POINTER(Weight)
-    lib.qint4_pack.argtypes = [pointer, size, size, size, pointer]
-    lib.qint4_unpack.argtypes = [pointer, size, size, size, pointer]
+    repack = (lib.qint4_pack, lib.qint4_unpack, lib.qint4_pack_3, lib.qint4_unpack_3)
+    for function in repack:
+        function.argtypes = [pointer, size, size, size, pointer]
     lib.qint4_matmul.argtypes = [weight, number, pointer, pointer, size, number, size, number]
     lib.qint4_dequantize.argtypes = [weight, number, size, size, number, pointer, number]
     lib.qint4_fit.argtypes = [
         *(number, pointer, size, size, number, number, number, pointer, number, number),
         *(pointer, pointer, pointer, pointer, number),
     ]
-    for function in (lib.qint4_pack, lib.qint4_unpack, lib.qint4_dequantize, lib.qint4_fit):
+    for function in (*repack, lib.qint4_dequantize, lib.qint4_fit):
         function.restype = None
     return lib
 

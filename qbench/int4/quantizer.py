@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qbench.int4 import fit
-from qbench.int4.pack import PER_BYTE, pack, unpack
+from qbench.int4.pack import BITS, pack, unpack
 
 PER_ROW = -1
 """The group size that means a whole row."""
@@ -38,7 +38,7 @@ class QuantizedTensor:
     """A quantized weight of `shape` [out_features, in_features]."""
 
     qweight: Tensor
-    """uint8 [out_features, ceil(in_features / codes a byte)], see `qbench.int4.pack`."""
+    """uint8 [out_features, row_bytes(in_features, bits)], see `qbench.int4.pack`."""
     scales: Tensor
     """float16 or bfloat16 [out_features, groups]; [1, 1] with one scale for the whole tensor."""
     zeros: Tensor | None
@@ -134,8 +134,8 @@ def check(weight: Tensor, bits: int, group_size: int, search: str, name: str) ->
     """
     if weight.ndim != 2 or not weight.numel():
         raise ValueError(f"{name}: expected [out_features, in_features], got shape {tuple(weight.shape)}")
-    if bits not in PER_BYTE:
-        raise ValueError(f"{name}: bits must be one of {', '.join(map(str, PER_BYTE))}, not {bits}")
+    if bits not in BITS:
+        raise ValueError(f"{name}: bits must be one of {', '.join(map(str, BITS))}, not {bits}")
     if group_size < PER_ROW:
         raise ValueError(f"{name}: group_size must be positive, -1 for a row or 0 for the tensor, not {group_size}")
     if search not in ("none", "mse"):

@@ -3,8 +3,9 @@
 A folder like a Hugging Face model's: config.json, tokenizer files, safetensors shards and their index. A linear `L`
 [out_features, in_features] of the blocks, with b bits in groups of g columns, is stored as
 
-    L.qweight  uint8 [out_features, ceil(in_features / n)]: n = 2 codes a byte of 4 bits, the first column in the low
-               half; n = 1 code of 8 bits
+    L.qweight  uint8 [out_features, n], a row being a stream of bits: column c is in the bits b c ... b c + b - 1 of it,
+               from the lowest bit of the first byte on. n = ceil(in_features / 2) for 4 bits, in_features for 8, and
+               3 ceil(in_features / 8) for 3
     L.scales   float16 or bfloat16 [out_features, ceil(in_features / g)]; g = -1: one a row; g = 0: [1, 1]
     L.zeros    as L.scales; none where weights are symmetric
 
@@ -30,7 +31,7 @@ from qbench.backends.int4.options import Int4
 from qbench.backends.int4.shards import read_header
 from qbench.backends.int4.stream import Assembly, QuantizeOne, source_tensors
 from qbench.errors import QbenchError
-from qbench.int4.pack import PER_BYTE
+from qbench.int4.pack import row_bytes
 from qbench.int4.quantizer import PER_TENSOR, QuantizedTensor, group_columns
 from qbench.model.content import file_hash, fingerprint
 from qbench.model.load import LoadOptions
@@ -134,7 +135,7 @@ def part_shapes(shape: torch.Size, manifest: Manifest) -> dict[str, torch.Size]:
     groups = -(-columns // group_columns(columns, manifest.group_size))
     scales = torch.Size((1, 1) if manifest.group_size == PER_TENSOR else (rows, groups))
     zeros = {} if manifest.symmetric else {"zeros": scales}
-    return {"qweight": torch.Size((rows, -(-columns // PER_BYTE[manifest.bits]))), "scales": scales, **zeros}
+    return {"qweight": torch.Size((rows, row_bytes(columns, manifest.bits))), "scales": scales, **zeros}
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:

@@ -25,7 +25,7 @@ class Manifest(BaseModel):
 
     quant_method: Literal["qbench_int4"] = METHOD
     format_version: int = FORMAT_VERSION
-    bits: Literal[4, 8]
+    bits: Literal[3, 4, 8]
     group_size: GroupSize | Literal[0]
     symmetric: bool
     search: Literal["mse", "none"]

@@ -16,14 +16,14 @@ from qbench.int4 import limits
 
 
 class Int4(Backend):
-    """The project's own INT4: group-wise integers with a scale and an offset each, two codes a byte."""
+    """The project's own INT4: integers of 3, 4 or 8 bits in groups with a scale and an offset each."""
 
-    title: ClassVar[str] = "qbench's own 4- or 8-bit integers in groups"
+    title: ClassVar[str] = "qbench's own 3-, 4- or 8-bit integers in groups"
     proposed: ClassVar[bool] = True
     color: ClassVar[str | None] = "#0072b2"
     quantization: ClassVar[tuple[str, ...]] = ("bits", "group_size", "symmetric", "search", "calibrated")
     kind: Literal["int4"] = "int4"
-    bits: Literal[4, 8] = 4
+    bits: Literal[3, 4, 8] = 4
     group_size: GroupSize | Literal[0] = Field(
         default=128, description="weights that share a scale and an offset; 0: the whole tensor"
     )
@@ -79,8 +79,8 @@ class Int4(Backend):
         if target.kernel or self.kernel != "auto":
             return target.kernel or self.kernel
         if target.device == "cuda":
-            return "cuda" if self.bits == 4 else "reference"
-        return "cpu" if self.bits == 4 or _cpu_level(target) != "generic" else "reference"
+            return "reference" if self.bits == 8 else "cuda"
+        return "cpu" if self.bits != 8 or _cpu_level(target) != "generic" else "reference"
 
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         # The fast kernels hold an offset beside each scale, also where it is zero.

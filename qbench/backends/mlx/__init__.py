@@ -1,8 +1,8 @@
 """Our INT4 in MLX: the weights of `qbench.int4` in mlx-lm's models and MLX's own quantized product.
 
 MLX's affine form of a weight is scales · q + biases with codes q; ours is scales (q - 8) + zeros with the same codes.
-So biases = zeros - 8 scales (128 scales with 8 bits), computed in float32 and rounded once to the dtype of the scales,
-and eight codes of 4 bits stand in a uint32 in the order in which ours stand in bytes.
+So biases = zeros - 8 scales (4 scales with 3 bits, 128 scales with 8), computed in float32 and rounded once to the
+dtype of the scales, and codes stand in uint32 as a stream of bits, in the order in which ours stand in bytes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Mlx(Backend):
     hub_library: ClassVar[str] = "mlx"
     engine: ClassVar[Engine] = "mlx"
     kind: Literal["mlx"] = "mlx"
-    bits: Literal[4, 8] = 4
+    bits: Literal[3, 4, 8] = 4
     group_size: Literal[32, 64, 128] = Field(default=128, description="weights that share a scale and an offset")
     symmetric: bool = Field(default=False, description="scales only; the offsets that MLX stores follow from them")
     search: Literal["mse", "none"] = Field(

@@ -11,11 +11,13 @@ static void dequantize_generic(const Weight *w, ptrdiff_t tile, int to_bf16, voi
         float s[ROWS], z[ROWS];
         load_scales(w, scales, s);
         load_scales(w, scales + ROWS, z);
-        const uint32_t *words = w->words + (tile * w->kp + k) / BLOCK * ROWS;
+        const uint32_t *words = words_at(w, tile, k);
         for (int row = 0; row < ROWS; row++)
             for (int i = 0; i < K_ALIGN; i++) {
-                int code = (int)(words[i / BLOCK * ROWS + row] >> 4 * nibble[i % BLOCK] & 15);
-                float value = s[row] * (float)(code - 8) + z[row];
+                const uint32_t *of_row = words + row;
+                uint32_t code = w->bits == 3 ? CODE_OF_3(of_row[0], of_row[ROWS], of_row[2 * ROWS], i)
+                                             : of_row[i / BLOCK * ROWS] >> 4 * nibble[i % BLOCK] & 15;
+                float value = s[row] * (float)((int)code - middle_of(w)) + z[row];
                 ptrdiff_t at = row * w->kp + k + i;
                 if (to_bf16) ((uint16_t *)out)[at] = float_to_bf16(value);
                 else ((float *)out)[at] = value;

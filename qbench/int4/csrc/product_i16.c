@@ -1,13 +1,14 @@
-/* Activations as 16-bit integers, for AVX2's products of pairs, by codes of 4 or 8 bits.
+/* Activations as 16-bit integers, for AVX2's products of pairs, by codes of 3, 4 or 8 bits.
 
    In every segment of a row, x = step * i with step a power of two and |i| <= 2^15. A bfloat16 has 8 significant bits, so
    whatever is at least 1/256 of the segment's largest is exact; a float32 is rounded by at most 2^-15 of the largest. With
-   the codes q as unsigned nibbles, or as bytes less 128 and no middle,
+   the codes q as unsigned numbers, or as bytes less 128 and no middle,
 
        y = s step (sum(q i) - middle sum(i)) + z step sum(i)
 
    whose sums are exact in 32 bits. A word's nibbles are in the order 0 2 4 6 1 3 5 7, so that shifting it by 4 p and masking
-   it leaves the columns (2 p, 2 p + 1), the pair that one instruction multiplies and adds. Bytes lie in pairs as they are.
+   it leaves the columns (2 p, 2 p + 1), the pair that one instruction multiplies and adds. So do codes of 3 bits, a block
+   of 32 columns at a time. Bytes lie in pairs as they are.
 
    The integers lie as [kp / 8][m][8]: what a block of the weight meets is together. */
 #include "qint4.h"
@@ -111,13 +112,41 @@ INLINE __m256i eight_rows(const int8_t *pairs)
     return _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)pairs));
 }
 
-/* The pair of columns c of a block. */
-INLINE Whole codes_of(const uint8_t *block, int bits, int c)
+/* Columns of a block that is taken apart at a time. */
+INLINE int columns_of(int bits) { return bits == 3 ? K_ALIGN : BLOCK; }
+
+/* A shift and a mask for every code of 3 bits take longer, with one row of x, than the bytes that they save. With several
+   places, some codes are left where they lie, times 8^place, and summed apart. The largest such sum, of 32 codes of at most
+   7 * 64 by |i| <= 2^15 in a segment, is below 2^29. */
+enum { PLACES = 3 };
+INLINE int places_of(int bits, int m) { return bits == 3 && m <= 2 ? PLACES : 1; }
+INLINE int place_of(int c, int places) { return places == 1 ? 0 : c == 15 ? 2 : c % 5 % 3; }
+
+INLINE __m256i bits_of(__m256i words, int shift, int mask)
 {
+    if (shift) words = _mm256_srli_epi16(words, shift);
+    return _mm256_and_si256(words, _mm256_set1_epi16((short)mask));
+}
+
+/* The pair of columns c of 3 bits, of 8 rows, times 8^place; the words of the other 8 lie between theirs. */
+INLINE __m256i pairs_of_3(const __m256i *block, int c, int places)
+{
+    const int place = place_of(c, places), at = 3 * place;
+    if (c < 15) return bits_of(_mm256_load_si256(block + c / 5 * 2), c % 5 * 3 - at, 7 << at);
+    __m256i first = bits_of(_mm256_load_si256(block), 15 - at, 1 << at);
+    __m256i second = bits_of(_mm256_load_si256(block + 2), 14 - at, 2 << at);
+    return _mm256_or_si256(_mm256_or_si256(first, second), bits_of(_mm256_load_si256(block + 4), 13 - at, 4 << at));
+}
+
+/* The pair of columns c of a block. */
+INLINE Whole codes_of(const uint8_t *block, int bits, int c, int places)
+{
+    const __m256i *halves = (const __m256i *)block;
+    if (bits == 3) return (Whole){pairs_of_3(halves, c, places), pairs_of_3(halves + 1, c, places)};
     const int8_t *bytes = (const int8_t *)block + c * 2 * ROWS;
     if (bits == 8) return (Whole){eight_rows(bytes), eight_rows(bytes + ROWS)};
     const __m256i mask = _mm256_set1_epi16(15);
-    __m256i low = _mm256_load_si256((const __m256i *)block), high = _mm256_load_si256((const __m256i *)block + 1);
+    __m256i low = _mm256_load_si256(halves), high = _mm256_load_si256(halves + 1);
     if (c) low = _mm256_srli_epi16(low, 4 * c), high = _mm256_srli_epi16(high, 4 * c);
     if (c == PAIRS - 1) return (Whole){low, high};
     return (Whole){_mm256_and_si256(low, mask), _mm256_and_si256(high, mask)};
@@ -125,8 +154,8 @@ INLINE Whole codes_of(const uint8_t *block, int bits, int c)
 
 INLINE void prefetch(const uint8_t *block, int bits)
 {
-    _mm_prefetch((const char *)block + AHEAD, _MM_HINT_T0);
-    if (bits == 8) _mm_prefetch((const char *)block + AHEAD + 64, _MM_HINT_T0);
+    for (int i = 0; i < columns_of(bits) * ROWS * bits / 8; i += 64)
+        _mm_prefetch((const char *)block + AHEAD + i, _MM_HINT_T0);
 }
 
 /* total + s step (sum(q i) - middle sum(i)) + z step sum(i), of the segment g of a row of x. */
@@ -134,7 +163,7 @@ INLINE void add_scaled(const Product *p, ptrdiff_t row, ptrdiff_t g, Whole sum, 
 {
     float step = p->steps[row * p->segments + g];
     int integers = p->integer_sums[row * p->segments + g];
-    __m256i middle = _mm256_set1_epi32(p->w.bits == 4 ? 8 * integers : 0);
+    __m256i middle = _mm256_set1_epi32(p->w.bits == 8 ? 0 : middle_of(&p->w) * integers);
     __m256 steps = _mm256_set1_ps(step), all = _mm256_set1_ps(step * (float)integers);
     __m256 low = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.low, middle)));
     __m256 high = _mm256_mul_ps(steps, _mm256_cvtepi32_ps(_mm256_sub_epi32(sum.high, middle)));
@@ -157,33 +186,47 @@ INLINE void store(const Product *p, ptrdiff_t row, ptrdiff_t tile, Real total)
 static const Whole NO_WHOLE;
 static const Real NO_REAL;
 
+INLINE Whole sum_of_places(const Whole *sums, int places)
+{
+    Whole sum = sums[0];
+    for (int place = 1; place < places; place++) {
+        sum.low = _mm256_add_epi32(sum.low, _mm256_srai_epi32(sums[place].low, 3 * place));
+        sum.high = _mm256_add_epi32(sum.high, _mm256_srai_epi32(sums[place].high, 3 * place));
+    }
+    return sum;
+}
+
 /* Some tiles, side by side, for up to DIRECT rows of x; `bits`, `m` and `tiles` are constants after inlining. Codes go
    straight into products. Memory answers faster to several streams than to one. */
 INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
 {
     const Weight *w = &p->w;
     const ptrdiff_t stride = w->kp * ROWS * bits / 8;
+    const int columns = columns_of(bits), places = places_of(bits, m);
     const uint8_t *block = (const uint8_t *)w->words + tile * stride;
     Real total[DIRECT][DIRECT];
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < m; i++) total[t][i] = NO_REAL;
     for (ptrdiff_t g = 0; g < p->segments; g++) {
         const int16_t *x = p->integers + g * p->segment * m;
-        Whole sum[DIRECT][DIRECT];
+        Whole sum[DIRECT][DIRECT][PLACES];
         for (int t = 0; t < tiles; t++)
-            for (int i = 0; i < m; i++) sum[t][i] = NO_WHOLE;
-        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, block += BLOCK * ROWS * bits / 8, x += m * BLOCK)
+            for (int i = 0; i < m; i++)
+                for (int place = 0; place < places; place++) sum[t][i][place] = NO_WHOLE;
+        for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8)
             for (int t = 0; t < tiles; t++) {
                 prefetch(block + t * stride, bits);
-                for (int c = 0; c < PAIRS; c++) {
-                    Whole codes = codes_of(block + t * stride, bits, c);
-                    for (int i = 0; i < m; i++) dot(&sum[t][i], codes, pair(x + i * BLOCK + 2 * c));
+#pragma GCC unroll 16
+                for (int c = 0; c < columns / 2; c++) {
+                    Whole codes = codes_of(block + t * stride, bits, c, places);
+                    const int16_t *at = x + (k + c / PAIRS * BLOCK) * m + c % PAIRS * 2;
+                    for (int i = 0; i < m; i++) dot(&sum[t][i][place_of(c, places)], codes, pair(at + i * BLOCK));
                 }
             }
         for (int t = 0; t < tiles; t++) {
             const uint16_t *scales = scales_at(w, tile + t, g * p->segment);
             Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
-            for (int i = 0; i < m; i++) add_scaled(p, i, g, sum[t][i], s, z, &total[t][i]);
+            for (int i = 0; i < m; i++) add_scaled(p, i, g, sum_of_places(sum[t][i], places), s, z, &total[t][i]);
         }
     }
     for (int t = 0; t < tiles; t++)
@@ -206,14 +249,16 @@ INLINE void rows(const Product *p, ptrdiff_t row, int m, ptrdiff_t g, const Whol
 INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, ptrdiff_t m)
 {
     const Weight *w = &p->w;
+    const int columns = columns_of(bits);
     Real total[M_BLOCK];
     Whole codes[MAX_SEGMENT / 2];
     const uint8_t *block = (const uint8_t *)w->words + tile * w->kp * ROWS * bits / 8;
     for (ptrdiff_t i = 0; i < m; i++) total[i] = NO_REAL;
     for (ptrdiff_t g = 0; g < p->segments; g++) {
-        for (ptrdiff_t b = 0; b < segment_columns(p, g) / BLOCK; b++, block += BLOCK * ROWS * bits / 8) {
+        for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8) {
             prefetch(block, bits);
-            for (int c = 0; c < PAIRS; c++) codes[b * PAIRS + c] = codes_of(block, bits, c);
+#pragma GCC unroll 16
+            for (int c = 0; c < columns / 2; c++) codes[k / 2 + c] = codes_of(block, bits, c, 1);
         }
         const uint16_t *scales = scales_at(w, tile, g * p->segment);
         Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
@@ -227,10 +272,12 @@ INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, 
 
 INLINE void tiles_of(const Product *p, int bits, ptrdiff_t tile, ptrdiff_t last)
 {
+    /* As many as there are registers for. */
+    const int of_one = bits == 3 ? 2 : 4, of_two = bits == 3 ? 1 : 2;
     if (p->m == 1)
-        for (; tile + 4 <= last; tile += 4) direct(p, tile, bits, 1, 4);
+        for (; tile + of_one <= last; tile += of_one) direct(p, tile, bits, 1, of_one);
     if (p->m == 2)
-        for (; tile + 2 <= last; tile += 2) direct(p, tile, bits, 2, 2);
+        for (; tile + of_two <= last; tile += of_two) direct(p, tile, bits, 2, of_two);
     if (p->m == 3)
         for (; tile < last; tile++) direct(p, tile, bits, 3, 1);
     if (p->m == 4)
@@ -244,6 +291,7 @@ static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
 {
     const Product *p = pointer;
     if (p->w.bits == 8) tiles_of(p, 8, first, last);
+    else if (p->w.bits == 3) tiles_of(p, 3, first, last);
     else tiles_of(p, 4, first, last);
 }
 

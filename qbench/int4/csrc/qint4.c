@@ -61,6 +61,44 @@ void qint4_unpack(const uint32_t *words, ptrdiff_t n, ptrdiff_t stride, ptrdiff_
     }
 }
 
+/* Bits of the code of column c of a block of 32 in the words of a row. */
+static void put_code_of_3(uint32_t *words, int c, uint32_t code)
+{
+    const int half = c % 2 * 16;
+    if (c < 30) words[c / 10 * ROWS] |= code << (half + c / 2 % 5 * 3);
+    else
+        for (int bit = 0; bit < 3; bit++) words[bit * ROWS] |= (code >> bit & 1) << (half + 15);
+}
+
+/* The same of 3 bits, eight codes in three bytes: a row is a stream of bits, the first column in the lowest. */
+void qint4_pack_3(const uint8_t *codes, ptrdiff_t n, ptrdiff_t stride, ptrdiff_t kp, uint32_t *words)
+{
+    memset(words, 0, (size_t)((n + ROWS - 1) / ROWS * kp / K_ALIGN * 3 * ROWS) * sizeof *words);
+    for (ptrdiff_t row = 0; row < n; row++) {
+        uint32_t *out = words + row / ROWS * (kp / K_ALIGN) * 3 * ROWS + row % ROWS;
+        for (ptrdiff_t i = 0; i < stride / 3; i++) {
+            const uint8_t *from = codes + row * stride + 3 * i;
+            uint32_t eight = from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16;
+            for (int c = 0; c < 8; c++)
+                put_code_of_3(out + i / 4 * 3 * ROWS, (int)(i % 4) * 8 + c, eight >> 3 * c & 7);
+        }
+    }
+}
+
+void qint4_unpack_3(const uint32_t *words, ptrdiff_t n, ptrdiff_t stride, ptrdiff_t kp, uint8_t *codes)
+{
+    for (ptrdiff_t row = 0; row < n; row++) {
+        const uint32_t *tile = words + row / ROWS * (kp / K_ALIGN) * 3 * ROWS + row % ROWS;
+        for (ptrdiff_t i = 0; i < stride / 3; i++) {
+            const uint32_t *from = tile + i / 4 * 3 * ROWS;
+            uint32_t eight = 0;
+            for (int c = 0; c < 8; c++)
+                eight |= CODE_OF_3(from[0], from[ROWS], from[2 * ROWS], (int)(i % 4) * 8 + c) << 3 * c;
+            for (int byte = 0; byte < 3; byte++) codes[row * stride + 3 * i + byte] = (uint8_t)(eight >> 8 * byte);
+        }
+    }
+}
+
 static void *scratch(size_t bytes)
 {
     static _Thread_local void *memory;
@@ -77,7 +115,7 @@ static void *scratch(size_t bytes)
 static const Method *method_of(int bits, int level, int is_bf16, ptrdiff_t m)
 {
 #if defined(__x86_64__)
-    if (bits == 8) return &i16_avx2;
+    if (bits == 8 || (bits == 3 && level >= AVX2)) return &i16_avx2;
     enum { AMX_FROM = 3, AMX_FROM_2 = 9, AMX_FROM_3 = 96 }; /* rows of x, as measured */
     if (is_bf16 && level >= AVX512_VNNI) {
         if (level < AMX || m < AMX_FROM) return &bf16_vnni;

@@ -1,4 +1,4 @@
-/* Weights of 4 and 8 bits on CPUs: what the files of this library share.
+/* Weights of 3, 4 and 8 bits on CPUs: what the files of this library share.
 
    A weight [N, K] is held in tiles of 16 rows. K is padded to Kp, a multiple of 32, N to a multiple of 16. A tile of 4
    bits is Kp / 8 blocks of 64 bytes; a block holds 8 columns of the 16 rows as 16 words of 32 bits, one a row. The nibbles of a
@@ -9,9 +9,14 @@
    Of 8 bits, a block of 8 columns is 128 bytes, [4][16][2]: pairs of neighbouring columns of each row, as signed bytes,
    which are codes less 128.
 
+   Of 3 bits, a block of 32 columns is 192 bytes, [3][16] words of 32 bits: three words of each row. The lower halves hold
+   the even columns, the upper halves the odd ones, so that here, too, pairs of neighbours lie side by side: five codes a
+   half, from its lowest bit, and in its highest bit one of the three bits of the sixteenth code, the lowest in the first
+   word (`CODE_OF_3`).
+
    Scales and zeros of a tile are [groups][2][16] values of 16 bits: of each group the scales of its 16 rows, then their
-   zeros. A weight is s (q - 8) + z, or s (q - 128) + z. Columns are worked off in segments, of which
-   none crosses a group's end. */
+   zeros. A weight is s (q - 4) + z, s (q - 8) + z or s (q - 128) + z. Columns are worked off in segments, of
+   which none crosses a group's end. */
 #ifndef QINT4_H
 #define QINT4_H
 
@@ -24,10 +29,10 @@ enum { ROWS = 16, BLOCK = 8, K_ALIGN = 32, MAX_SEGMENT = 128, AHEAD = 4096 /* by
 enum { GENERIC = 0, AVX2 = 1, AVX512 = 2, AVX512_VNNI = 3, AMX = 4 };
 
 typedef struct {
-    const uint32_t *words;  /* [tiles][kp / 8][16]; of 8 bits, bytes [tiles][kp / 2][16][2] */
+    const uint32_t *words;  /* [tiles][kp / 8][16]; of 3 bits [tiles][kp / 32][3][16]; of 8, bytes [tiles][kp / 2][16][2] */
     const uint16_t *scales; /* [tiles][groups][2][16] */
     int scales_are_fp16;    /* else bfloat16 */
-    int bits;               /* 4; 8 from AVX2 on */
+    int bits;               /* 3 or 4; 8 from AVX2 on */
     ptrdiff_t n, k, kp, groups, group_size;
 } Weight;
 
@@ -65,6 +70,20 @@ typedef struct {
 } Method;
 
 extern const Method f32_generic, f32_avx512, i16_avx2, bf16_vnni, bf16_amx_small, bf16_amx, bf16_amx_large;
+
+/* Column c of a block of 32 that a row has in the words a, b and d of 3-bit codes; also of vectors of words. */
+#define CODE_OF_3(a, b, d, c)                                                                                       \
+    ((c) < 30 ? ((c) < 10 ? (a) : (c) < 20 ? (b) : (d)) >> ((c) % 2 * 16 + (c) / 2 % 5 * 3) & 7                      \
+              : ((a) >> ((c) % 2 * 16 + 15) & 1) | ((b) >> ((c) % 2 * 16 + 14) & 2) | ((d) >> ((c) % 2 * 16 + 13) & 4))
+
+/* What the middle code of 3 or 4 bits is. */
+static inline int middle_of(const Weight *w) { return 1 << (w->bits - 1); }
+
+/* The words of a tile from column k, a multiple of 32, on. */
+static inline const uint32_t *words_at(const Weight *w, ptrdiff_t tile, ptrdiff_t k)
+{
+    return w->words + (tile * w->kp + k) * ROWS * w->bits / 32;
+}
 
 static inline ptrdiff_t segment_columns(const Product *p, ptrdiff_t g)
 {

@@ -22,20 +22,20 @@ POINTER, INT = ctypes.c_void_p, ctypes.c_int
 
 
 @torch.library.custom_op("qbench::w4a16_cuda", mutates_args=())
-def w4a16_cuda(x: Tensor, words: Tensor, pairs: Tensor, out_features: int, group_columns: int) -> Tensor:
+def w4a16_cuda(x: Tensor, words: Tensor, pairs: Tensor, bits: int, out_features: int, group_columns: int) -> Tensor:
     """x [M, K] in float16 or bfloat16 times a weight in the layout of `cuda.pack` -> [M, N] in the dtype of x."""
     if not len(x):
         return x.new_empty(0, out_features)
     # A module belongs to its GPU's context, which need not be the current one.
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if len(x) > CUDA_MAX_ROWS:
-            return F.linear(x, dequantized(words, pairs, out_features, x.shape[1], group_columns, x.dtype))
+            return F.linear(x, dequantized(words, pairs, bits, out_features, x.shape[1], group_columns, x.dtype))
         config = variant(len(x), out_features, x.shape[1], x.device)
-        return product(x, words, pairs, out_features, group_columns, config)
+        return product(x, words, pairs, bits, out_features, group_columns, config)
 
 
 @w4a16_cuda.register_fake
-def _(x: Tensor, words: Tensor, pairs: Tensor, out_features: int, group_columns: int) -> Tensor:
+def _(x: Tensor, words: Tensor, pairs: Tensor, bits: int, out_features: int, group_columns: int) -> Tensor:
     return x.new_empty(x.shape[0], out_features)
 
 
@@ -45,8 +45,10 @@ def group_macro(group_columns: int) -> int:
 
 
 @cache
-def _function(source: str, kernel: str, config: Variant | None, bfloat: bool, group: int, device: int) -> Function:
-    macros = {"BFLOAT": int(bfloat), "GROUP": group} | (config.macros if config else {})
+def _function(
+    source: str, kernel: str, config: Variant | None, bits: int, bfloat: bool, group: int, device: int
+) -> Function:
+    macros = {"BITS": bits, "BFLOAT": int(bfloat), "GROUP": group} | (config.macros if config else {})
     return Function(source, kernel, macros, torch.device("cuda", device), config.shared_bytes if config else 0)
 
 
@@ -72,11 +74,13 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % ALIGNED == 0 else x.clone()
 
 
-def product(x: Tensor, words: Tensor, pairs: Tensor, out_features: int, group_columns: int, config: Variant) -> Tensor:
+def product(
+    x: Tensor, words: Tensor, pairs: Tensor, bits: int, out_features: int, group_columns: int, config: Variant
+) -> Tensor:
     """The product by a given variant."""
     x = aligned(x)
     rows, columns = x.shape
-    blocks = words.shape[1] // 2
+    blocks = -(-columns // BLOCK)
     splits = min(config.splits, blocks)
     grid = (-(-out_features // config.outputs), splits, -(-rows // config.rows))
     out = x.new_empty(rows, out_features)
@@ -86,6 +90,7 @@ def product(x: Tensor, words: Tensor, pairs: Tensor, out_features: int, group_co
         f"{config.source}.cu",
         "product",
         config._replace(splits=1),
+        bits,
         x.dtype == torch.bfloat16,
         group_macro(group_columns),
         x.device.index,
@@ -105,13 +110,13 @@ def product(x: Tensor, words: Tensor, pairs: Tensor, out_features: int, group_co
 
 
 def dequantized(
-    words: Tensor, pairs: Tensor, out_features: int, in_features: int, group_columns: int, dtype: torch.dtype
+    words: Tensor, pairs: Tensor, bits: int, out_features: int, in_features: int, group_columns: int, dtype: torch.dtype
 ) -> Tensor:
     """The weight [out_features, in_features] in a 16-bit dtype."""
     out = torch.empty(out_features, in_features, dtype=dtype, device=words.device)
-    blocks = words.shape[1] // 2
-    bfloat = dtype == torch.bfloat16
-    launch = _function("dequantize.cu", "dequantize", None, bfloat, group_macro(group_columns), words.device.index)
+    blocks = -(-in_features // BLOCK)
+    bfloat, group = dtype == torch.bfloat16, group_macro(group_columns)
+    launch = _function("dequantize.cu", "dequantize", None, bits, bfloat, group, words.device.index)
     launch(
         (-(-out_features // 64), blocks, 1),
         128,

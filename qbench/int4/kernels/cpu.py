@@ -1,10 +1,10 @@
 """The project's C kernel for CPUs (`qbench/int4/csrc`), compiled at installation if a compiler is there.
 
 By weights of 4 bits, bfloat16 activations run on AMX or on AVX-512's 8-bit dot products (VNNI) where the machine has
-them. Elsewhere they, float32 ones on AVX2, and all activations by weights of 8 bits, run as 16-bit integers
-(`csrc/product_i16.c`). Everything else is computed in float32, with AVX-512 or what the compiler makes of the machine's
-own vectors; large products of these kinds dequantize a block of rows, while it fits the cache, and leave the product
-to torch.
+them. Elsewhere they, float32 ones on AVX2, and from AVX2 on all activations by weights of 3 and 8 bits, run as 16-bit
+integers (`csrc/product_i16.c`). Everything else is computed in float32, with AVX-512 or what the compiler makes of the
+machine's own vectors; large products of these kinds dequantize a block of rows, while it fits the cache, and leave the
+product to torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from qbench.int4.limits import (
     dequantize_from,
 )
 from qbench.int4.native import Weight
+from qbench.int4.pack import row_bytes
 from qbench.int4.quantizer import QuantizedTensor
 
 K_ALIGN, MAX_SEGMENT = 32, 128
@@ -35,8 +36,8 @@ def refusal(spec: WeightSpec, device: torch.device) -> str | None:
     """Other devices and bits, groups that are no multiple of 32, no compiler, or, for 8 bits, no AVX2."""
     if device.type != "cpu":
         return f"is for CPUs, not {device.type}"
-    if spec.bits not in (4, 8):
-        return f"multiplies 4 and 8 bits, not {spec.bits}"
+    if spec.bits not in (3, 4, 8):
+        return f"multiplies 3, 4 and 8 bits, not {spec.bits}"
     if spec.groups > 1 and spec.group_columns % K_ALIGN:
         return f"needs a group_size that is a multiple of {K_ALIGN}, not {spec.group_columns}"
     if native.library() is None:
@@ -47,7 +48,11 @@ def refusal(spec: WeightSpec, device: torch.device) -> str | None:
 
 
 def pack(q: QuantizedTensor) -> dict[str, Tensor]:
-    """words int32 [tiles, kp / 8, 16] or int8 [tiles, kp / 2, 16, 2], scales [tiles, groups, 2, 16]: csrc/qint4.h."""
+    """Tensors as csrc/qint4.h has them.
+
+    Words are int32 [tiles, kp / 8, 16], of 3 bits int32 [tiles, kp / 32, 3, 16], of 8 bits int8 [tiles, kp / 2, 16, 2];
+    scales [tiles, groups, 2, 16].
+    """
     rows, columns = q.shape
     padded = _padded(columns)
     tiles = -(-rows // TILE_ROWS)
@@ -60,8 +65,10 @@ def pack(q: QuantizedTensor) -> dict[str, Tensor]:
             even = F.pad(signed, (0, padded - columns, 0, len(to) * TILE_ROWS - len(signed)))
             to.copy_(even.view(len(to), TILE_ROWS, padded // 2, 2).transpose(1, 2))
     else:
-        words = torch.empty(tiles, padded // 8, TILE_ROWS, dtype=torch.int32)
-        native.loaded().qint4_pack(codes.data_ptr(), rows, codes.shape[1], padded, words.data_ptr())
+        blocks = (padded // 8,) if q.bits == 4 else (padded // 32, 3)
+        words = torch.empty(tiles, *blocks, TILE_ROWS, dtype=torch.int32)
+        repack = native.loaded().qint4_pack if q.bits == 4 else native.loaded().qint4_pack_3
+        repack(codes.data_ptr(), *codes.shape, padded, words.data_ptr())
     both = torch.stack(full_scales(q), dim=1)
     even = F.pad(both, (0, 0, 0, 0, 0, tiles * TILE_ROWS - rows))
     return {"words": words, "scales": even.view(tiles, TILE_ROWS, 2, -1).permute(0, 3, 2, 1).contiguous()}
@@ -74,9 +81,10 @@ def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
         signed = words.transpose(1, 2).reshape(-1, padded)[: spec.out_features, : spec.in_features]
         codes = signed.contiguous().view(torch.uint8) ^ 128
     else:
-        codes = torch.empty(spec.out_features, -(-spec.in_features // 2), dtype=torch.uint8)
-        native.loaded().qint4_unpack(words.data_ptr(), spec.out_features, codes.shape[1], padded, codes.data_ptr())
-        if spec.in_features % 2:
+        codes = torch.empty(spec.out_features, row_bytes(spec.in_features, spec.bits), dtype=torch.uint8)
+        repack = native.loaded().qint4_unpack if spec.bits == 4 else native.loaded().qint4_unpack_3
+        repack(words.data_ptr(), *codes.shape, padded, codes.data_ptr())
+        if spec.bits == 4 and spec.in_features % 2:
             codes[:, -1] &= 0xF
     both = tensors["scales"].permute(0, 3, 2, 1).reshape(-1, 2, spec.groups)[: spec.out_features]
     scales, zeros = both[:, 0].contiguous(), both[:, 1].contiguous()
@@ -86,21 +94,22 @@ def unpack(tensors: Tensors, spec: WeightSpec) -> QuantizedTensor:
 def matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
     """x [M, in_features] times the weight, in the dtype of x."""
     if torch.compiler.is_compiling():  # otherwise the way through torch's dispatcher would only cost time
-        out: Tensor = w4a16_cpu(x, tensors["words"], tensors["scales"], spec.out_features, spec.group_columns)
+        out: Tensor = w4a16_cpu(
+            x, tensors["words"], tensors["scales"], spec.bits, spec.out_features, spec.group_columns
+        )
         return out
     return _matmul(x, tensors, spec)
 
 
 @torch.library.custom_op("qbench::w4a16_cpu", mutates_args=())
-def w4a16_cpu(x: Tensor, words: Tensor, scales: Tensor, out_features: int, group_columns: int) -> Tensor:
+def w4a16_cpu(x: Tensor, words: Tensor, scales: Tensor, bits: int, out_features: int, group_columns: int) -> Tensor:
     """x [M, K] times a weight in the layout of `pack` -> [M, N] in the dtype of x, as torch.compile takes it."""
-    bits = 4 if words.dtype == torch.int32 else 8
     spec = WeightSpec(out_features, x.shape[1], bits, group_columns, False, scales.dtype)
     return _matmul(x, {"words": words, "scales": scales}, spec)
 
 
 @w4a16_cpu.register_fake
-def _(x: Tensor, words: Tensor, scales: Tensor, out_features: int, group_columns: int) -> Tensor:
+def _(x: Tensor, words: Tensor, scales: Tensor, bits: int, out_features: int, group_columns: int) -> Tensor:
     return x.new_empty(x.shape[0], out_features)
 
 

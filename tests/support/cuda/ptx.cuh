@@ -17,6 +17,7 @@
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 struct dim3 { int x, y, z; };
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
@@ -58,6 +59,7 @@ inline int atomicAdd(int *p, int v) { int old = *p; *p += v; return old; }
 inline void warp() { pause_for(100 + current / 32, 32); }
 
 inline uint4 load_once(const uint4 *p) { return *p; }
+inline uint2 load_once(const uint2 *p) { return *p; }
 inline u32 load_constant(const u32 *p) { return *p; }
 inline float load_shared_by_blocks(const float *p) { return *p; }
 inline void wait_for_inputs() {}

@@ -22,6 +22,12 @@ DEVICE uint4 load_once(const uint4 *p) {
   return v;
 }
 
+DEVICE uint2 load_once(const uint2 *p) {
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+
 DEVICE u32 load_constant(const u32 *p) { return __ldg(p); }
 
 // Past the first cache: another block wrote it.

@@ -1,11 +1,16 @@
-// Four-bit weights as the tensor cores take them.
+// Weights of four and of three bits (BITS) as the tensor cores take them.
 //
 // A tile is 16 outputs x 64 columns, 512 bytes: word i of a lane's uint4 is its fragment of A [16, 16] in the i-th product
 // of the tile. Lane 4 g + t has outputs g and g + 8 and the columns 16 t ... 16 t + 15 of the tile, so that its part of
 // x, too, is contiguous: the columns 16 t + 4 i + 2 h + e take the places 2 t + 8 h + e of product i. In a word, bits
 // 4 (r + 2 h) + 16 e ... + 3 are the code of output g + 8 r and of that column.
 //
-// A block is two tiles, 128 columns. Scale and zero of an output are a pair of 16-bit numbers; SETS of them serve a block.
+// A block is two tiles, 128 columns. Of three bits it is 768 bytes: first, for each lane, a uint4 with two words of low bits
+// of either tile, then for each lane a uint2 with a word of high bits of either tile. Where the word of product i would have
+// a nibble, bits 2 (i & 1) of the nibble in the (i >> 1)-th word have the low two bits of the code, and bit i of the one in
+// the word of high bits its third: two masks make the word of four bits.
+//
+// Scale and zero of an output are a pair of 16-bit numbers; SETS of them serve a block.
 #pragma once
 #include <ptx.cuh>
 
@@ -25,21 +30,52 @@ DEVICE int groups_of(int blocks, int blocks_per_group) {
 }
 
 struct Matrix {
-  const uint4 *words;  // [tiles of outputs][2 blocks][32 lanes]
+  const uint4 *words;  // [tiles of outputs][2 blocks][32 lanes]; of three bits [tiles of outputs][blocks][48]
   const u32 *scales;   // [tiles of outputs][groups][16 outputs]: scale in the lower half, zero in the upper
   int tiles, blocks, blocks_per_group;
 };
 
+#define MIDDLE (1 << (BITS - 1))  // the code that stands for z
+
+// The codes of a block of one tile of outputs, as a lane holds them; `of` makes the word of product i of a half.
+#if BITS == 3
+struct Codes {
+  uint4 low;
+  uint2 high;
+
+  DEVICE void load(const uint4 *words, u64 block, int lane) {
+    low = load_once(words + block * 48 + lane);
+    high = load_once(reinterpret_cast<const uint2 *>(words + block * 48 + 32) + lane);
+  }
+
+  DEVICE u32 of(int half, int i) const {
+    const u32 two = half ? (i < 2 ? low.z : low.w) : (i < 2 ? low.x : low.y), one = half ? high.y : high.x;
+    return and_or(two >> 2 * (i & 1), 0x33333333, (i < 2 ? one << (2 - i) : one >> (i - 2)) & 0x44444444);
+  }
+};
+#else
+struct Codes {
+  uint4 words[2];
+
+  DEVICE void load(const uint4 *from, u64 block, int lane) {
+    words[0] = load_once(from + block * 64 + lane);
+    words[1] = load_once(from + block * 64 + 32 + lane);
+  }
+
+  DEVICE u32 of(int half, int i) const {
+    return i == 0 ? words[half].x : i == 1 ? words[half].y : i == 2 ? words[half].z : words[half].w;
+  }
+};
+#endif
+
 // A block of one tile of outputs, as a lane holds it.
 struct Block {
-  uint4 words[2];
+  Codes codes;
   u32 scales[SETS][2];
 
   DEVICE void load(const Matrix &matrix, int tile, int block, int lane) {
     const int groups = groups_of(matrix.blocks, matrix.blocks_per_group);
-    const uint4 *p = matrix.words + ((u64)tile * matrix.blocks + block) * 64 + lane;
-    words[0] = load_once(p);
-    words[1] = load_once(p + 32);
+    codes.load(matrix.words, (u64)tile * matrix.blocks + block, lane);
 #pragma unroll
     for (int set = 0; set < SETS; set++) {
       const int group = group_of(block, set, lane & 3, matrix.blocks_per_group);
@@ -49,9 +85,9 @@ struct Block {
     }
   }
 
-  // Product i of a half: s (q - 8) + z in the 16-bit type of x, rounded once.
+  // Product i of a half: s (q - middle) + z in the 16-bit type of x, rounded once.
   DEVICE void fragment(int half, int i, u32 a[4]) const {
-    const u32 w = i == 0 ? words[half].x : i == 1 ? words[half].y : i == 2 ? words[half].z : words[half].w;
+    const u32 w = codes.of(half, i);
     const int set = SETS == 2 ? half : 0;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -63,14 +99,15 @@ struct Block {
 #if BFLOAT
   // 0x4300 | q is 128 + q
   static DEVICE u32 centred(u32 w, int j) {
-    return fma_bfloat2(and_or(w >> (4 * j), 0x000f000f, 0x43004300), 0x3f803f80, 0xc308c308);
+    return fma_bfloat2(and_or(w >> (4 * j), 0x000f000f, 0x43004300), 0x3f803f80, 0xc300c300 + MIDDLE * 0x10001);
   }
   static DEVICE u32 fma2(u32 v, u32 s, u32 z) { return fma_bfloat2(v, s, z); }
 #else
   // 0x6400 | q is 1024 + q; one nibble higher it is 1024 + 16 q, of which a sixteenth is 64 + q
   static DEVICE u32 centred(u32 w, int j) {
-    if (j & 1) return fma_half2(and_or(w >> (4 * (j - 1)), 0x00f000f0, 0x64006400), 0x2c002c00, 0xd480d480);
-    return fma_half2(and_or(w >> (4 * j), 0x000f000f, 0x64006400), 0x3c003c00, 0xe408e408);
+    if (j & 1)
+      return fma_half2(and_or(w >> (4 * (j - 1)), 0x00f000f0, 0x64006400), 0x2c002c00, 0xd400d400 + MIDDLE * 0x100010);
+    return fma_half2(and_or(w >> (4 * j), 0x000f000f, 0x64006400), 0x3c003c00, 0xe400e400 + MIDDLE * 0x10001);
   }
   static DEVICE u32 fma2(u32 v, u32 s, u32 z) { return fma_half2(v, s, z); }
 #endif
