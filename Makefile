@@ -13,6 +13,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPT
 STAMP := $(VENV)/installed
 LLAMA_CPP := $(VENV)/llama-cpp
 QUANTO := $(VENV)/quanto
+AUTOAWQ := build/autoawq
 # Also inside build environments, where a plain -c does not reach: gptqmodel builds from source.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where benchmarks leave their tables and plots.
 OUT ?= results/bench
 
-.PHONY: help setup smoke test test-all lint docs audit bench bench-gpu gpu-wheels clean
+.PHONY: help setup env-autoawq smoke test test-all lint docs audit bench bench-gpu gpu-wheels clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +47,17 @@ $(QUANTO): $(STAMP)
 	'import torch, optimum.quanto; torch.ops.quanto.unpack(torch.zeros(1, dtype=torch.uint8), 4)'
 	touch $@
 
+env-autoawq: $(AUTOAWQ)/installed  ## build/autoawq/bin/python, in which AutoAWQ quantizes (120 MB beside .venv)
+
+# Its transformers is older than ours; torch and the rest are those of .venv, which comes behind in the path.
+$(AUTOAWQ)/installed: $(STAMP) requirements-autoawq.txt
+	$(BIN)/python -m venv --clear --without-pip $(AUTOAWQ)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	> $$(echo $(AUTOAWQ)/lib/python3.*/site-packages)/shared.pth
+	PIP_CONSTRAINT= $(BIN)/pip --python $(AUTOAWQ)/bin/python install -q --no-deps --ignore-installed \
+	-r requirements-autoawq.txt
+	touch $@
+
 smoke: setup  ## five backends on the demo model: a table and plots (under 8 minutes on 2 cores with AMX)
 	$(BIN)/qbench run configs/smoke.yaml
 	$(BIN)/qbench plot results/smoke
@@ -59,7 +71,7 @@ lint: setup  ## ruff, mypy and the borders between folders
 test: lint $(LLAMA_CPP) $(QUANTO)  ## lint, types, and every test but the long loops (up to 25 minutes on 2 cores)
 	$(PYTEST) -m 'not long'
 
-test-all: test  ## `make test`, and then the loops of minutes
+test-all: test $(AUTOAWQ)/installed  ## `make test`, and then the loops of minutes
 	$(PYTEST) -m long
 
 docs:  ## the documentation as a site in site/, every link checked

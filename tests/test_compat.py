@@ -3,6 +3,7 @@
 When one of these fails after an upgrade, mend the module of `qbench.compat` that it tests.
 """
 
+import ctypes
 import importlib
 import os
 import subprocess
@@ -71,6 +72,14 @@ def test_a_layer_of_a_cache_holds_what_we_know_of() -> None:
     assert values is layer.values
     assert torch.equal(longer, torch.cat([keys, keys + 2], dim=2))
     assert (layer.is_initialized, layer.dtype, layer.device) == (True, torch.float32, keys.device)
+
+
+def test_ggmls_tensor_is_laid_out_as_we_have_it() -> None:
+    llama_cpp = pytest.importorskip("qbench.compat.llama_cpp")
+    left_out = 16  # `extra`, and padding
+    object_bytes = 32  # `ggml_object`, before every tensor
+    llama_cpp.libggml.ggml_tensor_overhead.restype = ctypes.c_size_t
+    assert llama_cpp.libggml.ggml_tensor_overhead() == object_bytes + ctypes.sizeof(llama_cpp.Tensor) + left_out
 
 
 def test_attention_is_the_implementation_asked_for(tmp_path: Path) -> None:

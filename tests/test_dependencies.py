@@ -11,8 +11,8 @@ from qbench import DISTRIBUTION
 
 ROOT = Path(__file__).parents[1]
 
-BROUGHT = {"triton"}
-"""Part of torch where it serves."""
+BROUGHT = {"triton", "awq"}
+"""Part of torch where it serves; and of the interpreter in which AutoAWQ quantizes."""
 
 
 def imported() -> dict[str, str]:

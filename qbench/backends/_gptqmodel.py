@@ -182,8 +182,13 @@ JOINED = ("qkv_proj", "gate_up_proj")
 """Linears that are several in one: gptqmodel takes them apart, and its AWQ then ends the process."""
 
 
-def _check_sizes(config: Calibrated, linears: dict[str, nn.Linear], method: Method) -> None:
-    for name, linear in linears.items() if method.name == "awq" else ():
+def check_sizes(config: Calibrated, linears: dict[str, nn.Linear], method: str) -> None:
+    """Refuse linears of sizes that the kernels of a method do not multiply.
+
+    Raises:
+        QbenchError: there is one.
+    """
+    for name, linear in linears.items() if method == "awq" else ():
         if name.rpartition(".")[2] in JOINED:
             raise QbenchError(
                 f"{config.label}: gptqmodel's AWQ does not know {name}, several linears in one: use gptq or another "
@@ -220,7 +225,7 @@ def write_checkpoint(
         QbenchError: `config.group_size` does not divide the inputs of a linear.
     """
     assert calibration is not None, "config.calibrates"
-    _check_sizes(config, block_linears(skeleton(options)), method)
+    check_sizes(config, block_linears(skeleton(options)), method.name)
     options.work.mkdir(parents=True, exist_ok=True)
     source = _with_tokenizer(options, options.folder)
     how = QuantizeConfig(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qbench.backends import _kernels
 from qbench.backends._calibrated import Calibrated
@@ -24,13 +25,30 @@ class AWQ(Calibrated):
 
     title: ClassVar[str] = "activation-aware 4-bit integers, by gptqmodel"
     proposed: ClassVar[bool] = True
-    quantization: ClassVar[tuple[str, ...]] = ("group_size",)
+    quantization: ClassVar[tuple[str, ...]] = ("group_size", "quantizer")
     color: ClassVar[str | None] = "#009e73"
     kernels: ClassVar[Mapping[str, _kernels.Kernel]] = _kernels.AWQ
     kind: Literal["awq"] = "awq"
+    quantizer: Literal["gptqmodel", "autoawq"] = Field(
+        default="gptqmodel",
+        description="autoawq: AutoAWQ itself quantizes, in the interpreter `python`, which `make env-autoawq` builds",
+    )
     kernel: Literal[
         "auto", "marlin", "machete", "exllama_v2", "gemm", "gemm_triton", "torch_fused", "torch_aten", "torch"
     ] = Field(default="auto", description="what multiplies, by gptqmodel's names; the fastest that serves unless given")
+
+    @model_validator(mode="after")
+    def _autoawq_has_an_interpreter(self) -> Self:
+        if self.quantizer == "autoawq" and self.python is None:
+            raise ValueError(
+                "quantizer: autoawq needs an interpreter of its own; run `make env-autoawq` and add "
+                "`python: build/autoawq/bin/python`"
+            )
+        return self
+
+    @property
+    def quantizer_libraries(self) -> tuple[str, ...]:
+        return ("autoawq", "torch", "transformers") if self.quantizer == "autoawq" else ()
 
 
 CONFIG = AWQ
@@ -59,9 +77,13 @@ def quantize(
     Raises:
         QbenchError: a group size that does not fit.
     """
+    progress(f"quantizing with {config.quantizer}", 0, 1)
+    if config.quantizer == "autoawq":
+        from qbench.backends import _autoawq
+
+        return _autoawq.write_checkpoint(options, config, calibration, out)
     from qbench.backends._gptqmodel import write_checkpoint
 
-    progress("quantizing", 0, 1)
     return write_checkpoint(options, config, calibration, out, _method(config))
 
 
@@ -73,6 +95,11 @@ def load(options: LoadOptions, config: AWQ, calibration: Calibration | None) -> 
     """
     from qbench.backends._gptqmodel import load_quantized
 
+    if config.quantizer == "autoawq" and config.checkpoint is None:
+        folder = options.work / "checkpoint"
+        seconds = quantize(options, config, calibration, folder, lambda what, done, total: None)
+        loaded = load_quantized(options, config.with_checkpoint(folder.resolve()), None, _method(config))
+        return replace(loaded, quantize_s=seconds)
     return load_quantized(options, config, calibration, _method(config))
 
 

@@ -18,7 +18,7 @@ from qbench.config.backends import Engine
 from qbench.config.target import Target
 from qbench.errors import QbenchError, UnavailableError
 from qbench.model import ggml
-from qbench.model.ggml import Quant
+from qbench.model.ggml import DataFreeQuant
 
 if TYPE_CHECKING:
     from qbench.engine.base import About
@@ -52,7 +52,9 @@ class Server(Backend):
     )
     model: str | None = Field(default=None, description="name asked of the server; the first that it serves")
     api_key_env: str | None = Field(default=None, description="name of the environment variable with its key")
-    gguf: Quant | None = Field(default=None, description="the quantization of the GGUF file that {gguf} stands for")
+    gguf: DataFreeQuant | None = Field(
+        default=None, description="the quantization of the GGUF file that {gguf} stands for"
+    )
     start_timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False, description="for `command` to be ready")
     request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False, description="for one request")
     file: Path | None = Field(default=None, description="a GGUF file for {gguf} instead of one that is made")

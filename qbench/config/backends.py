@@ -88,6 +88,16 @@ class Backend(Strict):
         return self.libraries if self.kv_cache == "16bit" else (*self.libraries, "hqq")
 
     @property
+    def quantizer_libraries(self) -> tuple[str, ...]:
+        """Distributions of `python` that make its checkpoint, if nothing else of the cell runs in that interpreter."""
+        return ()
+
+    @property
+    def worker_python(self) -> Path | None:
+        """The interpreter that loads and measures it; None: the one that runs this."""
+        return None if self.quantizer_libraries else self.python
+
+    @property
     def calibrates(self) -> bool:
         """Whether loading reads the calibration text."""
         return False

@@ -53,7 +53,7 @@ class ModelConfig(Strict):
 
 
 class CalibrationConfig(Strict):
-    """The text that AWQ and GPTQ look at while they quantize."""
+    """The text that AWQ, GPTQ and others look at while they quantize."""
 
     text: str | None = Field(
         default=None, description="a text file, `demo`, or `wikitext2` (hub); the model's natural choice unless given"

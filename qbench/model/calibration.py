@@ -1,4 +1,4 @@
-"""The text that AWQ, GPTQ and calibrated INT4 look at while they quantize, and the tokens taken from it."""
+"""The text that AWQ, GPTQ, calibrated INT4 and importance matrices are made with, and the tokens taken from it."""
 
 from __future__ import annotations
 

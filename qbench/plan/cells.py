@@ -162,7 +162,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     for task, path in config.measure.tasks.data.items() if config.measure.tasks else ():
         if not path.expanduser().exists():
             raise QbenchError(f"measure.tasks.data: no file or folder {path} for {task}")
-    here = any(cell.python is None for cell in config.backends)  # other interpreters have packages of their own
+    here = any(cell.worker_python is None for cell in config.backends)  # other interpreters have packages of their own
     made = config.measure.tasks.made if config.measure.tasks else ()
     if made and here and (missing := [name for name in needles.LIBRARIES if name not in environment.versions]):
         raise QbenchError(f"measure.tasks.names: {made[0]} needs {' and '.join(missing)}; {needles.INSTALL}")
@@ -171,7 +171,7 @@ def preflight(config: RunConfig, environment: Environment) -> None:
         if one and one.kv_cache != "16bit" and "hqq" not in environment.versions and here:
             raise QbenchError(f"measure.{name}.kv_cache: {one.kv_cache} needs hqq; {kv_cache.INSTALL}")
     for cell in config.backends:
-        if cell.kv_cache != "16bit" and "hqq" not in environment.versions and cell.python is None:
+        if cell.kv_cache != "16bit" and "hqq" not in environment.versions and cell.worker_python is None:
             raise QbenchError(f"backends.{cell.label}.kv_cache: {cell.kv_cache} needs hqq; {kv_cache.INSTALL}")
     if config.calibration.text:
         texts.check(config.calibration.text, "calibration.text")

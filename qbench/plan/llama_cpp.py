@@ -51,11 +51,16 @@ class LlamaCppPrediction(Prediction):
         found: Quant = self.backend.known_quant()  # type: ignore[attr-defined]  # of gguf cells
         return found
 
+    @property
+    def imatrix(self) -> bool:
+        """Whether an importance matrix weighs its errors; of a ready file, whether it has to."""
+        return bool(getattr(self.backend, "imatrix", False)) or self.quant in ggml.IMATRIX_QUANTS
+
     def weights(self) -> Weights:
         """Bytes of the tensors."""
         model = self.model
         return Weights(
-            linear_bytes=ggml.linears_bytes(model, self.quant),
+            linear_bytes=ggml.linears_bytes(model, self.quant, imatrix=self.imatrix),
             linear_weights=model.linear_weights,
             embedding_bytes=ggml.embedding_bytes(model, self.quant),
             head_bytes=ggml.head_bytes(model, self.quant),

@@ -93,6 +93,7 @@ def _write(config: RunConfig, cell: Backend, model: Path, out: Path, progress: C
         import torch
 
         from qbench.backends.base import import_backend
+        from qbench.model import calibration
         from qbench.model.load import LoadOptions, resolve_device, resolve_dtype
 
         module: Any = import_backend(cell)
@@ -106,10 +107,11 @@ def _write(config: RunConfig, cell: Backend, model: Path, out: Path, progress: C
         facts = fingerprint.checkpoint_facts(
             config, cell, content.fingerprint(model), device=device.type, dtype=str(dtype).removeprefix("torch.")
         )
+        text = calibration.prepare(config.calibration, config.model, config.seed) if cell.calibrates else None
         entry, _ = checkpoints.obtain(
             facts,
             config.model.name,
-            lambda folder: float(module.quantize(options, cell, None, folder, progress)),
+            lambda folder: float(module.quantize(options, cell, text, folder, progress)),
             lambda text: progress(text, 0, 1),
         )
         cell = cell.with_checkpoint(entry.folder)

@@ -72,6 +72,7 @@ def cell_facts(config: RunConfig, backend: Backend, machine: Environment, model_
         settings = config.calibration.model_dump(mode="json", exclude={"text"})
         facts |= {f"calibration.{name}": value for name, value in settings.items()}
         facts["calibration.text"] = texts.identify(config.calibration.text or texts.default_text(config.model))
+    facts |= {f"backends.{backend.label}.{name}": value for name, value in _quantizer_versions(backend).items()}
     return facts | _versions(backend, ("python", *backend.used_libraries), machine)
 
 
@@ -85,6 +86,7 @@ def checkpoint_facts(config: RunConfig, backend: Backend, model_fingerprint: str
         "code": "-".join((code_hash(QUANTIZING), *plugin_facts(backend.kind).values())),
         **{name: getattr(backend, name) for name in backend.quantization},
         **{f"versions.{name}": version for name, version in environment.versions(backend.libraries).items()},
+        **_quantizer_versions(backend),
     }
     if backend.calibrates:
         facts |= {"seed": config.seed, **config.calibration.model_dump(mode="json", exclude={"text"})}
@@ -208,13 +210,21 @@ def key(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _quantizer_versions(backend: Backend) -> Facts:
+    """Of what makes a checkpoint in an interpreter of its own."""
+    if not (backend.python and backend.quantizer_libraries):
+        return {}
+    found = environment.versions_of(backend.python, backend.quantizer_libraries)
+    return {f"quantizer.{name}": found.get(name) for name in backend.quantizer_libraries}
+
+
 def _versions(backend: Backend, libraries: tuple[str, ...], machine: Environment) -> Facts:
     """Of libraries, and of `python`, where the cell runs; another interpreter has its own."""
-    if backend.python:
-        found = environment.versions_of(backend.python, libraries)
-        python = environment.python_of(backend.python)
+    if backend.worker_python:
+        found = environment.versions_of(backend.worker_python, libraries)
+        python = environment.python_of(backend.worker_python)
     else:  # What a registered kind needs is not among the packages that are looked for everywhere.
         found = environment.versions(set(libraries) - {*environment.PACKAGES, "python"}) | machine.versions
         python = machine.python
-    where = f"versions.{backend.label}." if backend.python else "versions."
+    where = f"versions.{backend.label}." if backend.worker_python else "versions."
     return {f"{where}{library}": python if library == "python" else found.get(library) for library in libraries}

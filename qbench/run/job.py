@@ -64,7 +64,7 @@ class Job(BaseModel):
 
 def config_of(config: RunConfig, cell: Backend) -> RunConfig:
     """What a cell's worker is told of the run: another interpreter may lack the plug-ins of the other cells."""
-    if cell.python is None:
+    if cell.worker_python is None:
         return config
     known = tuple(one for one in config.backends if one == cell or one.kind in backend_kinds())
     return config.model_copy(update={"backends": known})

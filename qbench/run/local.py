@@ -96,7 +96,7 @@ def _ending(code: int) -> Ending | None:
 
 
 def _interpreter(job: Job) -> str:
-    python = job.backend.python
+    python = job.backend.worker_python
     return str(python.expanduser()) if python else sys.executable
 
 
@@ -109,7 +109,7 @@ def _environment(job: Job) -> dict[str, str]:
         # Should a library read a pickle after all, it may hold tensors and nothing that runs.
         "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
     }
-    if job.backend.python:
+    if job.backend.worker_python:
         # The other interpreter brings the backend's libraries, not this package.
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

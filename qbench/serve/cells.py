@@ -44,7 +44,7 @@ def check(cells: tuple[Backend, ...]) -> None:
     for cell in cells:
         if cell.engine == "server":
             raise QbenchError(f"--cell {cell.label}: is a server already; ask it at its own address")
-        if cell.python is not None:
+        if cell.worker_python is not None:
             raise QbenchError(
                 f"backends.{cell.label}.python: qbench serve loads cells in its own process; start it with "
                 f"{cell.python} -m qbench serve, without `python:`"

@@ -44,7 +44,7 @@ class HereExecutor(LocalExecutor):
 
         from qbench.run.cell import Cell
 
-        if job.backend.python:
+        if job.backend.worker_python:
             return super().run(job, out, log, progress)
         events, threads = EventReader(out / "events.jsonl"), torch.get_num_threads()
         list(events.new())

@@ -1,6 +1,7 @@
 """llama.cpp on a GGUF file: written from the model's safetensors and quantized by llama.cpp, or made elsewhere.
 
-Begin with `load`. `options` imports neither torch nor llama.cpp; `convert` writes files, `file` reads them.
+Begin with `load`. `options` imports neither torch nor llama.cpp; `convert` writes files, `imatrix` reads the
+calibration text for it, `file` reads files.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def quantize(
     """
     from qbench.backends.gguf.convert import convert
 
-    return convert(options, config, out, progress)
+    return convert(options, config, calibration, out, progress)
 
 
 def load(options: LoadOptions, config: GGUF, calibration: Calibration | None) -> LlamaCppEngine:
@@ -47,4 +48,4 @@ def load(options: LoadOptions, config: GGUF, calibration: Calibration | None) ->
     """
     from qbench.backends.gguf.loading import load_engine
 
-    return load_engine(options, config)
+    return load_engine(options, config, calibration)

@@ -21,10 +21,12 @@ import torch
 from safetensors import safe_open
 
 from qbench.backends.gguf import vocabulary
+from qbench.backends.gguf.imatrix import CHUNKS, DATASET, Imatrix, collect, passed
 from qbench.backends.gguf.options import ELSEWHERE, FILE, GGUF, rope_of
 from qbench.compat.llama_cpp import LOG
 from qbench.errors import QbenchError
 from qbench.model.architecture import Architecture, parse
+from qbench.model.calibration import Calibration
 from qbench.model.find import INDEX, SINGLE_FILE, read_config, read_json
 from qbench.model.load import LoadOptions, load_tokenizer
 
@@ -49,8 +51,16 @@ class Source:
     dtype: torch.dtype
 
 
-def convert(options: LoadOptions, config: GGUF, out: Path, progress: Callable[[str, int, int], None]) -> float:
+def convert(
+    options: LoadOptions,
+    config: GGUF,
+    calibration: Calibration | None,
+    out: Path,
+    progress: Callable[[str, int, int], None],
+) -> float:
     """Write the model of `options` as `config.quant` into the folder `out`; return the seconds spent quantizing.
+
+    They include those of reading the calibration text.
 
     Raises:
         QbenchError: its architecture is not known here, a tensor is missing, or llama.cpp refuses.
@@ -65,17 +75,18 @@ def convert(options: LoadOptions, config: GGUF, out: Path, progress: Callable[[s
         return time.perf_counter() - start
     source = out / f"source-{FILE}"
     try:
-        write(options, content, source, None, None, progress)
-        progress("quantizing", 0, 1)
+        write(options, content, source, None, None, progress, calibration)
         start = time.perf_counter()
-        quantize(source, out / FILE, config)
+        matrix = collect(source, options, calibration, progress) if calibration else None
+        progress("quantizing", 0, 1)
+        quantize(source, out / FILE, config, matrix)
         return time.perf_counter() - start
     finally:
         source.unlink(missing_ok=True)
 
 
-def quantize(source: Path, target: Path, config: GGUF) -> None:
-    """Let llama.cpp write `source` as `config.quant`.
+def quantize(source: Path, target: Path, config: GGUF, matrix: Imatrix | None) -> None:
+    """Let llama.cpp write `source` as `config.quant`, with an importance matrix or without.
 
     Raises:
         QbenchError: it refuses.
@@ -84,7 +95,9 @@ def quantize(source: Path, target: Path, config: GGUF) -> None:
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{config.quant}")
     parameters.nthread = torch.get_num_threads()
     LOG.restart()
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters):
+    with passed(matrix, parameters):
+        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters)
+    if failed:
         raise QbenchError(
             f"backends.{config.label}.quant: llama.cpp cannot quantize this model as {config.quant}: "
             f"{LOG.complaint or 'it gives no reason'}; choose another quant"
@@ -98,8 +111,11 @@ def write(
     dtype: torch.dtype | None,
     quant: str | None,
     progress: Callable[[str, int, int], None],
+    calibration: Calibration | None = None,
 ) -> None:
     """Write the model as one GGUF file whose matrices are of `dtype`, or as the checkpoint has them if None.
+
+    The header names the calibration text of an importance matrix, if there is to be one.
 
     Raises:
         QbenchError: the checkpoint lacks a tensor, or has one that is not known here.
@@ -112,6 +128,9 @@ def write(
         _describe(writer, content, model, options.folder)
         if quant:
             writer.add_file_type(getattr(gguf.LlamaFileType, f"MOSTLY_{quant}"))
+        if calibration:
+            writer.add_string(DATASET, f"sha256:{calibration.sha256}")
+            writer.add_uint32(CHUNKS, calibration.samples)
         vocabulary.write(writer, load_tokenizer(options), model.vocab_size, f"{options.folder}")
         frequencies = rope_frequencies(content, model)
         if frequencies is not None:

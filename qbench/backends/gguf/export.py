@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from qbench import __version__
 from qbench.backends.gguf.check import check
 from qbench.backends.gguf.file import File
+from qbench.backends.gguf.imatrix import CHUNKS, DATASET
 from qbench.backends.gguf.options import GGUF
 from qbench.compat.llama_cpp import build
 from qbench.engine.llama_cpp.context import Model
@@ -75,6 +76,8 @@ def _card(file: File, config: GGUF, tokenizer: Any, name: str, target: Path) -> 
         bits=sum(tensor.bytes for tensor in linears) * 8 / sum(tensor.weights for tensor in linears),
         size=human_bytes(target.stat().st_size),
         made=config.quant is not None,
+        chunks=file.value(CHUNKS),
+        dataset=file.value(DATASET),
         version=__version__,
         llama_cpp=build(),
         file=target.name,

@@ -16,6 +16,7 @@ from qbench.engine.llama_cpp.context import Model
 from qbench.engine.llama_cpp.engine import LlamaCppEngine
 from qbench.engine.text import context_of
 from qbench.errors import QbenchError
+from qbench.model.calibration import Calibration
 from qbench.model.find import context_length, read_config
 from qbench.model.load import LoadOptions, load_tokenizer
 
@@ -23,7 +24,7 @@ PLAIN = ("F32", "F16", "BF16", "")
 """Types of files without quantized weights; not every one names its type."""
 
 
-def load_engine(options: LoadOptions, config: GGUF) -> LlamaCppEngine:
+def load_engine(options: LoadOptions, config: GGUF, calibration: Calibration | None) -> LlamaCppEngine:
     """Load the file of `config`, or one that is made in `options.work`; the engine has the threads that torch has.
 
     Raises:
@@ -34,7 +35,7 @@ def load_engine(options: LoadOptions, config: GGUF) -> LlamaCppEngine:
     path = config.file
     if path is None:
         path = options.work / FILE
-        quantize_s = convert(options, config, options.work, lambda what, done, total: None)
+        quantize_s = convert(options, config, calibration, options.work, lambda what, done, total: None)
     file = File(path.expanduser(), f"backends.{config.label}.file")
     tokenizer = load_tokenizer(options)
     check(file, options, config, tokenizer)

@@ -14,7 +14,7 @@ from qbench.config.backends import Engine
 from qbench.config.target import DeviceType
 from qbench.errors import QbenchError
 from qbench.model import ggml
-from qbench.model.ggml import QUANTS, Quant
+from qbench.model.ggml import IMATRIX_QUANTS, QUANTS, Quant
 
 FILE = "model.gguf"
 """Name of the file in the folder of a cached checkpoint."""
@@ -23,6 +23,8 @@ DEFAULT: Quant = "Q4_K_M"
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 """What `convert` writes, by `model_type`."""
+
+UNQUANTIZED = ("F16", "BF16")
 
 ROPE_TYPES = ("default", "linear", "llama3")
 
@@ -37,13 +39,16 @@ class GGUF(Backend):
     install: ClassVar[str] = f"pip install '{DISTRIBUTION}[gguf]'"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "llama-cpp-python", "gguf")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "llama_cpp", "gguf")
-    quantization: ClassVar[tuple[str, ...]] = ("quant",)
+    quantization: ClassVar[tuple[str, ...]] = ("quant", "imatrix")
     engine: ClassVar[Engine] = "llama_cpp"
     color: ClassVar[str | None] = "#8c510a"
     hub_library: ClassVar[str] = "gguf"
     kind: Literal["gguf"] = "gguf"
     quant: Quant | None = Field(
         default=None, description="llama.cpp's name of the quantization; Q4_K_M unless `file` is given"
+    )
+    imatrix: bool = Field(
+        default=False, description="true: errors weigh by an importance matrix, collected on the calibration text"
     )
     file: Path | None = Field(default=None, description="a GGUF file of the same model, made elsewhere")
 
@@ -55,6 +60,20 @@ class GGUF(Backend):
         if data.get("quant") and data.get("file"):
             raise ValueError("both quant and file: a file is quantized already; give one of them")
         return data if data.get("quant") or data.get("file") else {**data, "quant": DEFAULT}
+
+    @model_validator(mode="after")
+    def _quant_and_imatrix_fit(self) -> Self:
+        if self.imatrix and self.file:
+            raise ValueError("imatrix: a file is quantized already; remove it, or give quant instead of file")
+        if self.imatrix and self.quant in UNQUANTIZED:
+            raise ValueError(f"imatrix: {self.quant} quantizes nothing; remove it, or choose another quant")
+        if self.quant in IMATRIX_QUANTS and not self.imatrix:
+            raise ValueError(f"quant: {self.quant} needs an importance matrix; add `imatrix: true`")
+        return self
+
+    @property
+    def calibrates(self) -> bool:
+        return self.imatrix and self.file is None
 
     @property
     def weight_bits(self) -> int:
@@ -105,8 +124,10 @@ class GGUF(Backend):
             raise QbenchError(f"backends.{self.label}: {problem} is not written as GGUF here; {ELSEWHERE}")
 
     def load_bytes(self, weight_bytes: int, parameters: int, largest_linear: int) -> int:
-        """llama.cpp quantizes tensor by tensor, in float32."""
-        return weight_bytes if self.file else max(weight_bytes, 4 * 2 * largest_linear)
+        """llama.cpp quantizes tensor by tensor, in float32; what reads the calibration text is there in 16 bit."""
+        if self.file:
+            return weight_bytes
+        return max(weight_bytes, 4 * 2 * largest_linear, 2 * parameters if self.calibrates else 0)
 
 
 def unknown_part(content: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from qbench.compat.llama_cpp import LOG
+from qbench.compat.llama_cpp import LOG, Products
 from qbench.engine.base import Floats, Ints
 from qbench.errors import QbenchError
 
@@ -31,6 +31,11 @@ LOGITS = 1 << 25
 
 MAX_SEQUENCES: int = llama_cpp.llama_max_parallel_sequences()
 """Sequences that a context can hold."""
+
+
+def at_once(vocab_size: int) -> int:
+    """Tokens to read at once where the logits of all of them may be wanted."""
+    return max(64, min(UBATCH, LOGITS // vocab_size))
 
 
 class Model:
@@ -104,6 +109,7 @@ class Context:
             those only.
         threads: that compute.
         look: called after every forward, with everything allocated.
+        products: told what matrices are multiplied by; everything takes longer then.
 
     Raises:
         MemoryError: there is not so much memory.
@@ -119,6 +125,7 @@ class Context:
         unified: bool,
         threads: int,
         look: Callable[[], None] = lambda: None,
+        products: Products | None = None,
     ) -> None:
         options = llama_cpp.llama_context_default_params()
         options.n_ctx, options.n_seq_max = tokens, sequences
@@ -127,11 +134,13 @@ class Context:
         options.kv_unified = unified
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
+        if products:
+            options.cb_eval = products.callback
         LOG.restart()
         handle: Any = llama_cpp.llama_init_from_model(model.handle, options)
         if not handle:
             raise MemoryError(f"out of memory: llama.cpp cannot make a context of {tokens} tokens ({LOG.complaint})")
-        self._model, self._handle, self._look = model, handle, look
+        self._model, self._handle, self._look, self._products = model, handle, look, products
         self._finalize = weakref.finalize(self, llama_cpp.llama_free, handle)
         self._memory: Any = llama_cpp.llama_get_memory(handle)
         self.buffer_bytes = {what: LOG.bytes_of(what) for what in ("KV", "compute", "output")}
@@ -175,6 +184,8 @@ class Context:
         status = llama_cpp.llama_decode(self._handle, batch.struct)
         if status:
             raise RuntimeError(f"llama_decode ended with {status}: {LOG.complaint}")
+        if self._products:
+            self._products.check()
         self._look()
         shape = (batch.outputs, self._model.vocab_size)
         if not batch.outputs:

@@ -27,7 +27,7 @@ from qbench.engine.base import (
     Stop,
     TokenCount,
 )
-from qbench.engine.llama_cpp.context import BATCH, CELLS, LOGITS, MAX_SEQUENCES, UBATCH, Batch, Context, Model, Tokens
+from qbench.engine.llama_cpp.context import BATCH, CELLS, MAX_SEQUENCES, Batch, Context, Model, Tokens, at_once
 from qbench.engine.llama_cpp.logprobs import log_softmax, most_probable, outline
 from qbench.engine.llama_cpp.memory import COUNTS, Watch
 from qbench.engine.llama_cpp.prefix import PrefixReader, sharing_agrees
@@ -150,8 +150,7 @@ class LlamaCppEngine:
 
     @property
     def _at_once(self) -> int:
-        """Tokens to read at once where the logits of all of them may be wanted."""
-        return max(64, min(UBATCH, LOGITS // self._model.vocab_size))
+        return at_once(self._model.vocab_size)
 
     def _shared_context(self, tokens: int, sequences: int) -> Context:
         return self._context(tokens=tokens, sequences=sequences, outputs=self._at_once, unified=True)
