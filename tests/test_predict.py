@@ -21,7 +21,8 @@ from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.logprobs import log_probabilities
 from qbench.engine.torch.memory import peak_bytes
-from qbench.int4 import native
+from qbench.int4 import kernels, native
+from qbench.int4.quantizer import quantize
 from qbench.machine import environment
 from qbench.model import random_weights
 from qbench.model.architecture import parse
@@ -211,3 +212,13 @@ def test_a_tied_embedding_is_read_and_held_once() -> None:
     one, two = (Prediction(model, FP16(), GPU).weights() for model in (tied, untied))
     assert two.total - one.total == 2 * 2048 * 128
     assert one.read_a_step == two.read_a_step == one.total
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("group_size", [20, 32, 48, 128, -1, 0])
+def test_the_predicted_kernel_is_the_one_that_is_chosen(bits: int, group_size: int) -> None:
+    config = Int4.model_validate({"kind": "int4", "bits": bits, "group_size": group_size})
+    codes = quantize(torch.randn(16, 960), bits=bits, group_size=group_size)
+    chosen = kernels.choose(kernels.WeightSpec.of(codes), torch.device("cpu"))
+    target = Target(device="cpu", value_bytes=4, cpu_features=environment.detect().cpu_features)
+    assert config.kernel_on(target) == chosen.name

@@ -1,4 +1,4 @@
-"""From how many rows of activations on a kernel dequantizes, and in blocks of which size: what its memory depends on.
+"""From how many rows of activations on a kernel dequantizes, in blocks of which size, and which groups it takes.
 
 Imports nothing, so that memory can be predicted where torch is not loaded.
 """
@@ -21,6 +21,13 @@ def dequantize_from(level: str, bits: int, bfloat16: bool) -> int | None:
     if bits == 8 or (bits == 3 and level != "generic") or level == "avx2" or (level == "avx512" and bfloat16):
         return None
     return 1536 if level == "amx" and bfloat16 else 64
+
+
+def takes_groups(kernel: str, columns: int) -> bool:
+    """Whether a kernel multiplies weights of which so many columns, but not the whole row, share a scale."""
+    if kernel in ("cuda", "triton"):
+        return columns in (32, 64) or columns % 128 == 0
+    return kernel != "cpu" or columns % 32 == 0
 
 
 TRITON_MAX_ROWS = 64

@@ -78,9 +78,9 @@ class Int4(Backend):
         """The kernel that ran; or else the one that `auto` takes, where one was compiled."""
         if target.kernel or self.kernel != "auto":
             return target.kernel or self.kernel
-        if target.device == "cuda":
-            return "reference" if self.bits == 8 else "cuda"
-        return "cpu" if self.bits != 8 or _cpu_level(target) != "generic" else "reference"
+        own = "cuda" if target.device == "cuda" else "cpu"
+        served = self.bits != 8 if own == "cuda" else self.bits != 8 or _cpu_level(target) != "generic"
+        return own if served and (self.group_size <= 0 or limits.takes_groups(own, self.group_size)) else "reference"
 
     def linear_bytes(self, out_features: int, in_features: int, target: Target) -> int:
         # The fast kernels hold an offset beside each scale, also where it is zero.

@@ -21,6 +21,7 @@ from qbench.int4.limits import (
     FLOAT_ROWS,
     TILE_ROWS,
     dequantize_from,
+    takes_groups,
 )
 from qbench.int4.native import Weight
 from qbench.int4.pack import row_bytes
@@ -38,7 +39,7 @@ def refusal(spec: WeightSpec, device: torch.device) -> str | None:
         return f"is for CPUs, not {device.type}"
     if spec.bits not in (3, 4, 8):
         return f"multiplies 3, 4 and 8 bits, not {spec.bits}"
-    if spec.groups > 1 and spec.group_columns % K_ALIGN:
+    if spec.groups > 1 and not takes_groups(name, spec.group_columns):
         return f"needs a group_size that is a multiple of {K_ALIGN}, not {spec.group_columns}"
     if native.library() is None:
         return "was not compiled: install a C compiler, then `pip install --force-reinstall --no-deps qbench-llm`"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qbench.int4 import limits
 from qbench.int4.kernels import nvrtc
 from qbench.int4.kernels.base import Tensors, WeightSpec, full_scales, stored_scales
 from qbench.int4.pack import pack as pack_codes
@@ -32,7 +33,7 @@ def refusal(spec: WeightSpec, device: torch.device) -> str | None:
         return "needs an NVIDIA GPU of compute capability 8.0 or newer"
     if spec.bits not in (3, 4):
         return f"multiplies 3 and 4 bits, not {spec.bits}"
-    if spec.groups > 1 and spec.group_columns not in (32, 64) and spec.group_columns % BLOCK:
+    if spec.groups > 1 and not limits.takes_groups(name, spec.group_columns):
         return f"needs a group_size of 32, 64 or a multiple of {BLOCK}, not {spec.group_columns}"
     return nvrtc.missing()
 

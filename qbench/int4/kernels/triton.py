@@ -14,6 +14,7 @@ import os
 import torch
 from torch import Tensor
 
+from qbench.int4 import limits
 from qbench.int4.kernels.base import Tensors, WeightSpec, full_scales, stored_scales
 from qbench.int4.pack import pack as pack_codes
 from qbench.int4.pack import unpack as unpack_codes
@@ -32,7 +33,7 @@ def refusal(spec: WeightSpec, device: torch.device) -> str | None:
         return "needs the package triton, which is not installed"
     if spec.bits != 4:
         return f"multiplies 4 bits, not {spec.bits}"
-    if spec.groups > 1 and spec.group_columns not in (32, 64) and spec.group_columns % BLOCK:
+    if spec.groups > 1 and not limits.takes_groups(name, spec.group_columns):
         return f"needs a group_size of 32, 64 or a multiple of {BLOCK}, not {spec.group_columns}"
     return None
 
