@@ -109,7 +109,7 @@ def ours(
     }
     file = folder / "peers.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "qbench", "run", file, "--results", folder, "--fresh"]
+    command = [sys.executable, "-m", "qbench", "run", file, "--results", folder, "--fresh", "--yes"]
     run_or_exit(command)
     (row,) = read_run(folder / "peers").load
     if row.answered != options.requests:
