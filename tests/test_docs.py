@@ -16,6 +16,7 @@ from qbench.analysis.between_starts import variance_share
 from qbench.cli.app import app
 from qbench.config import load
 from qbench.records.run import read_run
+from qbench.show.card import read_generations
 from qbench.show.view import data
 
 ROOT = Path(__file__).parents[1]
@@ -230,6 +231,23 @@ def test_the_tables_of_int4_on_avx2_are_those_of_their_runs() -> None:
     for label, name in (("int4", "INT4"), ("gguf", "Q4_0")):
         columns = ("decode_tokens_per_s", "prefill_tokens_per_s")
         assert [name, *(f"{speeds[key][label, size]:.1f}" for key in columns for size in (1, 8, 32))] in rows
+
+
+def test_what_http_costs_is_what_the_run_of_servers_says() -> None:
+    run = read_run(RESULTS / "servers-epyc-2core")
+    trials = pd.read_csv(run.folder / "throughput.csv")
+    speeds = trials.groupby(["label", "batch_size"])["decode_tokens_per_s"].median()
+    texts = {row.label: row.text for row in read_generations(run.folder)}
+    rows = rows_of("servers.md")
+    pairs = {
+        "llama.cpp, Q8_0": ("gguf-Q8_0", "llama-server-Q8_0"),
+        "INT4 by `qbench serve`": ("int4", "qbench-serve-int4"),
+    }
+    for name, pair in pairs.items():
+        assert [name, *(f"{1000 * size / speeds[label, size]:.2f}" for size in (1, 8) for label in pair)] in rows
+        engine, server = pair
+        assert run.answers[server] == run.answers[engine]
+        assert texts[server] == texts[engine]
 
 
 def test_the_table_of_quantized_caches_is_that_of_its_run() -> None:

@@ -23,7 +23,9 @@ def test_the_peaks_of_published_runs_are_predicted_within_a_tenth(record: Path) 
     run = read_run(record.parent)
     older = {cell.label for cell in run.cells if cell.effective_bits_per_weight == OLDER_FORMAT}
     found = backtest.compare(run)
-    assert {one.label for one in found} == {cell.label for cell in run.cells if cell.status == "ok"}
+    # Nothing is predicted of a server.
+    ended = {cell.label for cell in run.cells if cell.status == "ok" and cell.backend != "server"}
+    assert {one.label for one in found} == ended
     if record.parent.name in DEQUANTIZED:
         older |= {cell.label for cell in run.cells if cell.backend == "int4"}
     found = [one for one in found if one.label not in older]

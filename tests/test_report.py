@@ -449,6 +449,7 @@ def test_the_command_writes_both_files(tmp_path: Path, monkeypatch: pytest.Monke
         "int4-calibrated",
         "kv-cache-accuracy-epyc-2core",
         "llamacpp-shape-epyc-2core",
+        "servers-epyc-2core",
         "smoke",
         "llama3-8b-shape",
         "tinyllama-shape",
