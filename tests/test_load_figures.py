@@ -42,9 +42,10 @@ def test_figures_of_six_requests_by_hand() -> None:
     found = figures.figures(six(), SLO_HALF)
     assert (found["requests"], found["answered"], found["errors"]) == (4, 3, "timeout 1")
     assert found["window_s"] == 4
-    # Ended in 1…5 s: the warm-up and three counted ones, with 5 + 11 + 11 + 2 tokens.
-    assert found["requests_per_s"] == pytest.approx(1)
-    assert found["output_tokens_per_s"] == pytest.approx(29 / 4)
+    # In 1…5 s: half of the warm-up, with 5 tokens; three counted ones with 11 + 11 + 2; and of the one that was cut off
+    # 1 s of a mean 4/3, for three in four were answered.
+    assert found["requests_per_s"] == pytest.approx((0.5 + 3 + 0.75 * 0.75) / 4)
+    assert found["output_tokens_per_s"] == pytest.approx((2.5 + 24 + 0.75 * 0.75) / 4)
     # Seconds under way in the window: 1 + 1.5 + 1.5 + 1 + 1.5 + 1.
     assert found["in_flight_mean"] == pytest.approx(7.5 / 4)
     # TTFT 0.3, 0.4, 0.6: the median is the second; p90 lies at position 1.8.
@@ -55,9 +56,27 @@ def test_figures_of_six_requests_by_hand() -> None:
     assert found["itl_p50_s"] == pytest.approx(0.05)
     assert found["itl_p99_s"] == pytest.approx(0.1)
     assert (found["met"], found["attainment"]) == (2, 0.5)
-    # The warm-up request kept the objective in the window, too: 3 in 4 s.
-    assert found["goodput_per_s"] == pytest.approx(3 / 4)
+    # Half of the warm-up and two of the counted ones kept the objective, and two in three of those that were answered.
+    assert found["goodput_per_s"] == pytest.approx((0.5 + 2 + 0.75 * 0.75 * 2 / 3) / 4)
     assert found["goodput_low_per_s"] is None
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.125])
+def test_a_closed_loop_is_as_fast_as_its_requests_whether_or_not_they_end_together(apart: float) -> None:
+    """Eight at a time, a second each: eight a second (J. D. C. Little, Operations Research 9, 1961)."""
+    phases = ["warmup"] * 8 + ["counted"] * 64 + ["tail"] * 8
+    sent = sorted((turn + place * apart, turn) for turn in range(10) for place in range(8))
+    end = max(moment + 1 for (moment, _), phase in zip(sent, phases, strict=True) if phase == "counted")
+    rows = [
+        request(i, phase, moment, moment + 1, tokens=16)
+        if phase != "tail"
+        else request(i, phase, moment, end, error="cut", asked_tokens=16)
+        for i, ((moment, _), phase) in enumerate(zip(sent, phases, strict=True))
+    ]
+    found = figures.figures(rows)
+    assert found["requests_per_s"] == pytest.approx(8)
+    assert found["output_tokens_per_s"] == pytest.approx(8 * 16)
+    assert found["in_flight_mean"] == pytest.approx(8)
 
 
 def test_percentiles_and_intervals_agree_with_numpy_and_scipy() -> None:

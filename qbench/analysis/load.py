@@ -1,8 +1,9 @@
 """Figures of a level of load, from its requests; pure functions of rows, without tables.
 
 A level sends requests that count, and before and after them others that only keep up the load. Its window begins when
-the first counted request is sent and ends when the last of them has ended. Speeds are of everything that ended in the
-window, whichever request it was: what was under way when it began makes up for what is under way when it ends.
+the first counted request is sent and ends when the last of them has ended. Speeds are of the work in the window: a
+request that is under way at one of its ends counts by the part of its time that lies inside (`shares`). Counting the
+requests that end goes wrong where many end at once, as those of a closed loop do: the window begins with one of them.
 Latencies are of the counted requests that were answered. Quantiles interpolate linearly between neighbours
 (`formulas.quantile`, type 7 of Hyndman and Fan, The American Statistician 50, 1996).
 """
@@ -20,7 +21,7 @@ import numpy as np
 
 from qbench.analysis.formulas import quantile
 from qbench.config import SLO
-from qbench.records.rows import LoadRow, RequestRow
+from qbench.records.rows import CUT, LoadRow, RequestRow
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -77,6 +78,31 @@ def window(requests: Sequence[RequestRow]) -> tuple[float, float]:
     return min(one.sent_s for one in own), max(one.ended_s for one in own)
 
 
+def shares(requests: Sequence[RequestRow]) -> list[tuple[RequestRow, float]]:
+    """The part of each request's time that lies in the window, of those that were answered or cut off.
+
+    One that was cut off is taken to last as long as the counted ones that were answered do on average, and to be
+    answered as often as they are. Where none was answered, the list is empty.
+
+    Raises:
+        ValueError: none is counted.
+    """
+    begin, end = window(requests)
+    own = counted(requests)
+    answered = [e2e_s(one) for one in own if one.error is None]
+    if not answered:
+        return []
+    mean_s = float(np.mean(answered))
+    found = []
+    for one in requests:
+        inside = max(0.0, min(one.ended_s, end) - max(one.sent_s, begin))
+        if one.error is None:
+            found.append((one, inside / (e2e_s(one) or 1.0)))
+        elif one.error == CUT:
+            found.append((one, min(1.0, inside / mean_s) * len(answered) / len(own)))
+    return found
+
+
 def figures(requests: Sequence[RequestRow], slo: SLO | None = None) -> dict[str, Any]:
     """The columns of a `LoadRow` that its requests decide."""
     own = counted(requests)
@@ -100,20 +126,19 @@ def figures(requests: Sequence[RequestRow], slo: SLO | None = None) -> dict[str,
 
 def _speeds(requests: Sequence[RequestRow]) -> dict[str, float]:
     begin, end = window(requests)
-    ended = _ended(requests)
+    parts = shares(requests)
     waited = sum(max(0.0, min(one.ended_s, end) - max(one.sent_s, begin)) for one in requests)
     return {
         "window_s": end - begin,
         "in_flight_mean": waited / (end - begin),
-        "requests_per_s": len(ended) / (end - begin),
-        "output_tokens_per_s": sum(one.output_tokens for one in ended) / (end - begin),
+        "requests_per_s": sum(part for _, part in parts) / (end - begin),
+        "output_tokens_per_s": sum(part * _tokens(one) for one, part in parts) / (end - begin),
     }
 
 
-def _ended(requests: Sequence[RequestRow]) -> list[RequestRow]:
-    """Those that were answered within the window."""
-    begin, end = window(requests)
-    return [one for one in requests if one.error is None and begin < one.ended_s <= end]
+def _tokens(request: RequestRow) -> int:
+    """Of its answer; those asked for of one that was cut off."""
+    return request.output_tokens if request.error is None else request.asked_tokens
 
 
 def _latencies(answered: Sequence[RequestRow]) -> dict[str, float | None]:
@@ -191,19 +216,25 @@ class Goodput:
 
 
 def goodput(requests: Sequence[RequestRow], slo: SLO) -> Goodput:
-    """Requests that ended in the window and kept the objective ÷ its length.
+    """The shares of requests that kept the objective ÷ the window's length.
+
+    Of requests that were cut off as many keep it as of those that were answered. Slices are of where requests ended,
+    scaled to the same mean.
 
     Raises:
         ValueError: none is counted.
     """
     begin, end = window(requests)
-    ended = _ended(requests)
-    good = [one.ended_s for one in ended if keeps(one, slo)]
+    answered = [one for one in counted(requests) if one.error is None]
+    kept = sum(keeps(one, slo) for one in answered) / max(1, len(answered))
+    parts = [(keeps(one, slo) if one.error is None else kept) * part for one, part in shares(requests)]
+    per_s = sum(parts) / (end - begin)
+    ended = [one for one in requests if one.error is None and begin < one.ended_s <= end]
     slices: tuple[float, ...] = ()
     if len(ended) >= FEWEST_IN_SLICES:
-        counts, _ = np.histogram(good, bins=SLICES, range=(begin, end))
-        slices = tuple(float(count) * SLICES / (end - begin) for count in counts)
-    return Goodput(len(good) / (end - begin), slices)
+        counts, _ = np.histogram([one.ended_s for one in ended if keeps(one, slo)], bins=SLICES, range=(begin, end))
+        slices = tuple(per_s * float(count) / (counts.mean() or 1.0) for count in counts)
+    return Goodput(per_s, slices)
 
 
 def client_flag(requests: Sequence[RequestRow], loop_lag_p95_s: float) -> bool:

@@ -237,6 +237,10 @@ class PerplexityRow(Row):
     """Mean probability that the 16-bit cell gives to all other tokens: KL does not see how it moves among them."""
 
 
+CUT = "cut"
+"""The error of a request that was under way when the last one that counts had ended."""
+
+
 class RequestRow(Row):
     """A request of `measure.load`. Moments are seconds since its level began."""
 

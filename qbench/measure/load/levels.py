@@ -17,10 +17,10 @@ from qbench.machine.conditions import Sampler
 from qbench.measure.base import Context, check_length, make_sampler
 from qbench.measure.load import requests
 from qbench.measure.load.journal import Journal, Whole
-from qbench.measure.load.loops import CUT, Answer, Bounds, Level, Sent, closed_loop, open_loop, watch_lag
+from qbench.measure.load.loops import Answer, Bounds, Level, Sent, closed_loop, open_loop, watch_lag
 from qbench.measure.load.requests import Request
 from qbench.measure.load.search import Search, Tally
-from qbench.records.rows import LoadRow, RequestRow
+from qbench.records.rows import CUT, LoadRow, RequestRow
 
 NEEDS = frozenset({Capability.REQUESTS})
 """Capabilities without which a cell's measure is unsupported."""

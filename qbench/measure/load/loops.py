@@ -19,9 +19,6 @@ from qbench.measure.load.requests import Request
 LAG_STEP_S = 0.02
 """Between looks at how late the event loop is."""
 
-CUT = "cut"
-"""The error of a request of the tail that was cut off."""
-
 
 class Answer(Protocol):
     """What is read of a `qbench.engine.server.client.Completion`."""
