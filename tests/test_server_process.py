@@ -8,11 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import psutil
+import pynvml
 import pytest
 
-from qbench.engine.server.process import ServerProcess, fill_in, free_port, listening_on, peak_resident
+from qbench.engine.server.memory import meter_of, peak, resident
+from qbench.engine.server.process import ServerProcess, fill_in, free_port, listening_on
 from qbench.errors import QbenchError, UnavailableError
 
 STUBBORN = (
@@ -123,9 +127,52 @@ def test_peak_memory_is_that_of_the_processes() -> None:
             child.stdin.flush()
             child.stdout.read(1)
 
-        assert 10**8 <= peak_resident(lambda: [child], call) - before < 1.5 * 10**8
+        (most,) = peak(resident, lambda: [child], call)
+        assert 10**8 <= most - before < 1.5 * 10**8
     finally:
         child.kill()
         child.wait()
         child.stdin.close()
         child.stdout.close()
+
+
+class Driver(ModuleType):
+    """Two GPUs, of whose processes the driver tells one thing after the other."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, *told: tuple[list[Any], list[Any]]) -> None:
+        super().__init__("pynvml")
+        self.told = list(told)
+        self.nvmlInit = lambda: None
+        self.nvmlDeviceGetCount = lambda: 2
+        self.nvmlDeviceGetHandleByIndex = lambda index: index
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        now = self.told[0]
+        if handle and len(self.told) > 1:
+            self.told.pop(0)
+        return now[handle]
+
+
+def context(pid: int, used: int | None) -> Any:
+    return SimpleNamespace(pid=pid, usedGpuMemory=used)
+
+
+def test_memory_of_gpus_is_what_the_driver_counts_for_the_servers_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = psutil.Process()
+    other = context(own.pid + 1, 10**12)
+    told = [([context(own.pid, used), other], [other]) for used in (3 << 30, 5 << 30, 4 << 30)]
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(*told))
+    meter = meter_of([own], "cuda")
+    assert meter
+    assert peak(meter, lambda: [own], lambda: time.sleep(0.2)) == [5 << 30]
+
+
+@pytest.mark.parametrize("used", [None, 0])
+def test_memory_that_the_driver_does_not_tell_is_not_counted(monkeypatch: pytest.MonkeyPatch, used: int | None) -> None:
+    own = psutil.Process()
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(([context(own.pid, used)], [])))
+    assert meter_of([own], "cuda") is None
+    assert meter_of([], "cpu") is None
+    assert meter_of([own], None) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,40 @@ class GPUReader:
 
     def _names(self, reasons: int) -> frozenset[str]:
         return frozenset(name for name, bit in THROTTLE_BITS.items() if reasons & getattr(self._nvml, bit))
+
+
+class GPUMemory:
+    """The memory that processes hold on the GPUs of this machine."""
+
+    def __init__(self, nvml: Any, handles: Sequence[Any]) -> None:
+        self._nvml, self._handles = nvml, handles
+
+    @classmethod
+    def open(cls) -> GPUMemory | None:
+        """Of all GPUs; None where NVML cannot be reached."""
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            count = pynvml.nvmlDeviceGetCount()
+            return cls(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)])
+        except ImportError:
+            return None
+        except pynvml.NVMLError:
+            return None
+
+    def bytes(self, pids: Collection[int]) -> tuple[int, ...]:
+        """What processes hold on each GPU together; 0 where the driver does not tell."""
+        return tuple(
+            sum(one.usedGpuMemory or 0 for one in self._running(handle) if one.pid in pids) for handle in self._handles
+        )
+
+    def _running(self, handle: Any) -> Sequence[Any]:
+        try:
+            found: Sequence[Any] = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        except self._nvml.NVMLError:
+            return ()
+        return found
 
 
 def open_gpu(uuid: str) -> GPUReader | None:

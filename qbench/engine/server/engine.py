@@ -29,7 +29,8 @@ from qbench.engine.base import (
 from qbench.engine.one_by_one import until
 from qbench.engine.server import logprobs
 from qbench.engine.server.client import Completion, Endpoint, complete, open_client, post
-from qbench.engine.server.process import ServerProcess, listening_on, peak_resident
+from qbench.engine.server.memory import meter_of, peak
+from qbench.engine.server.process import ServerProcess, listening_on
 from qbench.engine.server.prompts import Prompt, Prompts
 from qbench.engine.server.session import ServerSession, check
 from qbench.errors import QbenchError
@@ -70,7 +71,7 @@ class ServerEngine:
         self._client = open_client(endpoint)
         self._prompts = Prompts(tokenizer, about.vocab_size)
         self._method: logprobs.Method | None = None
-        self._counts_memory = about.device == "cpu" and bool(self._processes())
+        self._meter = meter_of(self._processes(), about.device)
 
     def probe(self) -> None:
         """Find out what the server takes and gives.
@@ -93,7 +94,7 @@ class ServerEngine:
         found = {Capability.GENERATE, Capability.REQUESTS}
         found |= {Capability.TEXT} if self._tokenizer else set()
         found |= {Capability.LOGLIKELIHOODS} if self._method else set()
-        return frozenset(found | ({Capability.PEAK_MEMORY} if self._counts_memory else set()))
+        return frozenset(found | ({Capability.PEAK_MEMORY} if self._meter else set()))
 
     def encode(self, text_: str, *, special: bool | None = None) -> list[int]:
         """Token ids, by the tokenizer of the run's model."""
@@ -171,8 +172,10 @@ class ServerEngine:
         raise NotImplementedError("a server scores no windows")
 
     def peak_memory(self, call: Callable[[], object]) -> list[int]:
-        """Resident bytes of the server's processes."""
-        return [peak_resident(self._processes, call)]
+        """Resident bytes of the server's processes; on GPUs, those of each that they are on."""
+        if self._meter is None:
+            raise NotImplementedError("the memory of the server's processes is not seen")
+        return peak(self._meter, self._processes, call)
 
     def close(self) -> None:
         """Close connections, and end the server if it was started here."""

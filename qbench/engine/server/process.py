@@ -1,4 +1,4 @@
-"""A server that a command starts: its port, its log, its memory, and its end."""
+"""A server that a command starts: its port, its log, and its end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,6 @@ LAST_LINES, LINE_CHARACTERS = 6, 300
 
 LINE_BYTES = 1 << 13
 """A longer line is passed on in pieces."""
-
-SAMPLE_S = 0.02
-"""Between two looks at the memory of processes."""
-
-LOOKS = 25
-"""After so many looks, the processes themselves are looked for again."""
 
 
 class ServerProcess:
@@ -147,40 +141,3 @@ def listening_on(port: int) -> list[psutil.Process]:
             process = psutil.Process(pid)
             found |= {one.pid: one for one in (process, *process.children(recursive=True))}
     return list(found.values())
-
-
-def peak_resident(processes: Callable[[], Sequence[psutil.Process]], call: Callable[[], object]) -> int:
-    """The most bytes that processes held in memory, all together, while `call` ran.
-
-    Pages that several of them share count for each.
-    """
-    peak, over = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        looks, known = 0, list(processes())
-        while True:
-            peak = max(peak, _resident(known))
-            looks += 1
-            if over.wait(SAMPLE_S):
-                peak = max(peak, _resident(list(processes())))
-                return
-            if looks % LOOKS == 0:
-                known = list(processes())
-
-    watcher = threading.Thread(target=watch, name="server-memory")
-    watcher.start()
-    try:
-        call()
-    finally:
-        over.set()
-        watcher.join()
-    return peak
-
-
-def _resident(processes: Sequence[psutil.Process]) -> int:
-    total = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_info().rss
-    return total
