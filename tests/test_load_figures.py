@@ -39,7 +39,7 @@ def six() -> list[RequestRow]:
 
 
 def test_figures_of_six_requests_by_hand() -> None:
-    found = figures.figures(six(), SLO_HALF)
+    found = figures.figures(six(), SLO_HALF, closed=True)
     assert (found["requests"], found["answered"], found["errors"]) == (4, 3, "timeout 1")
     assert found["window_s"] == 4
     # In 1…5 s: half of the warm-up, with 5 tokens; three counted ones with 11 + 11 + 2; and of the one that was cut off
@@ -73,17 +73,24 @@ def test_a_closed_loop_is_as_fast_as_its_requests_whether_or_not_they_end_togeth
         else request(i, phase, moment, end, error="cut", asked_tokens=16)
         for i, ((moment, _), phase) in enumerate(zip(sent, phases, strict=True))
     ]
-    found = figures.figures(rows)
+    found = figures.figures(rows, closed=True)
     assert found["requests_per_s"] == pytest.approx(8)
     assert found["output_tokens_per_s"] == pytest.approx(8 * 16)
     assert found["in_flight_mean"] == pytest.approx(8)
+
+
+def test_requests_that_wait_in_a_queue_that_grows_are_not_work() -> None:
+    """One place, 1 s a request, 10 a second sent: one a second is answered, however many wait at the end."""
+    counted = [request(i, "counted", 0.1 * i, i + 1, tokens=4) for i in range(20)]
+    waiting = [request(20 + i, "tail", 2 + 0.1 * i, 20, error="cut") for i in range(20)]
+    assert figures.figures([*counted, *waiting], closed=False)["requests_per_s"] == pytest.approx(1)
 
 
 def test_percentiles_and_intervals_agree_with_numpy_and_scipy() -> None:
     random = np.random.default_rng(1)
     waits = random.lognormal(-1, 0.5, size=200)
     rows = [request(i, "counted", 0.1 * i, 0.1 * i + 3, tokens=3, ttft=float(wait)) for i, wait in enumerate(waits)]
-    found = figures.figures(rows, SLO(ttft=0.5))
+    found = figures.figures(rows, SLO(ttft=0.5), closed=False)
     for percent in figures.PERCENTILES:
         assert found[f"ttft_p{percent}_s"] == pytest.approx(np.percentile(waits, percent), abs=1e-6)
     low, high = found["ttft_p95_low_s"], found["ttft_p95_high_s"]
@@ -101,7 +108,7 @@ def test_percentiles_and_intervals_agree_with_numpy_and_scipy() -> None:
 def test_the_interval_of_goodput_is_students_over_slices() -> None:
     """40 requests that end evenly in 20 s, of which those of the last half keep nothing."""
     rows = [request(i, "counted", 0.0, 0.5 * (i + 1), tokens=2, ttft=0.1 if i < 20 else 0.9) for i in range(40)]
-    found = figures.goodput(rows, SLO(ttft=0.5))
+    found = figures.goodput(rows, SLO(ttft=0.5), closed=True)
     assert found.per_s == pytest.approx(1)
     # Slices of 2 s: an end on a border belongs to the slice that begins there.
     assert found.slices == pytest.approx([1.5, 2, 2, 2, 2, 0.5, 0, 0, 0, 0])
@@ -112,7 +119,7 @@ def test_the_interval_of_goodput_is_students_over_slices() -> None:
 
 def test_a_level_of_errors_has_counts_and_no_figures() -> None:
     rows = [request(i, "counted", i, i + 1, error="http_500") for i in range(3)]
-    found = figures.figures(rows, SLO_HALF)
+    found = figures.figures(rows, SLO_HALF, closed=True)
     assert (found["answered"], found["errors"], found["met"]) == (0, "http_500 3", 0)
     assert "ttft_p50_s" not in found
 

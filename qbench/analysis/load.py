@@ -78,11 +78,12 @@ def window(requests: Sequence[RequestRow]) -> tuple[float, float]:
     return min(one.sent_s for one in own), max(one.ended_s for one in own)
 
 
-def shares(requests: Sequence[RequestRow]) -> list[tuple[RequestRow, float]]:
+def shares(requests: Sequence[RequestRow], *, closed: bool) -> list[tuple[RequestRow, float]]:
     """The part of each request's time that lies in the window, of those that were answered or cut off.
 
-    One that was cut off is taken to last as long as the counted ones that were answered do on average, and to be
-    answered as often as they are. Where none was answered, the list is empty.
+    In a closed loop, one that was cut off is taken to last as long as the counted ones that were answered do on
+    average, and to be answered as often as they are. In an open loop, where it may have waited all the time behind
+    others, it is left out. Where none was answered, the list is empty.
 
     Raises:
         ValueError: none is counted.
@@ -98,13 +99,13 @@ def shares(requests: Sequence[RequestRow]) -> list[tuple[RequestRow, float]]:
         inside = max(0.0, min(one.ended_s, end) - max(one.sent_s, begin))
         if one.error is None:
             found.append((one, inside / (e2e_s(one) or 1.0)))
-        elif one.error == CUT:
+        elif one.error == CUT and closed:
             found.append((one, min(1.0, inside / mean_s) * len(answered) / len(own)))
     return found
 
 
-def figures(requests: Sequence[RequestRow], slo: SLO | None = None) -> dict[str, Any]:
-    """The columns of a `LoadRow` that its requests decide."""
+def figures(requests: Sequence[RequestRow], slo: SLO | None = None, *, closed: bool) -> dict[str, Any]:
+    """The columns of a `LoadRow` that its requests decide; `closed`: of a loop that keeps so many under way."""
     own = counted(requests)
     answered = [one for one in own if one.error is None]
     failed = Counter(one.error for one in own if one.error is not None)
@@ -118,15 +119,15 @@ def figures(requests: Sequence[RequestRow], slo: SLO | None = None) -> dict[str,
         found |= attained(sum(keeps(one, slo) for one in own), len(own))
         found |= {"slo_ttft_s": slo.ttft, "slo_itl_s": slo.itl}
     if answered:
-        found |= _speeds(requests) | _latencies(answered)
+        found |= _speeds(requests, closed) | _latencies(answered)
     if answered and slo:
-        found |= goodput(requests, slo).columns
+        found |= goodput(requests, slo, closed=closed).columns
     return found
 
 
-def _speeds(requests: Sequence[RequestRow]) -> dict[str, float]:
+def _speeds(requests: Sequence[RequestRow], closed: bool) -> dict[str, float]:
     begin, end = window(requests)
-    parts = shares(requests)
+    parts = shares(requests, closed=closed)
     waited = sum(max(0.0, min(one.ended_s, end) - max(one.sent_s, begin)) for one in requests)
     return {
         "window_s": end - begin,
@@ -215,7 +216,7 @@ class Goodput:
         return {"goodput_per_s": self.per_s, "goodput_low_per_s": low, "goodput_high_per_s": high}
 
 
-def goodput(requests: Sequence[RequestRow], slo: SLO) -> Goodput:
+def goodput(requests: Sequence[RequestRow], slo: SLO, *, closed: bool) -> Goodput:
     """The shares of requests that kept the objective ÷ the window's length.
 
     Of requests that were cut off as many keep it as of those that were answered. Slices are of where requests ended,
@@ -227,7 +228,7 @@ def goodput(requests: Sequence[RequestRow], slo: SLO) -> Goodput:
     begin, end = window(requests)
     answered = [one for one in counted(requests) if one.error is None]
     kept = sum(keeps(one, slo) for one in answered) / max(1, len(answered))
-    parts = [(keeps(one, slo) if one.error is None else kept) * part for one, part in shares(requests)]
+    parts = [(keeps(one, slo) if one.error is None else kept) * part for one, part in shares(requests, closed=closed)]
     per_s = sum(parts) / (end - begin)
     ended = [one for one in requests if one.error is None and begin < one.ended_s <= end]
     slices: tuple[float, ...] = ()

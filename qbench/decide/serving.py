@@ -55,7 +55,10 @@ def served(run: RunSummary, slo: SLO) -> Mapping[str, Served]:
         own = counted(rows)
         if (label, name) not in levels or not any(one.error is None for one in own):
             continue
-        one = Served(levels[label, name], goodput(rows, slo), sum(keeps(request, slo) for request in own), len(own))
+        level = levels[label, name]
+        one = Served(
+            level, goodput(rows, slo, closed=level.rate is None), sum(keeps(request, slo) for request in own), len(own)
+        )
         if label not in found or one.goodput.per_s > found[label].goodput.per_s:
             found[label] = one
     return found

@@ -33,7 +33,13 @@ def level(requests: Sequence[RequestRow], slo: SLO | None = None, **fields: Any)
         else {"mode": "open", "rate": float(name[1:])}
     )
     common = {"status": "ok", "level": name, "loop_lag_p95_s": 0.0, "validity": "ok"}
-    own = {**identity(first.label, "server"), **common, **kind, **load.figures(requests, slo), **fields}
+    own = {
+        **identity(first.label, "server"),
+        **common,
+        **kind,
+        **load.figures(requests, slo, closed=name[0] == "c"),
+        **fields,
+    }
     return LoadRow.model_validate(own)
 
 

@@ -159,7 +159,7 @@ class _Levels:
         before = self._sampler.sample()
         lag_p95_s = asyncio.run(self._send(load, asked, bounds, keep))
         conditions = self._sampler.since(before)
-        found = figures.figures(rows, self._config.slo)
+        found = figures.figures(rows, self._config.slo, closed=load.concurrency is not None)
         flags = {conditions.validity} - {"ok"}
         if figures.client_flag(rows, lag_p95_s):
             flags.add(figures.CLIENT)
