@@ -80,7 +80,9 @@ def _speed(trials: Sequence[ThroughputRow], batch_size: int) -> Speed:
         ttft_s=_median(trial.ttft_s for trial in ok),
         itl_p50_s=_median(trial.itl_p50_s for trial in ok),
         itl_p95_s=_median(trial.itl_p95_s for trial in ok),
-        peak_memory_bytes=max((trial.peak_memory_bytes for trial in ok if trial.peak_memory_bytes), default=None),
+        peak_memory_bytes=max(
+            (trial.peak_memory_bytes for trial in ok if trial.peak_memory_bytes is not None), default=None
+        ),
     )
 
 
