@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from qbench.backends import _autoawq, awq
 from qbench.backends.awq import AWQ
 from qbench.errors import QbenchError
-from qbench.records.run import read_run
 from qbench.run.fingerprint import checkpoint_facts
+from tests.support.frames import read_frames
 from tests.support.runs import config as run_config
 from tests.support.runs import interpreter, run
 from tests.support.tiny_llama import CALIBRATION, LINEARS, TOKENS, logits, options, relative_error
@@ -37,7 +37,7 @@ def test_without_autoawq_there_the_cell_is_unavailable(tiny_llama: Path, words_f
         tiny_llama, [cell(sys.executable)], calibration={"text": words_file, "samples": 2, "length": 32}
     )
     folder, ok, _ = run(settings, tmp_path)
-    (row,) = read_run(folder).cells.to_dict("records")
+    (row,) = read_frames(folder).cells.to_dict("records")
     assert (ok, row["status"]) == (False, "unavailable")
     assert "has no working autoawq (ModuleNotFoundError: No module named 'awq')" in row["error"]
     assert "`make env-autoawq` builds" in row["error"]

@@ -45,12 +45,12 @@ def test_recommend_is_status_one_when_nothing_fits_and_what_it_says_then_works()
 
 
 def test_recommend_takes_several_runs_each_once() -> None:
-    result = cli.invoke(app, ["recommend", str(PUBLISHED), SMOKE, "--json"])
+    result = cli.invoke(app, ["recommend", str(PUBLISHED), SMOKE, SHAPE, "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     names = [found["recommended"]["name"], found["runner_up"]["name"], *(one["name"] for one in found["left_out"])]
     assert len(names) == len(set(names))
-    assert found["recommended"]["name"] == "INT4 (smoke)"
+    assert found["recommended"]["name"] == "gguf-Q8_0 (servers-epyc-2core)"
     assert any("different models" in note for note in found["notes"])
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
 from qbench.analysis.formulas import Flips
@@ -18,13 +17,15 @@ def test_the_reference_is_the_first_cell_that_is_not_quantized() -> None:
 def test_questions_are_joined_by_subject_and_number_in_any_order() -> None:
     law, art = answers([True, True, False], "law"), answers([True, False], "art")
     # The same questions the other way round: law 0 is lost, art 1 is won.
-    other = pd.concat([answers([True, True], "art"), answers([False, True, False], "law")]).iloc[::-1]
-    run = made_up_run([], answers={"fp16": pd.concat([law, art]), "int4": other})
+    other = answers([True, True], "art") | answers([False, True, False], "law")
+    backwards = dict(reversed(other.items()))
+    run = made_up_run([], answers={"fp16": law | art, "int4": backwards})
     assert compare(run, [("fp16", "int4")])["fp16", "int4"].flips == Flips(5, 1, 1)
 
 
 def test_only_common_questions_are_compared() -> None:
-    run = made_up_run([], answers={"fp16": flipped(50, 100, 0, 0), "int4": flipped(50, 100, 7, 0).iloc[3:40]})
+    some = dict(list(flipped(50, 100, 7, 0).items())[3:40])
+    run = made_up_run([], answers={"fp16": flipped(50, 100, 0, 0), "int4": some})
     assert compare(run, [("fp16", "int4")])["fp16", "int4"].flips == Flips(37, 4, 0)
 
 

@@ -23,11 +23,11 @@ from qbench.config.run import RunConfig
 from qbench.model import architecture, ggml, texts
 from qbench.model.calibration import Calibration
 from qbench.model.find import read_config
-from qbench.records.run import read_run
 from qbench.run import checkpoints
 from qbench.run.fingerprint import checkpoint_facts
 from tests.support import tiny_variants
 from tests.support.cli import qbench
+from tests.support.frames import read_frames
 from tests.support.runs import cells_here
 from tests.support.tiny_llama import options
 
@@ -141,7 +141,7 @@ def test_row_and_model_card_say_that_there_was_one(tmp_path: Path) -> None:
         exported = qbench("export", "r.yaml", "--out", "out", cwd=tmp_path)
         assert exported.returncode == 0, exported.stderr
         assert len(checkpoints.entries()) == 1  # both took the same file
-    (row,) = read_run(tmp_path / "results" / "r").cells.to_dict("records")
+    (row,) = read_frames(tmp_path / "results" / "r").cells.to_dict("records")
     sha256 = Calibration(texts.read("demo", "train", "calibration.text"), 2, 64, 0).sha256
     assert (row["status"], row["bits"], row["calibration_sha256"]) == ("ok", 2, sha256)
     card = " ".join((tmp_path / "out" / "README.md").read_text().split())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qbench.config import RunConfig
+from qbench.records.run import read_run
 from qbench.run.events import EventLog, ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.job import Job
@@ -64,12 +65,12 @@ def test_an_interrupted_run_goes_on_with_the_start_that_is_missing(tiny_llama: P
         run(two_starts(tiny_llama), tmp_path, executor=at_the_second_start_of_int4(interrupt))
     folder = tmp_path / "r"
     assert found(folder) == ROWS[:6]
-    before = read_frames(folder).throughput
+    before = read_run(folder).throughput
     _, ok, watcher = run(two_starts(tiny_llama), tmp_path)
     assert ok
     assert [label for label, *_ in watcher.started] == ["int4, start 2 of 2"]
     assert found(folder) == ROWS
-    assert read_frames(folder).throughput[:6].equals(before)
+    assert read_run(folder).throughput[:6] == before
 
 
 def test_a_start_that_fails_is_named_and_made_again(tiny_llama: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_model_that_computes_no_numbers_is_an_error_whatever_is_measured(tmp_p
     assert "logits are NaN or infinite" in cell["error"]
     assert "Try another dtype" in cell["error"]
     assert found.throughput.empty
-    assert recommend([found], 1, "memory", Limits()).pick is None
+    assert recommend([found.run], 1, "memory", Limits()).pick is None
 
 
 def test_a_loss_that_no_number_holds_is_said_and_leaves_the_rest(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_run_in_float32_is_not_called_fp16(tmp_path: Path) -> None:
     found = measured(tmp_path, demo.MODEL_DIR, ["fp16"], measure={"throughput": TIMED})
     from qbench.analysis.summary import summarize
 
-    (cell,) = summarize(found).cells
+    (cell,) = summarize(found.run).cells
     assert (cell.name, cell.row.bits, cell.bits_per_weight) == ("FP32", 32, 32)
-    assert summarize(found).reference is not None
+    assert summarize(found.run).reference is not None
 
 
 def test_an_output_embedding_in_8_bits_of_a_tied_model_answers(tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def test_prompts_that_lose_examples_are_counted(tmp_path: Path) -> None:
     found = measured(tmp_path, model, ["fp16"], measure={"mmlu": ASKED})
     assert list(found.accuracy["truncated"]) == [2]
     console = Console(file=io.StringIO(), width=200)
-    print_results(console, found)
+    print_results(console, found.run)
     line = "truncated (FP32): 2 of 2 questions lost examples to the model's context"
     assert line in console.file.getvalue()  # type: ignore[attr-defined]
-    assert any(line in doubt for doubt in collect(found, allow_partial=True).doubts)
+    assert any(line in doubt for doubt in collect(found.run, allow_partial=True).doubts)
     whole = measured(tmp_path / "whole", demo.MODEL_DIR, ["fp16"], measure={"mmlu": ASKED})
     assert list(whole.accuracy["truncated"]) == [0]
     assert list(whole.accuracy["shared_prefixes"]) == [True]
