@@ -160,5 +160,5 @@ static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
     restore(before);
 }
 
-const Method bf16_amx = {prepare_tiles, multiply, 4, sizeof(uint16_t), 0, 0};
+const Method bf16_amx = {prepare_tiles, multiply, 4, 4, sizeof(uint16_t), 0, 0};
 #endif

@@ -100,5 +100,5 @@ static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
     restore(before);
 }
 
-const Method bf16_amx_large = {prepare_tiles, multiply, TILES, sizeof(uint16_t), 0, 0};
+const Method bf16_amx_large = {prepare_tiles, multiply, TILES, TILES, sizeof(uint16_t), 0, 0};
 #endif

@@ -100,5 +100,5 @@ static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
     restore(before);
 }
 
-const Method bf16_amx_small = {prepare_limbs, multiply, TILES, 2 * sizeof(int8_t), 64, 0};
+const Method bf16_amx_small = {prepare_limbs, multiply, TILES, TILES, 2 * sizeof(int8_t), 64, 0};
 #endif

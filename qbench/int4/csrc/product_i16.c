@@ -21,6 +21,7 @@
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 enum { DIRECT = 4, M_REGISTERS = 6, M_BLOCK = 48, MOST_ROWS = 3 * M_BLOCK, PAIRS = BLOCK / 2 };
+enum { AHEAD_OF_MANY = 1024 /* bytes prefetched ahead of each of several streams */ };
 
 /* 16 rows of a tile, as two vectors. */
 typedef struct { __m256i low, high; } Whole;
@@ -152,10 +153,10 @@ INLINE Whole codes_of(const uint8_t *block, int bits, int c, int places)
     return (Whole){_mm256_and_si256(low, mask), _mm256_and_si256(high, mask)};
 }
 
-INLINE void prefetch(const uint8_t *block, int bits)
+INLINE void prefetch(const uint8_t *block, int bits, int ahead)
 {
     for (int i = 0; i < columns_of(bits) * ROWS * bits / 8; i += 64)
-        _mm_prefetch((const char *)block + AHEAD + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)block + ahead + i, _MM_HINT_T0);
 }
 
 /* total + s step (sum(q i) - middle sum(i)) + z step sum(i), of the segment g of a row of x. */
@@ -196,14 +197,14 @@ INLINE Whole sum_of_places(const Whole *sums, int places)
     return sum;
 }
 
-/* Some tiles, side by side, for up to DIRECT rows of x; `bits`, `m` and `tiles` are constants after inlining. Codes go
-   straight into products. Memory answers faster to several streams than to one. */
-INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
+/* Some tiles at once, each so far `apart` from the next, for up to DIRECT rows of x; `bits`, `m` and `tiles` are constants
+   after inlining. Codes go straight into products. Memory answers faster to several streams than to one. */
+INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles, ptrdiff_t apart)
 {
     const Weight *w = &p->w;
-    const ptrdiff_t stride = w->kp * ROWS * bits / 8;
+    const ptrdiff_t tile_bytes = w->kp * ROWS * bits / 8, stride = apart * tile_bytes;
     const int columns = columns_of(bits), places = places_of(bits, m);
-    const uint8_t *block = (const uint8_t *)w->words + tile * stride;
+    const uint8_t *block = (const uint8_t *)w->words + tile * tile_bytes;
     Real total[DIRECT][DIRECT];
     for (int t = 0; t < tiles; t++)
         for (int i = 0; i < m; i++) total[t][i] = NO_REAL;
@@ -215,7 +216,7 @@ INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
                 for (int place = 0; place < places; place++) sum[t][i][place] = NO_WHOLE;
         for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8)
             for (int t = 0; t < tiles; t++) {
-                prefetch(block + t * stride, bits);
+                prefetch(block + t * stride, bits, tiles > 1 ? AHEAD_OF_MANY : AHEAD);
 #pragma GCC unroll 16
                 for (int c = 0; c < columns / 2; c++) {
                     Whole codes = codes_of(block + t * stride, bits, c, places);
@@ -224,13 +225,13 @@ INLINE void direct(const Product *p, ptrdiff_t tile, int bits, int m, int tiles)
                 }
             }
         for (int t = 0; t < tiles; t++) {
-            const uint16_t *scales = scales_at(w, tile + t, g * p->segment);
+            const uint16_t *scales = scales_at(w, tile + t * apart, g * p->segment);
             Real s = scales16(w, scales), z = scales16(w, scales + ROWS);
             for (int i = 0; i < m; i++) add_scaled(p, i, g, sum_of_places(sum[t][i], places), s, z, &total[t][i]);
         }
     }
     for (int t = 0; t < tiles; t++)
-        for (int i = 0; i < m; i++) store(p, i, tile + t, total[t][i]);
+        for (int i = 0; i < m; i++) store(p, i, tile + t * apart, total[t][i]);
 }
 
 /* A segment's codes times `m` rows from `row` on, a constant after inlining. */
@@ -256,7 +257,7 @@ INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, 
     for (ptrdiff_t i = 0; i < m; i++) total[i] = NO_REAL;
     for (ptrdiff_t g = 0; g < p->segments; g++) {
         for (ptrdiff_t k = 0; k < segment_columns(p, g); k += columns, block += columns * ROWS * bits / 8) {
-            prefetch(block, bits);
+            prefetch(block, bits, AHEAD);
 #pragma GCC unroll 16
             for (int c = 0; c < columns / 2; c++) codes[k / 2 + c] = codes_of(block, bits, c, 1);
         }
@@ -270,18 +271,24 @@ INLINE void blocked(const Product *p, ptrdiff_t tile, int bits, ptrdiff_t from, 
     for (ptrdiff_t i = 0; i < m; i++) store(p, from + i, tile, total[i]);
 }
 
+/* Tiles as `tiles` streams, each of which runs on from one tile into the next: nothing waits at a tile's end. Returns the
+   first that is left over. */
+INLINE ptrdiff_t streams(const Product *p, int bits, int m, int tiles, ptrdiff_t tile, ptrdiff_t last)
+{
+    ptrdiff_t apart = (last - tile) / tiles;
+    for (ptrdiff_t i = 0; i < apart; i++) direct(p, tile + i, bits, m, tiles, apart);
+    return tile + apart * tiles;
+}
+
 INLINE void tiles_of(const Product *p, int bits, ptrdiff_t tile, ptrdiff_t last)
 {
     /* As many as there are registers for. */
-    const int of_one = bits == 3 ? 2 : 4, of_two = bits == 3 ? 1 : 2;
-    if (p->m == 1)
-        for (; tile + of_one <= last; tile += of_one) direct(p, tile, bits, 1, of_one);
-    if (p->m == 2)
-        for (; tile + of_two <= last; tile += of_two) direct(p, tile, bits, 2, of_two);
+    if (p->m == 1) tile = streams(p, bits, 1, bits == 3 ? 2 : 4, tile, last);
+    if (p->m == 2) tile = streams(p, bits, 2, bits == 3 ? 1 : 2, tile, last);
     if (p->m == 3)
-        for (; tile < last; tile++) direct(p, tile, bits, 3, 1);
+        for (; tile < last; tile++) direct(p, tile, bits, 3, 1, 1);
     if (p->m == 4)
-        for (; tile < last; tile++) direct(p, tile, bits, 4, 1);
+        for (; tile < last; tile++) direct(p, tile, bits, 4, 1, 1);
     for (; tile < last; tile++)
         for (ptrdiff_t from = 0; from < p->m; from += M_BLOCK)
             blocked(p, tile, bits, from, p->m - from < M_BLOCK ? p->m - from : M_BLOCK);
@@ -295,5 +302,5 @@ static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
     else tiles_of(p, 4, first, last);
 }
 
-const Method i16_avx2 = {prepare, multiply, 4, sizeof(int16_t), 0, MOST_ROWS};
+const Method i16_avx2 = {prepare, multiply, 4, 16, sizeof(int16_t), 0, MOST_ROWS};
 #endif

@@ -129,5 +129,5 @@ static TARGET void multiply(void *pointer, ptrdiff_t first, ptrdiff_t last)
             blocked(p, tile, from, p->m - from < M_BLOCK ? p->m - from : M_BLOCK);
 }
 
-const Method bf16_vnni = {prepare_limbs, multiply, 4, 2 * sizeof(int8_t), BLOCK, 0};
+const Method bf16_vnni = {prepare_limbs, multiply, 4, 4, 2 * sizeof(int8_t), BLOCK, 0};
 #endif

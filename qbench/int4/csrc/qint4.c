@@ -145,6 +145,16 @@ static void *prepare_memory(const Method *method, Product *p)
     return memory;
 }
 
+/* Tiles that a thread takes at a time. With few rows of x memory decides, and long pieces are read faster; four for
+   every thread keep all of them at work. */
+static ptrdiff_t piece_of(const Method *method, const Product *p, ptrdiff_t tiles, int threads)
+{
+    enum { FEW_ROWS = 2 };
+    ptrdiff_t piece = tiles / (4 * threads) / method->piece * method->piece;
+    if (p->m > FEW_ROWS || piece < method->piece) return method->piece;
+    return piece < method->longest ? piece : method->longest;
+}
+
 static int multiply(const Method *method, Product *p, int threads)
 {
     if (!prepare_memory(method, p)) return 1;
@@ -152,7 +162,8 @@ static int multiply(const Method *method, Product *p, int threads)
     if (method->limbs_width)
         p->limbs_width = p->w.kp % method->limbs_width || p->segment % method->limbs_width ? K_ALIGN : method->limbs_width;
     qint4_parallel(method->prepare, p, p->m, 8, threads);
-    qint4_parallel(method->multiply, p, (p->w.n + ROWS - 1) / ROWS, method->piece, threads);
+    ptrdiff_t tiles = (p->w.n + ROWS - 1) / ROWS;
+    qint4_parallel(method->multiply, p, tiles, piece_of(method, p, tiles, threads), threads);
     return 0;
 }
 

@@ -63,7 +63,7 @@ void qint4_parallel(Range work, void *context, ptrdiff_t count, ptrdiff_t piece,
 /* A product is two ranges: the first prepares rows of x, the second works off tiles of the weight. */
 typedef struct {
     Range prepare, multiply;
-    ptrdiff_t piece;       /* tiles that a thread takes at a time */
+    ptrdiff_t piece, longest; /* tiles that a thread takes at a time, see `piece_of` */
     size_t value_bytes;    /* of a value of x as prepared */
     ptrdiff_t limbs_width; /* the widest that it wants, if it wants limbs */
     ptrdiff_t most_rows;   /* of x at a time, if there is a limit: what is prepared stays in a cache */

@@ -9,6 +9,9 @@ product to torch.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -115,19 +118,20 @@ def _(x: Tensor, words: Tensor, scales: Tensor, bits: int, out_features: int, gr
 
 
 def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
-    best = native.level()
+    best, m = native.level(), x.shape[0]
     bfloat16 = x.dtype == torch.bfloat16 and best >= native.INTEGERS_FROM
     weight = _weight(tensors, spec)
     own = x.dtype == torch.float32 or bfloat16
     least = dequantize_from(native.LEVELS[best], spec.bits, bfloat16)
-    out = x.new_empty(len(x), spec.out_features)
-    rows = max(1, len(x) if own else FLOAT_ROWS)
-    for first in range(0, len(x), rows):
+    out = x.new_empty(m, spec.out_features)
+    dequantized = least is not None and m >= least
+    if own and not dequantized:
+        return _multiply(x, weight, spec, out)
+    rows = max(1, m if own else FLOAT_ROWS)
+    for first in range(0, m, rows):
         part, to = x[first : first + rows], out[first : first + rows]
-        if least is not None and len(x) >= least:
+        if dequantized:
             _dequantize_and_multiply(part if own else part.float(), weight, spec, to)
-        elif own:
-            _multiply(part, weight, spec, to)
         else:
             to.copy_(_multiply(part.float(), weight, spec, part.new_empty(to.shape, dtype=torch.float32)))
     return out
@@ -135,16 +139,9 @@ def _matmul(x: Tensor, tensors: Tensors, spec: WeightSpec) -> Tensor:
 
 def _multiply(x: Tensor, weight: Weight, spec: WeightSpec, out: Tensor) -> Tensor:
     """The product, into `out` [M, out_features], in the dtype of x."""
-    bfloat16 = x.dtype == torch.bfloat16
+    m, bfloat16, threads = x.shape[0], x.dtype == torch.bfloat16, torch.get_num_threads()
     failed = native.loaded().qint4_matmul(
-        weight,
-        native.level(),
-        x.data_ptr(),
-        out.data_ptr(),
-        len(x),
-        bfloat16,
-        _segment(spec),
-        torch.get_num_threads(),
+        weight, native.level(), x.data_ptr(), out.data_ptr(), m, bfloat16, _layout(spec).segment, threads
     )
     if failed:
         raise MemoryError(f"no memory for a product of {tuple(x.shape)} activations")
@@ -167,8 +164,27 @@ def _dequantize_and_multiply(x: Tensor, weight: Weight, spec: WeightSpec, out: T
         out[:, first:last] = F.linear(x, block[: last - first, : spec.in_features])
 
 
+class _Layout(NamedTuple):
+    """Sizes that csrc/qint4.h wants to know."""
+
+    padded: int  # columns
+    groups: int
+    group_columns: int
+    segment: int  # columns that are summed up before a scale is applied
+
+
+@cache
+def _layout(spec: WeightSpec) -> _Layout:
+    """Segments are as long as can be, up to MAX_SEGMENT, and cut no group. Kept: every product asks."""
+    padded = _padded(spec.in_features)
+    if spec.groups == 1:
+        return _Layout(padded, 1, padded, MAX_SEGMENT)
+    segment = next(size for size in (MAX_SEGMENT, 64, K_ALIGN) if spec.group_columns % size == 0)
+    return _Layout(padded, spec.groups, spec.group_columns, segment)
+
+
 def _weight(tensors: Tensors, spec: WeightSpec) -> Weight:
-    words, scales = tensors["words"], tensors["scales"]
+    words, scales, layout = tensors["words"], tensors["scales"], _layout(spec)
     return Weight(
         words.data_ptr(),
         scales.data_ptr(),
@@ -176,18 +192,11 @@ def _weight(tensors: Tensors, spec: WeightSpec) -> Weight:
         spec.bits,
         spec.out_features,
         spec.in_features,
-        _padded(spec.in_features),
-        spec.groups,
-        spec.group_columns if spec.groups > 1 else _padded(spec.in_features),
+        layout.padded,
+        layout.groups,
+        layout.group_columns,
     )
 
 
 def _padded(columns: int) -> int:
     return -(-columns // K_ALIGN) * K_ALIGN
-
-
-def _segment(spec: WeightSpec) -> int:
-    """Columns that are summed up before a scale is applied: the most, up to MAX_SEGMENT, that cut no group."""
-    if spec.groups == 1:
-        return MAX_SEGMENT
-    return next(size for size in (MAX_SEGMENT, 64, K_ALIGN) if spec.group_columns % size == 0)
