@@ -20,9 +20,9 @@ import torch
 
 from qbench.backends._calibrated import Calibrated
 from qbench.backends._gptqmodel import check_sizes
-from qbench.backends.gguf.options import rope_of
 from qbench.engine.torch.loaded import block_linears
 from qbench.errors import QbenchError, UnavailableError
+from qbench.model.architecture import rope_of
 from qbench.model.calibration import Calibration
 from qbench.model.find import read_config
 from qbench.model.load import LoadOptions, load_tokenizer, skeleton

@@ -185,3 +185,10 @@ def parse(content: Mapping[str, Any], name: str) -> Architecture:
         output_bias=biased,
         mlp_bias=family.mlp_bias and bool(content.get("mlp_bias")),
     )
+
+
+def rope_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary embedding's parameters, in the names of transformers 5 wherever a config.json has them."""
+    old = content.get("rope_scaling") or {}
+    rope = {"rope_theta": content.get("rope_theta", 10000.0), **old, **(content.get("rope_parameters") or {})}
+    return {**rope, "rope_type": rope.get("rope_type") or rope.get("type") or "default"}

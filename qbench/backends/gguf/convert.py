@@ -22,10 +22,10 @@ from safetensors import safe_open
 
 from qbench.backends.gguf import vocabulary
 from qbench.backends.gguf.imatrix import CHUNKS, DATASET, Imatrix, collect, passed
-from qbench.backends.gguf.options import ELSEWHERE, FILE, GGUF, rope_of
+from qbench.backends.gguf.options import ELSEWHERE, FILE, GGUF
 from qbench.compat.llama_cpp import LOG
 from qbench.errors import QbenchError
-from qbench.model.architecture import Architecture, parse
+from qbench.model.architecture import Architecture, parse, rope_of
 from qbench.model.calibration import Calibration
 from qbench.model.find import INDEX, SINGLE_FILE, read_config, read_json
 from qbench.model.load import LoadOptions, load_tokenizer

@@ -14,6 +14,7 @@ from qbench.config.backends import Engine
 from qbench.config.target import DeviceType
 from qbench.errors import QbenchError
 from qbench.model import ggml
+from qbench.model.architecture import rope_of
 from qbench.model.ggml import IMATRIX_QUANTS, QUANTS, Quant
 
 FILE = "model.gguf"
@@ -141,10 +142,3 @@ def unknown_part(content: Mapping[str, Any]) -> str | None:
     if content.get("hidden_act", "silu") != "silu":
         return f"hidden_act {content['hidden_act']}"
     return None
-
-
-def rope_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary embedding's parameters, in the names of transformers 5 wherever a config.json has them."""
-    old = content.get("rope_scaling") or {}
-    rope = {"rope_theta": content.get("rope_theta", 10000.0), **old, **(content.get("rope_parameters") or {})}
-    return {**rope, "rope_type": rope.get("rope_type") or rope.get("type") or "default"}
