@@ -233,6 +233,65 @@ def test_the_tables_of_int4_on_avx2_are_those_of_their_runs() -> None:
         assert [name, *(f"{speeds[key][label, size]:.1f}" for key in columns for size in (1, 8, 32))] in rows
 
 
+FORMATS = {
+    "`fp16`": ("fp16", "fp16"),
+    "`int4`": ("int4-g128", "int4"),
+    "`int4`, `calibrated: true`": ("int4-calibrated", None),
+    "`int4`, `bits: 3`": ("int3-calibrated", "int3"),
+    "`nf4`": ("nf4", "nf4"),
+    "`awq`": ("awq", None),
+    "`gptq`": ("gptq", None),
+    "`int8`": ("int8", "int8"),
+    "`torchao`": ("torchao-int8", "torchao-int8"),
+    "`hqq`": ("hqq", "hqq"),
+    "`quanto`": ("quanto-int8", "quanto-int8"),
+    "`gguf`, `quant: Q8_0`": ("gguf-Q8_0", "gguf-Q8_0"),
+    "`gguf`, `quant: Q4_K_M`": ("gguf-Q4_K_M", "gguf-Q4_K_M"),
+    "`gguf`, `quant: Q4_0`": ("gguf-Q4_0", "gguf-Q4_0"),
+}
+"""Cells of the demo model and of TinyLlama's shape, by the words of the README."""
+
+
+def speeds_of(cell: pd.Series) -> list[str]:
+    """Tokens/s at batch 1 and 8, in three digits and with a mark where they cannot be relied upon."""
+    shown = []
+    for size in (1, 8):
+        rate = cell[f"decode_tokens_per_s_b{size}"]
+        mark = "" if cell[f"validity_b{size}"] == "ok" else " !"
+        shown.append((f"{rate:,.3g}" if rate < 100 else f"{rate:,.0f}") + mark)
+    return shown
+
+
+def test_the_tables_of_formats_are_those_of_their_runs() -> None:
+    names = ("summary", "cells", "perplexity")
+    demo, big = (RESULTS / f"{name}-epyc-2core" for name in ("formats", "formats-1b"))
+    summary, cells, texts = (pd.read_csv(demo / f"{name}.csv").set_index("label") for name in names)
+    rows = rows_of("formats.md")
+    for label, cell in cells.iterrows():
+        one, text = summary.loc[label], texts.loc[label]
+        low, high = (100 * one[f"mmlu_ci_{end}"] for end in ("low", "high"))
+        assert [
+            label, " ".join(cell["kernel"].split()[:2]), f"{cell['effective_bits_per_weight']:.2f}",
+            "–" if label == "fp16" else f"{1e3 * text['kl_mean']:.2f} ± {1e3 * text['kl_stderr']:.2f}",
+            f"{text['perplexity']:.4f}", f"{100 * one['mmlu']:.1f} [{low:.1f}, {high:.1f}]",
+            f"{cell['peak_memory_bytes'] / 2**20:.1f} MiB", *speeds_of(one),
+        ] in rows  # fmt: skip
+    prefill = pd.read_csv(big / "throughput.csv").groupby(["label", "batch_size"])["prefill_tokens_per_s"].median()
+    big_summary, big_cells = (pd.read_csv(big / f"{name}.csv").set_index("label") for name in names[:2])
+    shapes = {
+        label: [f"{cell['peak_memory_bytes'] / 2**30:.2f} GiB", *speeds_of(big_summary.loc[label])]
+        for label, cell in big_cells.iterrows()
+    }
+    for label, shown in shapes.items():
+        bits = f"{big_cells.loc[label, 'effective_bits_per_weight']:.2f}"
+        assert [label, bits, *shown, *(f"{prefill[label, size]:.0f}" for size in (1, 8))] in rows
+    figures = {cell[0]: cell[2:] for cell in rows_of("../README.md")}
+    for name, (small, large) in FORMATS.items():
+        divergence = "–" if small == "fp16" else f"{1e3 * texts.loc[small, 'kl_mean']:.2f}"
+        bits = f"{cells.loc[small, 'effective_bits_per_weight']:.2f}"
+        assert figures[name] == [bits, divergence, *(shapes[large] if large else ["–"] * 3)]
+
+
 def test_what_http_costs_is_what_the_run_of_servers_says() -> None:
     run = read_run(RESULTS / "servers-epyc-2core")
     trials = pd.read_csv(run.folder / "throughput.csv")

@@ -446,6 +446,8 @@ def test_the_command_writes_both_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert names == {
         "context-epyc-2core",
         "demo-mmlu",
+        "formats-1b-epyc-2core",
+        "formats-epyc-2core",
         "int4-calibrated",
         "kv-cache-accuracy-epyc-2core",
         "llamacpp-shape-epyc-2core",
