@@ -66,6 +66,19 @@ def test_c_products(
 
 @compiled
 @pytest.mark.parametrize(("level", "bits"), LEVELS_AND_BITS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_tile_of_a_tall_weight_is_multiplied_once(
+    level: str, bits: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads take pieces of several tiles, which few rows of activations meet a stream of tiles at a time."""
+    monkeypatch.setattr(native, "level", lambda: native.LEVELS.index(level))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    q = random_weight(2600, 67, bits=bits, group_size=32, search="none")  # 163 tiles, a prime number
+    assert max(error("cpu", q, m, torch.float32) for m in (1, 2, 3)) < 2e-4
+
+
+@compiled
+@pytest.mark.parametrize(("level", "bits"), LEVELS_AND_BITS)
 @pytest.mark.parametrize("code", [0, -1])
 def test_sums_of_the_largest_codes_and_activations_are_exact(
     level: str, bits: int, code: int, monkeypatch: pytest.MonkeyPatch
