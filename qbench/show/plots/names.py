@@ -16,8 +16,17 @@ from qbench.show.plots.style import FAINT, INK
 CROWD_PX = 70
 """Points closer than this share a crowd."""
 
-DIRECTIONS = ((1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1), (-1, 0))
+DIRECTIONS = (
+    *((1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1), (-1, 0)),
+    *((1, 0.5), (1, -0.5), (0.5, 1), (0.5, -1), (-1, 0.5), (-1, -0.5), (-0.5, 1), (-0.5, -1)),
+)
 """Where a name may stand as seen from its point, right and up, the best first."""
+
+POINT_PX = 7
+"""Radius of a point."""
+
+NEAR_PX = 24
+"""A name this close to its point needs no line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +41,31 @@ class Name:
 def place_names(axes: Axes, names: Sequence[Name], obstacles: Sequence[Bbox]) -> None:
     """Write names beside their points, each in the nearest place where it covers no other name and no obstacle.
 
-    Nor does the line from a name to its point cross another's. Obstacles are boxes in pixels; the layout is settled.
+    Nor does the line from a name to its point cross another's, another name or another point. Obstacles are boxes in pixels; the layout
+    is settled.
     """
-    taken, lines, scale = list(obstacles), list[Path](), 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    taken, written, lines = list(obstacles), list[Bbox](), list[Path]()
+    scale = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
     spots = [axes.transData.transform(name.point) for name in names]
     for name, (x, y) in zip(names, spots, strict=True):
         # Among close points, a name at arm's length with a line to its own point cannot be taken for another's.
         crowded = sum(math.hypot(x - right, y - up) < CROWD_PX for right, up in spots) > 1
         weight = "bold" if name.strong else "normal"
-        places = _places(x, y, _extent(axes, name.text, weight), nearest=40 if crowded else 16)
-        ways = [Path([(x, y), ((place.x0 + place.x1) / 2, (place.y0 + place.y1) / 2)]) for place in places]
-        costs = [
-            _clashes(place, taken, axes.bbox) + _crossings(place, way, lines)
-            for place, way in zip(places, ways, strict=True)
+        others = [
+            Bbox([spot, spot]).padded(POINT_PX) for spot in spots if math.hypot(x - spot[0], y - spot[1]) > 2 * POINT_PX
         ]
-        box, way = places[costs.index(min(costs))], ways[costs.index(min(costs))]
+        least = math.inf
+        for place in _places(x, y, _extent(axes, name.text, weight), nearest=40 if crowded else 16):
+            to = Path([(x, y), ((place.x0 + place.x1) / 2, (place.y0 + place.y1) / 2)])
+            cost = _clashes(place, taken, axes.bbox) + _crossings(place, to, lines, [*written, *others])
+            if cost < least:
+                least, box, way = cost, place, to
+            if not cost:
+                break
         taken.append(box)
+        written.append(box)
         lines.append(way)
-        line = crowded or places.index(box) >= len(DIRECTIONS)
+        line = crowded or not box.padded(NEAR_PX).contains(x, y)
         axes.annotate(
             name.text,
             name.point,
@@ -100,6 +116,8 @@ def _clashes(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> int:
     return sum(bool(near.overlaps(other)) for other in taken) + (len(taken) + 1) * outside
 
 
-def _crossings(box: Bbox, way: Path, lines: Sequence[Path]) -> int:
-    """How many of the lines this one crosses, or has under its name."""
-    return sum(bool(way.intersects_path(line, filled=False) or line.intersects_bbox(box)) for line in lines)
+def _crossings(box: Bbox, way: Path, lines: Sequence[Path], others: Sequence[Bbox]) -> int:
+    """How many lines this one crosses, and twice how many lie under its name or names and points on its way."""
+    crossed = sum(bool(way.intersects_path(line, filled=False)) for line in lines)
+    covered = sum(bool(line.intersects_bbox(box)) for line in lines)
+    return crossed + 2 * (covered + sum(bool(way.intersects_bbox(other)) for other in others))
