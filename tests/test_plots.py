@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from html import unescape
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Path2D
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 
 from qbench.analysis.formulas import wilson_interval
 from qbench.config import SLO, backend_kinds
@@ -592,8 +593,8 @@ def test_no_question_no_figure() -> None:
     assert names_of(made_up_run([cell("int4", peak_memory_bytes=GIB)])) == {"memory"}
 
 
-def test_lines_from_names_to_crowded_points_do_not_cross() -> None:
-    """Five points in a bundle: taken by name, each line ends at its own point and meets no other."""
+def test_lines_from_names_to_crowded_points_meet_nothing_else() -> None:
+    """Five points in a bundle: taken by name, each line ends at its own point and meets no other, nor another name."""
     figure = drawn.new_figure(8, 5)
     axes = figure.add_subplot()
     points = [(1.0, 1.0), (1.02, 0.96), (1.04, 1.0), (1.0, 0.93), (3.0, 1.1)]
@@ -601,11 +602,16 @@ def test_lines_from_names_to_crowded_points_do_not_cross() -> None:
     axes.margins(0.4)
     figure.draw_without_rendering()
     place_names(axes, [Name(point, f"name {i}", False) for i, point in enumerate(points)], [])
-    ways = []
+    ways, boxes = [], []
     for note in axes.texts:
         assert isinstance(note, Annotation)
+        boxes.append(Text.get_window_extent(note))
         x, y = axes.transData.transform(note.xy)
         right, up = note.xyann
         ways.append(Path2D([(x, y), (x + right * drawn.DPI / 72, y + up * drawn.DPI / 72)]))
     crossing = [(a, b) for a, b in combinations(range(len(ways)), 2) if ways[a].intersects_path(ways[b], filled=False)]
     assert crossing == []
+    spots = [Bbox([spot, spot]).padded(2) for spot in axes.transData.transform(points)]
+    pairs = [(way, other) for way, other in product(range(len(ways)), repeat=2) if way != other]
+    assert [pair for pair in pairs if ways[pair[0]].intersects_bbox(boxes[pair[1]])] == []
+    assert [pair for pair in pairs if ways[pair[0]].intersects_bbox(spots[pair[1]])] == []

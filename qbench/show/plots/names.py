@@ -41,8 +41,8 @@ class Name:
 def place_names(axes: Axes, names: Sequence[Name], obstacles: Sequence[Bbox]) -> None:
     """Write names beside their points, each in the nearest place where it covers no other name and no obstacle.
 
-    Nor does the line from a name to its point cross another's, another name or another point. Obstacles are boxes in pixels; the layout
-    is settled.
+    Nor does the line from a name to its point cross another's, another name or another point. Obstacles are boxes in
+    pixels; the layout is settled.
     """
     taken, written, lines = list(obstacles), list[Bbox](), list[Path]()
     scale = 72 / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
@@ -81,8 +81,9 @@ def place_names(axes: Axes, names: Sequence[Name], obstacles: Sequence[Bbox]) ->
 
 
 def obstacles(axes: Axes, points: Sequence[tuple[float, float]]) -> list[Bbox]:
-    """What a name must not cover, in pixels: points, and every line that has been drawn."""
+    """What a name must not cover, in pixels: points, and every line and mark that has been drawn."""
     boxes = [Bbox([spot, spot]).padded(9) for spot in axes.transData.transform(points)]
+    boxes += [text.get_window_extent() for text in axes.texts]
     for line in axes.lines:
         corners = axes.transData.transform(line.get_xydata())
         boxes += [Bbox([start, end]).padded(2) for start, end in pairwise(corners)]
