@@ -241,10 +241,10 @@ FORMATS = {
     "`nf4`": ("nf4", "nf4"),
     "`awq`": ("awq", None),
     "`gptq`": ("gptq", None),
-    "`int8`": ("int8", "int8"),
+    "`int8`": ("int8", None),
     "`torchao`": ("torchao-int8", "torchao-int8"),
-    "`hqq`": ("hqq", "hqq"),
-    "`quanto`": ("quanto-int8", "quanto-int8"),
+    "`hqq`": ("hqq", None),
+    "`quanto`": ("quanto-int8", None),
     "`gguf`, `quant: Q8_0`": ("gguf-Q8_0", "gguf-Q8_0"),
     "`gguf`, `quant: Q4_K_M`": ("gguf-Q4_K_M", "gguf-Q4_K_M"),
     "`gguf`, `quant: Q4_0`": ("gguf-Q4_0", "gguf-Q4_0"),
@@ -258,7 +258,7 @@ def speeds_of(cell: pd.Series) -> list[str]:
     for size in (1, 8):
         rate = cell[f"decode_tokens_per_s_b{size}"]
         mark = "" if cell[f"validity_b{size}"] == "ok" else " !"
-        shown.append((f"{rate:,.3g}" if rate < 100 else f"{rate:,.0f}") + mark)
+        shown.append((short(rate) if rate < 100 else f"{rate:,.0f}") + mark)
     return shown
 
 

