@@ -50,7 +50,7 @@ def test_recommend_takes_several_runs_each_once() -> None:
     found = json.loads(result.stdout)
     names = [found["recommended"]["name"], found["runner_up"]["name"], *(one["name"] for one in found["left_out"])]
     assert len(names) == len(set(names))
-    assert found["recommended"]["name"] == "gguf-Q8_0 (servers-epyc-2core)"
+    assert found["recommended"]["name"] == "gguf-Q4_0 (formats-epyc-2core)"
     assert any("different models" in note for note in found["notes"])
 
 
