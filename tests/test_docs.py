@@ -237,7 +237,7 @@ FORMATS = {
     "`fp16`": ("fp16", "fp16"),
     "`int4`": ("int4-g128", "int4"),
     "`int4`, `calibrated: true`": ("int4-calibrated", None),
-    "`int4`, `bits: 3`": ("int3-calibrated", "int3"),
+    "`int4`, `bits: 3`, `calibrated: true`": ("int3-calibrated", "int3"),
     "`nf4`": ("nf4", "nf4"),
     "`awq`": ("awq", None),
     "`gptq`": ("gptq", None),
