@@ -9,9 +9,10 @@ that its time and not the client's counts. Both tools send prompts of random tok
 Requests/s, and medians of the time to first token and of a request's whole latency. Both leave out the requests of a
 warm-up. GuideLLM also leaves out a cool-down; qbench keeps the load up until the last request that counts has ended.
 
-GuideLLM counts the requests that end within its window, qbench the part of each request's time that lies in its own.
-Requests of a closed loop end together, so up to one round more or less falls into GuideLLM's window: with 8 rounds that
-is 12 % of its requests/s, with 32 it is 3 %.
+The clients have the machine's last core, and the server the others: on the server's cores a client slows the answers
+that it times. GuideLLM counts the requests that end within its window, qbench the part of each request's time that lies
+in its own. Requests of a closed loop end together, so up to one round more or less falls into GuideLLM's window: one
+part in `--rounds` of its requests/s.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import record
 import torch
 import yaml
@@ -59,16 +61,22 @@ def make_model(folder: Path, layers: int, hidden_size: int) -> None:
 
 @contextmanager
 def serving(model: Path, folder: Path, slots: int, context: int) -> Iterator[str]:
-    """llama.cpp's server with the model in Q4_0; its address."""
+    """llama.cpp's server with the model in Q4_0, on all cores but the last; its address. The clients have the last."""
     options = LoadOptions(model, torch.device("cpu"), torch.float32, folder / "work")
     gguf.quantize(options, gguf.GGUF(quant="Q4_0"), None, folder / "gguf", lambda *_: None)
     (file,) = (folder / "gguf").glob("*.gguf")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    this = psutil.Process()
+    *cores, last = this.cpu_affinity()
+    if not cores:
+        sys.exit("a core for the server and one for its clients are needed")
     command = [sys.executable, "-m", "qbench.compat.xllamacpp", file, f"--port={port}"]
-    command += [f"--parallel={slots}", f"--context={context}"]
+    command += [f"--parallel={slots}", f"--context={context}", f"--threads={len(cores)}"]
+    this.cpu_affinity(cores)
     server = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    this.cpu_affinity([last])
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{url}/health")
@@ -172,10 +180,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("guidellm", type=Path, help="its command, in an environment of its own")
     parser.add_argument("--concurrencies", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--rounds", type=int, default=32, help="requests that count, for each that runs at a time")
+    parser.add_argument("--rounds", type=int, default=16, help="requests that count, for each that runs at a time")
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--new", type=int, default=32, help="tokens")
-    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for the table")
