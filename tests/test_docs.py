@@ -228,9 +228,24 @@ def test_the_tables_of_int4_on_avx2_are_those_of_their_runs() -> None:
         assert [str(row["batch"]), *ratios, f"{row['of_read_bandwidth']:.0%}".replace("%", " %")] in rows
     trials = pd.read_csv(RESULTS / "llamacpp-shape-epyc-2core" / "throughput.csv")
     speeds = trials.groupby(["label", "batch_size"]).median(numeric_only=True)
+    places = [(key, size) for key in ("decode_tokens_per_s", "prefill_tokens_per_s") for size in (1, 8, 32)]
     for label, name in (("int4", "INT4"), ("gguf", "Q4_0")):
-        columns = ("decode_tokens_per_s", "prefill_tokens_per_s")
-        assert [name, *(f"{speeds[key][label, size]:.1f}" for key in columns for size in (1, 8, 32))] in rows
+        assert [name, *(f"{speeds[key][label, size]:.1f}" for key, size in places)] in rows
+    ratios = [f"{speeds[key]['int4', size] / speeds[key]['gguf', size]:.2f}" for key, size in places]
+    assert ["INT4 ÷ Q4_0", *ratios] in rows
+
+
+def test_the_comparison_with_guidellm_is_that_of_its_file() -> None:
+    measured = pd.read_csv(RESULTS / "load-peers-epyc-2core" / "load_peers.csv").set_index(["concurrency", "figure"])
+    rows, figures = rows_of("load.md"), ("requests_per_s", "ttft_s", "latency_s")
+    for level in (1, 8):
+        assert [str(level), *(f"{measured['ratio'][level, figure]:.2f}" for figure in figures)] in rows
+    eight = measured.loc[8]
+    page = " ".join((ROOT / "docs" / "load.md").read_text(encoding="utf-8").split())
+    by_latency = {tool: 8 / eight.loc["latency_s", tool] for tool in ("guidellm", "qbench")}
+    counted = eight.loc["requests_per_s"]
+    assert "give {:.2f} requests/s, and it reports {:.2f}".format(by_latency["guidellm"], counted["guidellm"]) in page
+    assert "for qbench these are {:.2f} and {:.2f}".format(by_latency["qbench"], counted["qbench"]) in page
 
 
 FORMATS = {
@@ -241,10 +256,10 @@ FORMATS = {
     "`nf4`": ("nf4", "nf4"),
     "`awq`": ("awq", None),
     "`gptq`": ("gptq", None),
-    "`int8`": ("int8", None),
+    "`int8`": ("int8", "int8"),
     "`torchao`": ("torchao-int8", "torchao-int8"),
     "`hqq`": ("hqq", None),
-    "`quanto`": ("quanto-int8", None),
+    "`quanto`": ("quanto-int8", "quanto-int8"),
     "`gguf`, `quant: Q8_0`": ("gguf-Q8_0", "gguf-Q8_0"),
     "`gguf`, `quant: Q4_K_M`": ("gguf-Q4_K_M", "gguf-Q4_K_M"),
     "`gguf`, `quant: Q4_0`": ("gguf-Q4_0", "gguf-Q4_0"),

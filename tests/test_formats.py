@@ -406,6 +406,13 @@ def test_a_group_size_that_does_not_divide_is_refused(tiny_llama: Path, tmp_path
         load(cell("hqq", group_size=48), tiny_llama, tmp_path)
 
 
+def test_quantizing_by_hqq_reports_each_linear(tiny_llama: Path, tmp_path: Path) -> None:
+    reported: list[tuple[str, int, int]] = []
+    load(cell("hqq"), tiny_llama, tmp_path, progress=lambda *step: reported.append(step))
+    linears = 7 * tiny.LAYERS
+    assert reported == [("quantizing", done, linears) for done in range(linears)]
+
+
 @pytest.mark.parametrize(
     ("config", "library"),
     [

@@ -83,7 +83,9 @@ def load(options: LoadOptions, config: HQQ, calibration: Calibration | None) -> 
             )
     how = BaseQuantizeConfig(nbits=config.nbits, group_size=config.group_size)
     model = load_pretrained(options)
-    for name, linear in block_linears(model).items():
+    linears = block_linears(model)
+    for done, (name, linear) in enumerate(linears.items()):
+        options.progress("quantizing", done, len(linears))
         quantized = HQQLinear(linear, how, compute_dtype=options.dtype, device=str(options.device))
         model.set_submodule(name, quantized)
     return describe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class LoadOptions:
     trust_remote_code: bool = False
     device_map_auto: bool = False
     """Whether the model is laid over all GPUs that are visible."""
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    """Receives what is being done, how much of it, and of how much, from backends that take long to load."""
 
     @property
     def device_map(self) -> dict[str, torch.device] | str:

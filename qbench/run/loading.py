@@ -92,6 +92,7 @@ class Loading:
             work=self._work,
             trust_remote_code=config.model.trust_remote_code,
             device_map_auto=config.device_map == "auto",
+            progress=self._progress,
         )
         return self.options
 
