@@ -4,7 +4,7 @@ Closed loops on llama.cpp's server, which runs a Llama of random weights with th
 that its time and not the client's counts. Both tools send prompts of random tokens, all of one length, and take turns.
 
     python -m venv guide && guide/bin/pip install guidellm==0.8.1
-    python benchmarks/load_peers.py guide/bin/guidellm
+    python benchmarks/load_peers.py guide/bin/guidellm       # some ten minutes, on Linux with two cores or more
 
 Requests/s, and medians of the time to first token and of a request's whole latency. Both leave out the requests of a
 warm-up. GuideLLM also leaves out a cool-down; qbench keeps the load up until the last request that counts has ended.
@@ -103,6 +103,7 @@ def ours(
     url: str, model: Path, options: argparse.Namespace, concurrency: int, folder: Path, seed: int
 ) -> dict[str, float]:
     """A level by `qbench run`."""
+    requests = options.rounds * concurrency
     config = {
         "name": "peers",
         "model": {"path": str(model)},
@@ -115,7 +116,7 @@ def ours(
                 "concurrencies": [concurrency],
                 "prompt_tokens": options.prompt,
                 "output_tokens": options.new,
-                "requests_per_level": options.rounds * concurrency,
+                "requests_per_level": requests,
                 "duration_s": 600,
             },
         },
@@ -126,8 +127,8 @@ def ours(
     run_or_exit(command)
     (row,) = read_run(folder / "peers").load
     # Random weights write pieces of characters, of which a server may have nothing to send.
-    if row.answered < ANSWERED * options.rounds * concurrency:
-        sys.exit(f"qbench: {row.answered} of {options.rounds * concurrency} requests were answered: {row.errors}")
+    if row.answered < ANSWERED * requests:
+        sys.exit(f"qbench: {row.answered} of {requests} requests were answered: {row.errors}")
     return {"requests_per_s": row.requests_per_s or 0, "ttft_s": row.ttft_p50_s or 0, "latency_s": row.e2e_p50_s or 0}
 
 
