@@ -37,7 +37,7 @@ CALIBRATION = Calibration(text=None, samples=8, length=64, seed=0)
 def quantize(kind: str, options: LoadOptions, out: Path) -> None:
     """Write a checkpoint of the model in `options`."""
     module, config = importlib.import_module(f"qbench.backends.{kind}"), backend_kinds()[kind](kind=kind)
-    module.quantize(options, config, CALIBRATION, out, lambda *_: None)
+    module.quantize(options, config, CALIBRATION, out)
 
 
 def repeat(checkpoint: Path, layers: int, out: Path) -> None:

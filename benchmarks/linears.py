@@ -15,6 +15,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -78,7 +79,8 @@ def blocks(backend: Backend, options: LoadOptions, copies: int) -> tuple[str, li
     calibration = Calibration(text=None, samples=2, length=32, seed=0)
     module: Any = import_backend(backend)
     if hasattr(module, "prepare"):
-        module.prepare(options, backend, lambda what, done, total: print(f"\r{what}: {done} s", end="", flush=True))
+        options = replace(options, progress=lambda what, done, total: print(f"\r{what}: {done} s", end="", flush=True))
+        module.prepare(options, backend)
     loaded = module.load(options, backend, calibration)
     block = loaded.model.model.layers[0]
     return loaded.kernel, [block, *(copy.deepcopy(block) for _ in range(copies - 1))]

@@ -63,7 +63,7 @@ def make_model(folder: Path, layers: int, hidden_size: int) -> None:
 def serving(model: Path, folder: Path, slots: int, context: int) -> Iterator[str]:
     """llama.cpp's server with the model in Q4_0, on all cores but the last; its address. The clients have the last."""
     options = LoadOptions(model, torch.device("cpu"), torch.float32, folder / "work")
-    gguf.quantize(options, gguf.GGUF(quant="Q4_0"), None, folder / "gguf", lambda *_: None)
+    gguf.quantize(options, gguf.GGUF(quant="Q4_0"), None, folder / "gguf")
     (file,) = (folder / "gguf").glob("*.gguf")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

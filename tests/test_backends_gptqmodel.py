@@ -61,8 +61,18 @@ def method(request: pytest.FixtureRequest) -> Method:
 
 
 @pytest.fixture(scope="module")
-def options(method: Method, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadOptions:
-    return tiny.options(tiny_llama, tmp_path_factory.mktemp(method.kind))
+def reported() -> list[tuple[str, int, int]]:
+    """The progress of the quantization that all tests share."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def options(
+    method: Method, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, reported: list[tuple[str, int, int]]
+) -> LoadOptions:
+    options = tiny.options(tiny_llama, tmp_path_factory.mktemp(method.kind))
+    reported.clear()
+    return replace(options, progress=lambda *step: reported.append(step))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +100,10 @@ def test_every_block_linear_is_quantized(loaded: LoadedModel, method: Method) ->
     assert loaded.quantize_s is not None
     assert loaded.quantize_s > 0
     loaded.check()
+
+
+def test_progress_counts_the_layers(loaded: LoadedModel, reported: list[tuple[str, int, int]]) -> None:
+    assert reported == [("quantizing", done, tiny.LAYERS) for done in range(tiny.LAYERS + 1)]
 
 
 def test_head_and_embedding_stay_16_bit(loaded: LoadedModel) -> None:

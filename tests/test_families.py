@@ -205,7 +205,7 @@ def test_experts_go_through_a_checkpoint_bit_for_bit(name: str, folders: Path, t
     streamed, folder = loaded_by("int4", name, folders), folder_of(name, folders)
     assert isinstance(streamed, LoadedModel)
     how = options(folder, folder, torch.float32)
-    int4.quantize(how, Int4(label="int4"), None, tmp_path / "made", lambda *_: None)
+    int4.quantize(how, Int4(label="int4"), None, tmp_path / "made")
     loaded = int4.load(how, Int4(label="int4", checkpoint=tmp_path / "made"), None)
     assert loaded.quantized == streamed.quantized
     # Three layers: query, key, value and output, and four experts with a gate, an up and a down projection.

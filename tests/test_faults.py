@@ -209,7 +209,7 @@ def test_a_backend_that_cannot_be_prepared_is_unavailable_and_others_go_on(tiny_
     program = tmp_path / "worker.py"
     program.write_text(
         "import sys\nfrom qbench.backends import fp16\nfrom qbench.errors import UnavailableError\n"
-        "def prepare(options, config, progress):\n    raise UnavailableError('there is no nvcc here')\n"
+        "def prepare(options, config):\n    raise UnavailableError('there is no nvcc here')\n"
         "fp16.prepare = prepare\nsys.argv = sys.argv[2:]\nimport qbench.run.worker as worker\nworker.main()\n"
     )
     python = interpreter(tmp_path, f'exec {sys.executable} {program} "$@"')

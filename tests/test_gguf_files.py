@@ -36,16 +36,12 @@ from tests.support.tiny_llama import options, save_tiny_llama
 PROMPT = np.arange(24)
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model as its checkpoint has it, in bfloat16, ready for llama.cpp to quantize."""
     path = tmp_path_factory.mktemp("source") / FILE
     content = json.loads((demo.MODEL_DIR / "config.json").read_text())
-    convert.write(options(demo.MODEL_DIR, path.parent), content, path, None, None, silent)
+    convert.write(options(demo.MODEL_DIR, path.parent), content, path, None, None)
     return path
 
 

@@ -39,14 +39,10 @@ NAMES = {
 """GGUF's names of a block's linears, by those of transformers."""
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
-
-
 def written(folder: Path, work: Path) -> Path:
     """A model as its checkpoint has it, ready for llama.cpp to quantize."""
     path = work / FILE
-    convert.write(options(folder, work), read_config(folder), path, None, None, silent)
+    convert.write(options(folder, work), read_config(folder), path, None, None)
     return path
 
 
@@ -79,7 +75,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     for imatrix in (False, True):
         folder = tmp_path_factory.mktemp("quantized")
         calibration = Calibration(text, samples=8, length=256, seed=0) if imatrix else None
-        gguf.quantize(options(demo.MODEL_DIR, folder), GGUF(quant="Q2_K", imatrix=imatrix), calibration, folder, silent)
+        gguf.quantize(options(demo.MODEL_DIR, folder), GGUF(quant="Q2_K", imatrix=imatrix), calibration, folder)
         found[imatrix] = folder / FILE
     return found
 

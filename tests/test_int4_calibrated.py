@@ -164,7 +164,7 @@ def test_a_checkpoint_holds_the_same_codes(
 ) -> None:
     settings = Int4(label="int4", calibrated=True)
     source = at(MODEL_DIR)
-    checkpoint.write(source, settings, timed_quantizer(source, settings, text), tmp_path / "made", lambda *_: None)
+    checkpoint.write(source, settings, timed_quantizer(source, settings, text), tmp_path / "made")
     _, weights = checkpoint.load(source, tmp_path / "made")
     assert all(torch.equal(weights[name].qweight, found[name].qweight) for name in found)
     known = Int4(label="int4", checkpoint=tmp_path / "made").resolved()

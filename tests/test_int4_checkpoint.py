@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -365,6 +366,7 @@ def test_neither_writing_nor_loading_holds_the_16_bit_model(large_and_small: tup
 
 def test_progress_counts_every_tensor(source: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    checkpoint.write(options(source), PLAIN, quantizer(PLAIN), tmp_path / "out", lambda *step: seen.append(step))
+    watched = replace(options(source), progress=lambda *step: seen.append(step))
+    checkpoint.write(watched, PLAIN, quantizer(PLAIN), tmp_path / "out")
     total = len(load_file(source / "model.safetensors"))
     assert seen == [("quantizing", done, total) for done in range(total + 1)]

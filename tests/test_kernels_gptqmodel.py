@@ -1,6 +1,7 @@
 """Which of gptqmodel's kernels multiplies: what each takes, what `auto` chooses, and when one is compiled."""
 
 import contextlib
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -201,28 +202,29 @@ def test_a_kernel_is_compiled_once_and_the_user_is_told(
 
     told: list[tuple[str, int, int]] = []
     monkeypatch.setattr(_selection, "compile_extension", slowly)
-    _selection.prepare(options(dtype=dtype), config, lambda *event: told.append(event))
+    watched = replace(options(dtype=dtype), progress=lambda *event: told.append(event))
+    _selection.prepare(watched, config)
     assert machine.compiled == [extension]
     assert told[0][0].startswith(f"compiling {_selection.choose(options(dtype=dtype), config)}, once, about ")
     assert told[0][2] == round(compat.compile_seconds(extension))
     before = len(told)
-    _selection.prepare(options(dtype=dtype), config, lambda *event: told.append(event))
+    _selection.prepare(watched, config)
     assert (machine.compiled, len(told)) == ([extension], before)
 
 
 @pytest.mark.parametrize("config", [GPTQ(kernel="triton"), AWQ(kernel="gemm_triton"), GPTQ(kernel="torch")])
 def test_what_needs_no_compiler_compiles_nothing(machine: Machine, config: Calibrated) -> None:
-    _selection.prepare(options(), config, pytest.fail)
+    _selection.prepare(replace(options(), progress=pytest.fail), config)
     assert machine.compiled == []
 
 
 def test_where_compiling_fails_auto_takes_the_next_and_a_named_kernel_is_unavailable(machine: Machine) -> None:
     machine.fails = "nvcc fatal"
-    _selection.prepare(options(), GPTQ(), lambda *_: None)
+    _selection.prepare(options(), GPTQ())
     assert _selection.choose(options(), GPTQ()) == "triton"
     machine.lacks = None
     with pytest.raises(UnavailableError, match=r"backends\.x\.kernel: marlin cannot be compiled: nvcc fatal; choose"):
-        _selection.prepare(options(), GPTQ(label="x", kernel="marlin"), lambda *_: None)
+        _selection.prepare(options(), GPTQ(label="x", kernel="marlin"))
 
 
 def test_a_named_kernel_without_a_compiler_is_unavailable_and_others_are_named(machine: Machine) -> None:

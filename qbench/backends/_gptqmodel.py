@@ -96,10 +96,10 @@ def load_quantized(
     )
 
 
-def prepare(options: LoadOptions, config: Calibrated, progress: Callable[[str, int, int], None]) -> None:
+def prepare(options: LoadOptions, config: Calibrated) -> None:
     """See `qbench.backends._selection.prepare`; a checkpoint that is here already decides by its own codes."""
     folder = Path(config.checkpoint).expanduser() if config.checkpoint else None
-    _selection.prepare(options, _as_made(config, folder) if folder and folder.is_dir() else config, progress)
+    _selection.prepare(options, _as_made(config, folder) if folder and folder.is_dir() else config)
 
 
 def _as_made(config: Calibrated, folder: Path) -> Calibrated:
@@ -244,6 +244,7 @@ def write_checkpoint(
     with _explained(config, "quantize"):
         quantizer = GPTQModel.load(str(source), how, dtype=dtype, trust_remote_code=options.trust_remote_code)
     sequences = calibration.sequences(load_tokenizer(options), quantizer.model.config.vocab_size)
+    quantizer.layer_callback = _counted(options, quantizer.model.config.get_text_config(decoder=True).num_hidden_layers)
     torch.manual_seed(calibration.seed)
     out = out.resolve()
     with (
@@ -258,6 +259,17 @@ def write_checkpoint(
     del quantizer
     let_go()
     return quantize_s
+
+
+def _counted(options: LoadOptions, layers: int) -> Callable[..., None]:
+    """What gptqmodel calls when a layer is quantized, and once more when its codes are packed."""
+    options.progress("quantizing", 0, layers)
+
+    def report(*, layer_idx: int, submodule_finalized: bool) -> None:
+        if not submodule_finalized:
+            options.progress("quantizing", layer_idx + 1, layers)
+
+    return report
 
 
 def _load_for_inference(options: LoadOptions, folder: Path, kernel: BACKEND) -> PreTrainedModel:

@@ -44,7 +44,7 @@ def choose(options: LoadOptions, config: Calibrated) -> str:
     return next(name for name in serving if not _obstacle(config.kernels[name], target))
 
 
-def prepare(options: LoadOptions, config: Calibrated, progress: Callable[[str, int, int], None]) -> None:
+def prepare(options: LoadOptions, config: Calibrated) -> None:
     """Compile the kernel that will multiply, unless it is compiled; where `auto` cannot, it takes the next.
 
     Raises:
@@ -54,7 +54,7 @@ def prepare(options: LoadOptions, config: Calibrated, progress: Callable[[str, i
     extension = _extension(config, name, _target(options))
     if extension is None or is_compiled(extension):
         return
-    failed = _compile(name, extension, progress)
+    failed = _compile(name, extension, options.progress)
     if failed and config.kernel != "auto":
         raise UnavailableError(f"backends.{config.label}.kernel: {name} cannot be compiled: {failed}; choose another")
     # What failed is an obstacle from now on: `load` chooses another, which is not compiled.

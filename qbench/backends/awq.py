@@ -11,7 +11,7 @@ from qbench.backends import _kernels
 from qbench.backends._calibrated import Calibrated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from qbench.backends._gptqmodel import Method
@@ -54,7 +54,7 @@ class AWQ(Calibrated):
 CONFIG = AWQ
 
 
-def prepare(options: LoadOptions, config: AWQ, progress: Callable[[str, int, int], None]) -> None:
+def prepare(options: LoadOptions, config: AWQ) -> None:
     """Compile the kernel, once, if it is one that is compiled.
 
     Raises:
@@ -62,25 +62,19 @@ def prepare(options: LoadOptions, config: AWQ, progress: Callable[[str, int, int
     """
     from qbench.backends._gptqmodel import prepare
 
-    prepare(options, config, progress)
+    prepare(options, config)
 
 
-def quantize(
-    options: LoadOptions,
-    config: AWQ,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def quantize(options: LoadOptions, config: AWQ, calibration: Calibration | None, out: Path) -> float:
     """Write a checkpoint in AutoAWQ's GEMM format into the folder `out`; return the seconds spent quantizing.
 
     Raises:
         QbenchError: a group size that does not fit.
     """
-    progress(f"quantizing with {config.quantizer}", 0, 1)
     if config.quantizer == "autoawq":
         from qbench.backends import _autoawq
 
+        options.progress("quantizing with autoawq", 0, 1)
         return _autoawq.write_checkpoint(options, config, calibration, out)
     from qbench.backends._gptqmodel import write_checkpoint
 
@@ -97,7 +91,7 @@ def load(options: LoadOptions, config: AWQ, calibration: Calibration | None) -> 
 
     if config.quantizer == "autoawq" and config.checkpoint is None:
         folder = options.work / "checkpoint"
-        seconds = quantize(options, config, calibration, folder, lambda what, done, total: None)
+        seconds = quantize(options, config, calibration, folder)
         loaded = load_quantized(options, config.with_checkpoint(folder.resolve()), None, _method(config))
         return replace(loaded, quantize_s=seconds)
     return load_quantized(options, config, calibration, _method(config))

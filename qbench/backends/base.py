@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -28,8 +27,8 @@ class BackendModule(Protocol):
 class PreparingModule(BackendModule, Protocol):
     """What a module offers that has something to do once on a machine, such as compiling, before it can load."""
 
-    def prepare(self, options: LoadOptions, config: Any, progress: Callable[[str, int, int], None]) -> None:
-        """Do it, where it has not been done; `progress` is told what and how far.
+    def prepare(self, options: LoadOptions, config: Any) -> None:
+        """Do it, where it has not been done; `options.progress` receives what and how far.
 
         Raises:
             UnavailableError: the machine lacks what it needs.
@@ -39,14 +38,7 @@ class PreparingModule(BackendModule, Protocol):
 class QuantizingModule(BackendModule, Protocol):
     """What a module offers whose backend has settings of `quantization`: a checkpoint that its `load` takes."""
 
-    def quantize(
-        self,
-        options: LoadOptions,
-        config: Any,
-        calibration: Calibration | None,
-        out: Path,
-        progress: Callable[[str, int, int], None],
-    ) -> float:
+    def quantize(self, options: LoadOptions, config: Any, calibration: Calibration | None, out: Path) -> float:
         """Write the quantized model into the folder `out`, and return the seconds spent quantizing."""
 
 

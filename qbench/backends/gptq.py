@@ -11,7 +11,7 @@ from qbench.backends._calibrated import Calibrated
 from qbench.config.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from qbench.backends._gptqmodel import Method
@@ -48,7 +48,7 @@ class GPTQ(Calibrated):
 CONFIG = GPTQ
 
 
-def prepare(options: LoadOptions, config: GPTQ, progress: Callable[[str, int, int], None]) -> None:
+def prepare(options: LoadOptions, config: GPTQ) -> None:
     """Compile the kernel, once, if it is one that is compiled.
 
     Raises:
@@ -56,16 +56,10 @@ def prepare(options: LoadOptions, config: GPTQ, progress: Callable[[str, int, in
     """
     from qbench.backends._gptqmodel import prepare
 
-    prepare(options, config, progress)
+    prepare(options, config)
 
 
-def quantize(
-    options: LoadOptions,
-    config: GPTQ,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def quantize(options: LoadOptions, config: GPTQ, calibration: Calibration | None, out: Path) -> float:
     """Write a checkpoint in AutoGPTQ's format into the folder `out`; return the seconds spent quantizing.
 
     Raises:
@@ -73,7 +67,6 @@ def quantize(
     """
     from qbench.backends._gptqmodel import write_checkpoint
 
-    progress("quantizing", 0, 1)
     return write_checkpoint(options, config, calibration, out, _method(config))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -133,13 +133,7 @@ class Server(Backend):
 CONFIG = Server
 
 
-def quantize(
-    options: LoadOptions,
-    config: Server,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def quantize(options: LoadOptions, config: Server, calibration: Calibration | None, out: Path) -> float:
     """Write the GGUF file that the command gets; return the seconds spent quantizing.
 
     Raises:
@@ -149,7 +143,7 @@ def quantize(
     from qbench.backends import gguf
 
     try:
-        return gguf.quantize(options, config.as_gguf(), calibration, out, progress)
+        return gguf.quantize(options, config.as_gguf(), calibration, out)
     except ImportError as error:
         raise UnavailableError(
             f"backends.{config.label}.gguf: the file cannot be written ({error}); `{GGUF.install}` installs what it "
@@ -170,7 +164,7 @@ def load(options: LoadOptions, config: Server, calibration: Calibration | None) 
     from qbench.engine.server.process import ServerProcess, fill_in, free_port
 
     if config.makes_checkpoint:
-        quantize(options, config, calibration, options.work, lambda what, done, total: None)
+        quantize(options, config, calibration, options.work)
         config = config.with_checkpoint(options.work)
     if config.url:
         return _connect(options, config, Endpoint(config.url, "", config.api_key_env), None)

@@ -102,7 +102,14 @@ def _write(config: RunConfig, cell: Backend, model: Path, out: Path, progress: C
         torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    options = LoadOptions(model, device, dtype, work=out, trust_remote_code=config.model.trust_remote_code)
+    options = LoadOptions(
+        folder=model,
+        device=device,
+        dtype=dtype,
+        work=out,
+        trust_remote_code=config.model.trust_remote_code,
+        progress=progress,
+    )
     if cell.makes_checkpoint:
         facts = fingerprint.checkpoint_facts(
             config, cell, content.fingerprint(model), device=device.type, dtype=str(dtype).removeprefix("torch.")
@@ -111,7 +118,7 @@ def _write(config: RunConfig, cell: Backend, model: Path, out: Path, progress: C
         entry, _ = checkpoints.obtain(
             facts,
             config.model.name,
-            lambda folder: float(module.quantize(options, cell, text, folder, progress)),
+            lambda folder: float(module.quantize(options, cell, text, folder)),
             lambda text: progress(text, 0, 1),
         )
         cell = cell.with_checkpoint(entry.folder)

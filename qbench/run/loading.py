@@ -100,7 +100,7 @@ class Loading:
         """The engine, whose checkpoint is made or found in the cache first if there is to be one."""
         self.resident = ResidentPeak()
         if prepare := getattr(self._backend, "prepare", None):
-            prepare(self.options, self._cell, self._progress)
+            prepare(self.options, self._cell)
         settings = self._quantized()
         self._progress("loading", 0, 1)
         started = time.perf_counter()
@@ -147,7 +147,7 @@ class Loading:
 
         def make(folder: Path) -> float:
             module = cast(QuantizingModule, self._backend)
-            return module.quantize(self.options, settings, self._calibrated, folder, self._progress)
+            return module.quantize(self.options, settings, self._calibrated, folder)
 
         entry, found = checkpoints.obtain(facts, config.model.name, make, lambda text: self._progress(text, 0, 1))
         gc.collect()

@@ -107,10 +107,11 @@ def _write(config: RunConfig, cell: Int4, model: Path, out: Path, progress: Call
         dtype=resolve_dtype(config.dtype, device),
         work=out,
         trust_remote_code=config.model.trust_remote_code,
+        progress=progress,
     )
     text = calibration.prepare(config.calibration, config.model, config.seed) if cell.calibrates else None
-    quantize_one = timed_quantizer(options, cell, text, progress)
-    return checkpoint.write(options, cell, quantize_one, out.resolve(), progress)
+    quantize_one = timed_quantizer(options, cell, text)
+    return checkpoint.write(options, cell, quantize_one, out.resolve())
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from qbench.backends.gguf.options import GGUF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from qbench.engine.llama_cpp.engine import LlamaCppEngine
@@ -23,13 +22,7 @@ __all__ = ["CONFIG", "GGUF", "load", "quantize"]
 CONFIG = GGUF
 
 
-def quantize(
-    options: LoadOptions,
-    config: GGUF,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def quantize(options: LoadOptions, config: GGUF, calibration: Calibration | None, out: Path) -> float:
     """Write the model as a GGUF file into the folder `out`; return the seconds spent quantizing.
 
     Raises:
@@ -37,7 +30,7 @@ def quantize(
     """
     from qbench.backends.gguf.convert import convert
 
-    return convert(options, config, calibration, out, progress)
+    return convert(options, config, calibration, out)
 
 
 def load(options: LoadOptions, config: GGUF, calibration: Calibration | None) -> LlamaCppEngine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,7 @@ class Source:
     dtype: torch.dtype
 
 
-def convert(
-    options: LoadOptions,
-    config: GGUF,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def convert(options: LoadOptions, config: GGUF, calibration: Calibration | None, out: Path) -> float:
     """Write the model of `options` as `config.quant` into the folder `out`; return the seconds spent quantizing.
 
     They include those of reading the calibration text.
@@ -71,14 +65,14 @@ def convert(
     config.check_model(content)
     if config.quant in PLAIN:
         start = time.perf_counter()
-        write(options, content, out / FILE, PLAIN[config.quant], config.quant, progress)
+        write(options, content, out / FILE, PLAIN[config.quant], config.quant)
         return time.perf_counter() - start
     source = out / f"source-{FILE}"
     try:
-        write(options, content, source, None, None, progress, calibration)
+        write(options, content, source, None, None, calibration)
         start = time.perf_counter()
-        matrix = collect(source, options, calibration, progress) if calibration else None
-        progress("quantizing", 0, 1)
+        matrix = collect(source, options, calibration) if calibration else None
+        options.progress("quantizing", 0, 1)
         quantize(source, out / FILE, config, matrix)
         return time.perf_counter() - start
     finally:
@@ -110,7 +104,6 @@ def write(
     path: Path,
     dtype: torch.dtype | None,
     quant: str | None,
-    progress: Callable[[str, int, int], None],
     calibration: Calibration | None = None,
 ) -> None:
     """Write the model as one GGUF file whose matrices are of `dtype`, or as the checkpoint has them if None.
@@ -146,7 +139,7 @@ def write(
         if frequencies is not None:
             writer.write_tensor_data(frequencies)
         for number, (name, source) in enumerate(sources.items()):
-            progress("converting", number, len(sources))
+            options.progress("converting", number, len(sources))
             writer.write_tensor_data(_read(name, source, model, arch, _stored(source, dtype)))
     finally:
         writer.close()

@@ -7,7 +7,7 @@ For every matrix of the blocks, the mean square of each input over the tokens of
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,7 @@ DATASET, CHUNKS = "quantize.imatrix.dataset", "quantize.imatrix.chunks_count"
 """Keys of the header, as `llama-quantize` writes them."""
 
 
-def collect(
-    source: Path,
-    options: LoadOptions,
-    calibration: Calibration,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Imatrix:
+def collect(source: Path, options: LoadOptions, calibration: Calibration) -> Imatrix:
     """Read the calibration text with a GGUF file in 16 or 32 bits.
 
     Raises:
@@ -61,7 +56,7 @@ def collect(
     )
     try:
         for number, ids in enumerate(sequences):
-            progress("reading the calibration text", number, len(sequences))
+            options.progress("reading the calibration text", number, len(sequences))
             count = len(ids)
             # All logits are wanted: without, the last block would compute no token but the last.
             tokens = Tokens(np.array(ids), np.arange(count), [(0,)] * count, np.ones(count, bool))

@@ -35,7 +35,7 @@ def load_engine(options: LoadOptions, config: GGUF, calibration: Calibration | N
     path = config.file
     if path is None:
         path = options.work / FILE
-        quantize_s = convert(options, config, calibration, options.work, lambda what, done, total: None)
+        quantize_s = convert(options, config, calibration, options.work)
     file = File(path.expanduser(), f"backends.{config.label}.file")
     tokenizer = load_tokenizer(options)
     check(file, options, config, tokenizer)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from qbench.backends.int4.options import Int4
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from qbench.engine.torch.loaded import LoadedModel
@@ -22,13 +21,7 @@ __all__ = ["CONFIG", "Int4", "load", "quantize"]
 CONFIG = Int4
 
 
-def quantize(
-    options: LoadOptions,
-    config: Int4,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def quantize(options: LoadOptions, config: Int4, calibration: Calibration | None, out: Path) -> float:
     """Write what `qbench quantize` writes into the folder `out`; return the seconds spent quantizing.
 
     Raises:
@@ -37,8 +30,8 @@ def quantize(
     from qbench.backends.int4 import checkpoint
     from qbench.backends.int4.loading import timed_quantizer
 
-    quantize_one = timed_quantizer(options, config, calibration, progress)
-    checkpoint.write(options, config, quantize_one, out, progress)
+    quantize_one = timed_quantizer(options, config, calibration)
+    checkpoint.write(options, config, quantize_one, out)
     return quantize_one.seconds
 
 

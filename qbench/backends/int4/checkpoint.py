@@ -17,7 +17,6 @@ output embedding and biases among them, are as in the 16-bit model. `quantizatio
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,13 +40,7 @@ PARTS = ("qweight", "scales", "zeros")
 AGAIN = "quantize the model again with `qbench quantize`, or copy the folder again"
 
 
-def write(
-    options: LoadOptions,
-    config: Int4,
-    quantize_one: QuantizeOne,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def write(options: LoadOptions, config: Int4, quantize_one: QuantizeOne, out: Path) -> float:
     """Quantize the model of `options.folder` into the folder `out`, which appears whole or not at all.
 
     What `out` held is replaced. Memory holds one shard and one 16-bit tensor, never the model.
@@ -65,7 +58,7 @@ def write(
         copy_small_files(options.folder, folder)
         shards = ShardWriter(folder)
         for done, (name, stored) in enumerate(tensors.items()):
-            progress("quantizing", done, len(tensors))
+            options.progress("quantizing", done, len(tensors))
             linear = name.removesuffix(".weight")
             if linear in assembly.linears:
                 weight = quantize_one(name, assembly.read(name, stored))
@@ -85,7 +78,7 @@ def write(
             shards=shards.close(),
         )
         _write_config(options.folder, folder, manifest)
-    progress("quantizing", len(tensors), len(tensors))
+    options.progress("quantizing", len(tensors), len(tensors))
     return linear_bytes * 8 / linear_weights
 
 

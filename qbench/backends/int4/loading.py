@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from qbench.backends.int4 import checkpoint
-from qbench.backends.int4.calibrate import Progress, quantize_with_text
+from qbench.backends.int4.calibrate import quantize_with_text
 from qbench.backends.int4.fuse import join
 from qbench.backends.int4.options import Int4
 from qbench.backends.int4.stream import QuantizeOne, place, place_head, quantizer, stream
@@ -83,9 +83,7 @@ class Stopwatch:
             self.seconds += time.perf_counter() - started
 
 
-def timed_quantizer(
-    options: LoadOptions, config: Int4, calibration: Calibration | None, progress: Progress = lambda *_: None
-) -> Stopwatch:
+def timed_quantizer(options: LoadOptions, config: Int4, calibration: Calibration | None) -> Stopwatch:
     """What quantizes the model's linears one by one as `config` says, with the calibration text if it asks for that.
 
     Raises:
@@ -98,7 +96,7 @@ def timed_quantizer(
     watch = Stopwatch(lambda name, weight: found.pop(name.removesuffix(".weight")))
     model, tokenizer = load_pretrained(options), load_tokenizer(options)
     with watch.running():
-        found.update(quantize_with_text(model, tokenizer, config, calibration, progress))
+        found.update(quantize_with_text(model, tokenizer, config, calibration, options.progress))
     del model
     give_back()
     return watch

@@ -21,8 +21,6 @@ from qbench.config.target import Target
 from qbench.errors import QbenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
     from torch import Tensor
 
@@ -104,13 +102,7 @@ class Mlx(Backend):
 CONFIG = Mlx
 
 
-def quantize(
-    options: LoadOptions,
-    config: Mlx,
-    calibration: Calibration | None,
-    out: Path,
-    progress: Callable[[str, int, int], None],
-) -> float:
+def quantize(options: LoadOptions, config: Mlx, calibration: Calibration | None, out: Path) -> float:
     """Write a folder that mlx-lm loads; return the seconds spent quantizing.
 
     Raises:
@@ -136,7 +128,7 @@ def quantize(
         copy_small_files(options.folder, folder)
         shards = ShardWriter(folder)
         for done, (name, stored) in enumerate(tensors.items()):
-            progress("quantizing", done, len(tensors))
+            options.progress("quantizing", done, len(tensors))
             linear = name.removesuffix(".weight")
             if linear not in assembly.linears:
                 shards.add(name, assembly.read(name, stored))
@@ -152,7 +144,7 @@ def quantize(
         content = _as_mlx_reads(read_config(options.folder))
         content["quantization"] = {"group_size": config.group_size, "bits": config.bits, "mode": "affine"}
         (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    progress("quantizing", len(tensors), len(tensors))
+    options.progress("quantizing", len(tensors), len(tensors))
     return quantize_one.seconds
 
 
@@ -200,7 +192,7 @@ def load(options: LoadOptions, config: Mlx, calibration: Calibration | None) -> 
     config, seconds = config.resolved(), None
     if config.checkpoint is None:
         folder = options.work / "checkpoint"
-        seconds = quantize(options, config, calibration, folder, lambda what, done, total: None)
+        seconds = quantize(options, config, calibration, folder)
     else:
         folder = config.checkpoint.expanduser()
         _check_model(folder, options.folder)
