@@ -243,3 +243,30 @@ def test_a_worker_knows_what_its_cell_and_its_measures_name(
         model_fingerprint="", units={}, missing=(),
     )  # fmt: skip
     assert worker.needed(job) & OPTIONAL.keys() == named
+
+
+def test_distributions_come_without_the_package_of_scipy_and_are_its_own() -> None:
+    script = """
+import sys
+from qbench.compat import scipy as found
+assert not {"scipy.special", "numpy.f2py", "numpy.testing"} & set(sys.modules), "imported"
+import scipy.special
+assert all(getattr(scipy.special, name) is getattr(found, name) for name in found.__all__)
+import scipy.stats
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_beside_other_threads_the_whole_package_of_scipy_is_imported() -> None:
+    """They could meet the package while it is empty."""
+    script = """
+import sys, threading
+event = threading.Event()
+thread = threading.Thread(target=event.wait)
+thread.start()
+from qbench.compat.scipy import stdtrit
+event.set()
+thread.join()
+assert sys.modules["scipy.special"].stdtrit is stdtrit
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

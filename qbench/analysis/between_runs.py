@@ -54,8 +54,7 @@ def widened(
     """
     if not runs.freedom:
         return ratio
-    # `scipy.stats` takes longer to import than a run to read.
-    from scipy.special import stdtrit
+    from qbench.compat.scipy import stdtrit
 
     means = runs.means[place]
     low, high = ratio.bounds

@@ -60,8 +60,7 @@ def variance_share(starts: Sequence[Sequence[float]], confidence: float = 0.95) 
     if within == 0:
         return None
     size = (n - sum(len(start) ** 2 for start in logs) / n) / (k - 1)
-    # `scipy.stats` takes longer to import than a run to read.
-    from scipy.special import fdtri
+    from qbench.compat.scipy import fdtri
 
     ratio = float(between) / within
     ends = [ratio / float(fdtri(k - 1, n - k, (1 + sign * confidence) / 2)) for sign in (1, -1)]

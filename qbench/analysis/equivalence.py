@@ -65,8 +65,7 @@ def critical_value(flips: Flips, confidence: float) -> float:
     """The quantile by which the two-sided interval of a difference is as wide as it is."""
     if flips.design_effect <= 1:
         return NormalDist().inv_cdf((1 + confidence) / 2)
-    # `scipy.stats` takes longer to import than a run to read.
-    from scipy.special import stdtrit
+    from qbench.compat.scipy import stdtrit
 
     return float(stdtrit(flips.subjects - 1, (1 + confidence) / 2)) * float(np.sqrt(flips.design_effect))
 

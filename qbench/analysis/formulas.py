@@ -90,8 +90,8 @@ def speedup(
     errors = [statistics.variance(logs) / len(logs), statistics.variance(reference_logs) / len(reference_logs)]
     if sum(errors) == 0:
         return ratio, ratio, ratio
-    # `scipy.stats`, which has the test as a whole, takes longer to import than a run to read.
-    from scipy.special import stdtrit
+    # `scipy.stats` has the test as a whole, and takes a second to import.
+    from qbench.compat.scipy import stdtrit
 
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / (len(logs) - 1) + errors[1] ** 2 / (len(reference_logs) - 1))
     half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(sum(errors))

@@ -203,7 +203,7 @@ class Goodput:
         """mean ± t · stdev ÷ √slices, 95 %, of the slices; None without them."""
         if not self.slices:
             return None
-        from scipy.special import stdtrit
+        from qbench.compat.scipy import stdtrit
 
         half = float(stdtrit(len(self.slices) - 1, 0.975)) * float(np.std(self.slices, ddof=1))
         half /= math.sqrt(len(self.slices))

@@ -28,8 +28,8 @@ def mcnemar_p_value(flips: Flips) -> float:
     """
     if not flips.flipped:
         return 1.0
-    # `scipy.stats`, which has the test as a whole, takes longer to import than a run to read.
-    from scipy.special import bdtr
+    # `scipy.stats` has the test as a whole, and takes a second to import.
+    from qbench.compat.scipy import bdtr
 
     return min(1.0, 2 * float(bdtr(min(flips.right_to_wrong, flips.wrong_to_right), flips.flipped, 0.5)))
 
@@ -44,7 +44,7 @@ def paired_p_value(flips: Flips) -> float:
     exact = mcnemar_p_value(flips)
     if flips.design_effect <= 1 or not flips.flipped:
         return exact
-    from scipy.special import stdtr
+    from qbench.compat.scipy import stdtr
 
     statistic = abs(flips.delta) * flips.n / (flips.flipped * flips.design_effect) ** 0.5
     return max(exact, 2 * float(stdtr(flips.subjects - 1, -statistic)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import shlex
 import sys
@@ -32,6 +33,9 @@ app = typer.Typer(
     epilog="Exit status: 0 all cells ok, 1 some cell or measure failed, 2 usage or configuration, 130 interrupted.",
 )
 
+GARBAGE_AFTER = 50_000
+"""New objects between two searches for garbage; Python's own value is 700."""
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -46,6 +50,8 @@ def main(
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    # What is imported stays: to look for garbage in it takes a tenth of a short command.
+    gc.set_threshold(GARBAGE_AFTER)
     # A terminal or a pipe of another encoding gets what it has, and never a traceback after hours.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
