@@ -5,7 +5,7 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from pydantic import ValidationError
+from wonderwords import RandomWord
 
 from qbench import demo
 from qbench.backends import fp16
@@ -36,9 +37,19 @@ from tests.support.tiny_llama import options
 
 
 @pytest.fixture(scope="module", autouse=True)
-def words() -> None:
-    """Sort six million pairs of words once: lm-evaluation-harness does when its needles are imported."""
-    importlib.import_module("lm_eval.tasks.ruler.prepare_niah")
+def words() -> Iterator[None]:
+    """A tenth of lm-evaluation-harness's words: when its needles are imported, it sorts six million pairs of them."""
+    made = RandomWord.__init__
+
+    def with_fewer(self: RandomWord) -> None:
+        made(self)
+        for name in ("nouns", "adjectives"):
+            self._categories[name] = self._categories[name][::10]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RandomWord, "__init__", with_fewer)
+        importlib.import_module("lm_eval.tasks.ruler.prepare_niah")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from qbench.engine.torch.loaded import LoadedModel, storage_bytes
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.model.architecture import Architecture
+from qbench.model.calibration import Calibration
 from qbench.model.kv_cache import QuantizedKeysAndValues, group_size
 from qbench.plan import cells
 from qbench.plan.memory import Prediction
@@ -39,6 +40,7 @@ from tests.support.throughput import measured
 needs_hqq = pytest.mark.skipif(find_spec("hqq") is None, reason="hqq is not installed")
 
 KINDS = ("int8", "int4")
+FEW = Calibration(text=None, samples=2, length=32, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def test_every_backend_takes_it(tiny_llama: Path, tmp_path: Path, kind: str) -> 
             pytest.skip(f"{library} is not installed")
     config = backend_kinds()[kind](kind=kind)
     backend = import_backend(config)
-    loaded = backend.load(tiny.options(tiny_llama, tmp_path), config, tiny.CALIBRATION if config.calibrates else None)
+    loaded = backend.load(tiny.options(tiny_llama, tmp_path), config, FEW if config.calibrates else None)
     rows = [row for one in KINDS for row in measured(loaded, None, tmp_path, kv_cache=one, trials=1)]
     assert [(row.kv_cache, row.decode_mode, row.status) for row in rows] == [(one, "eager", "ok") for one in KINDS]
     assert all(row.decode_tokens_per_s for row in rows)

@@ -18,8 +18,7 @@ from qbench.run.job import Job, receive
 def main() -> None:
     """Read the job and measure its cell."""
     job = Job.model_validate_json(receive())
-    # What is imported stays, and need not be searched whenever garbage is collected, nor when the process ends: without
-    # this it takes half as long again to begin and to end.
+    # What is imported stays. Searching it for garbage would take seconds: meanwhile, with every collection, at the end.
     gc.disable()
     lean.import_transformers(needed(job))
 
@@ -30,8 +29,8 @@ def main() -> None:
     try:
         Cell(job, Path(sys.argv[1])).run()
     finally:
-        if "mlx" in sys.modules:
-            gc.unfreeze()  # its nanobind takes what is frozen at the end for leaks
+        gc.unfreeze()  # nanobind takes what is frozen at the end for leaks
+        gc.disable()
 
 
 def needed(job: Job) -> set[str]:
