@@ -1,8 +1,7 @@
 """How long commands take that need no model: wall seconds of a fresh interpreter each, from start to end.
 
 `plan` is given a bandwidth: measuring one takes a second of its own. Commands that read a run read the published one of
-the smoke configuration, five cells with 2,400 answers each; most of their time goes into importing scipy. The target is
-six tenths of a second for each.
+the smoke configuration, five cells with 2,400 answers each. The target is six tenths of a second for each.
 """
 
 from __future__ import annotations
