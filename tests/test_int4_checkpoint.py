@@ -35,7 +35,7 @@ PLAIN = Int4(kind="int4", search="none", group_size=32)
 
 
 def write(model: Path, out: Path, settings: Int4 = PLAIN, dtype: torch.dtype = torch.bfloat16) -> float:
-    return checkpoint.write(options(model, dtype), settings, quantizer(settings), out, lambda *_: None)
+    return checkpoint.write(options(model, dtype), settings, quantizer(settings), out)
 
 
 def load(model: Path, settings: Int4, dtype: torch.dtype = torch.bfloat16) -> LoadedModel:
@@ -100,7 +100,7 @@ def test_every_setting_comes_back_bit_for_bit(source: Path, tmp_path: Path, **sc
         made[name.removesuffix(".weight")] = quantize(weight, name=name, **scheme)
         return made[name.removesuffix(".weight")]
 
-    checkpoint.write(options(source), settings, quantize_one, tmp_path / "out", lambda *_: None)
+    checkpoint.write(options(source), settings, quantize_one, tmp_path / "out")
     _, found = checkpoint.load(options(source), tmp_path / "out")
     assert found.keys() == made.keys()
     for name, q in made.items():
@@ -269,7 +269,7 @@ def test_what_is_not_finished_leaves_no_trace(
         return quantize(weight)
 
     with pytest.raises((KeyboardInterrupt, QbenchError)) as caught:
-        checkpoint.write(options(source), PLAIN, quantize_one, out, lambda *_: None)
+        checkpoint.write(options(source), PLAIN, quantize_one, out)
     if isinstance(error, OSError):
         assert "cannot be written (No space left on device); choose another --out" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
@@ -332,7 +332,7 @@ def options(folder):
     return LoadOptions(folder=Path(folder), device=torch.device("cpu"), dtype=torch.bfloat16, work=Path(folder))
 
 def write(folder, out):
-    checkpoint.write(options(folder), Int4(search="none"), quantizer(Int4(search="none")), Path(out), lambda *_: None)
+    checkpoint.write(options(folder), Int4(search="none"), quantizer(Int4(search="none")), Path(out))
 
 def load(folder, out):
     return int4.load(options(folder), Int4(checkpoint=Path(out)), None)
