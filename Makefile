@@ -17,7 +17,7 @@ AUTOAWQ := build/autoawq
 # Also inside build environments, where a plain -c does not reach: gptqmodel builds from source.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Else every worker compiles the package again.
+# Otherwise every worker compiles the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Where benchmarks leave their tables and plots.

@@ -289,7 +289,7 @@ def evaluate_subjects(loaded: LoadedModel, share: bool, config: MMLUConfig) -> t
     [
         MMLUConfig(data="demo", subjects=("invented_birds", "invented_music", "invented_rulers"), limit=12),
         pytest.param(
-            MMLUConfig(data=str(MMLU), subjects=("abstract_algebra", "high_school_us_history"), limit=4),
+            MMLUConfig(data=str(MMLU), subjects=("abstract_algebra", "high_school_us_history"), limit=6),
             marks=needs_mmlu,
         ),
     ],

@@ -90,7 +90,7 @@ def speedup(
     errors = [statistics.variance(logs) / len(logs), statistics.variance(reference_logs) / len(reference_logs)]
     if sum(errors) == 0:
         return ratio, ratio, ratio
-    # `scipy.stats` has the test as a whole, and takes a second to import.
+    # `scipy.stats` has the test as a whole, and takes longer to import than a run to read.
     from qbench.compat.scipy import stdtrit
 
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / (len(logs) - 1) + errors[1] ** 2 / (len(reference_logs) - 1))

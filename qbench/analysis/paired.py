@@ -28,7 +28,7 @@ def mcnemar_p_value(flips: Flips) -> float:
     """
     if not flips.flipped:
         return 1.0
-    # `scipy.stats` has the test as a whole, and takes a second to import.
+    # `scipy.stats` has the test as a whole, and takes longer to import than a run to read.
     from qbench.compat.scipy import bdtr
 
     return min(1.0, 2 * float(bdtr(min(flips.right_to_wrong, flips.wrong_to_right), flips.flipped, 0.5)))

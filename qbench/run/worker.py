@@ -18,7 +18,7 @@ from qbench.run.job import Job, receive
 def main() -> None:
     """Read the job and measure its cell."""
     job = Job.model_validate_json(receive())
-    # What is imported stays. Searching it for garbage would take seconds: meanwhile, with every collection, at the end.
+    # Imported modules stay: looking for garbage among them, during the imports and at exit, takes seconds.
     gc.disable()
     lean.import_transformers(needed(job))
 
@@ -30,7 +30,7 @@ def main() -> None:
         Cell(job, Path(sys.argv[1])).run()
     finally:
         gc.unfreeze()  # nanobind takes what is frozen at the end for leaks
-        gc.disable()
+        gc.disable()  # spares the first of the interpreter's collections at exit
 
 
 def needed(job: Job) -> set[str]:
