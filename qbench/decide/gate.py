@@ -116,10 +116,10 @@ def gate(run: Run, baselines: Sequence[Run], limits: GateLimits, *, allow_partia
     for each in baselines[1:]:
         check_same_conditions(baseline.record, each.record, "give baselines that are runs of the same thing")
     own, *others = (summarize(one, allow_partial=allow_partial) for one in (run, *baselines))
-    count = _count(compare_runs(others[0], own), limits)
-    confidence = together(count)
     between = between_runs.estimate(others)
-    compared, strictly = (_compared(own, others, between, level) for level in (0.95, confidence))
+    compared = _compared(own, others, between, 0.95)
+    confidence = together(_count(compared, limits))
+    strictly = _compared(own, others, between, confidence)
     checks = list(_absent(own, others[0]))
     for cell, strict in zip(compared.cells, strictly.cells, strict=True):
         evidence = _Evidence(cell, strict, own.cell(cell.label), others[0].cell(cell.label), between)
