@@ -27,6 +27,7 @@ from qbench.errors import QbenchError
 from qbench.model.load import LoadOptions
 from tests.support import dequantized
 from tests.support import tiny_llama as tiny
+from tests.support.compiled import assert_compiles
 
 CALIBRATION = replace(tiny.CALIBRATION, samples=4)
 """Quantizing computes in bfloat16, for which many CPUs have no instructions."""
@@ -161,6 +162,11 @@ def test_a_ready_checkpoint_needs_no_calibration(
     assert again.quantized == tiny.LINEARS
     assert again.kernel == method.kernel
     assert tiny.logits(again).equal(tiny.logits(loaded))
+
+
+@pytest.mark.long
+def test_a_step_is_compiled_as_a_whole(loaded: LoadedModel) -> None:
+    assert_compiles(loaded)
 
 
 @pytest.mark.parametrize(

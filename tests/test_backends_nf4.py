@@ -12,6 +12,7 @@ from qbench.backends.nf4 import NF4
 from qbench.compat.bitsandbytes import state_tensors
 from qbench.engine.torch.loaded import LoadedModel
 from tests.support import tiny_llama as tiny
+from tests.support.compiled import assert_compiles
 
 CODE_BOOK_BYTES = 16 * 4
 """Sixteen float32 levels, which every linear holds for itself."""
@@ -44,6 +45,11 @@ def test_every_block_linear_is_quantized(loaded: LoadedModel) -> None:
     assert loaded.quantized == loaded.expected == tiny.LINEARS
     assert loaded.kernel == "Linear4bit"
     loaded.check()
+
+
+@pytest.mark.long
+def test_a_step_is_compiled_as_a_whole(loaded: LoadedModel) -> None:
+    assert_compiles(loaded)
 
 
 def test_head_and_embedding_stay_16_bit(loaded: LoadedModel) -> None:

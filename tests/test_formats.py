@@ -31,6 +31,7 @@ from qbench.run import fingerprint
 from tests.support import ready_made
 from tests.support import tiny_llama as tiny
 from tests.support.architectures import architecture
+from tests.support.compiled import assert_compiles
 from tests.support.predictions import CPU, measured_peak
 from tests.support.runs import config as run_config
 from tests.support.runs import run
@@ -222,11 +223,22 @@ def test_log_probabilities_are_those_of_the_library_alone(loaded: LoadedModel, c
 
 def test_what_cannot_be_captured_is_decoded_eagerly(loaded: LoadedModel, case: Case) -> None:
     assert loaded.capturable == (case.kernel not in ("Linear8bitLt", "TinyGemmWeightQBitsTensor", "WeightQBitsTensor"))
+    if shutil.which("g++"):
+        assert TorchEngine(loaded).decode_mode("compiled") == "compiled"  # on a CPU nothing is captured
     on_gpu = TorchEngine(replace(loaded, device=torch.device("cuda")))
     assert on_gpu.decode_mode("auto") == ("graph" if loaded.capturable else "eager")
     if not loaded.capturable:
         with pytest.raises(QbenchError, match=rf"decode: graph needs kernels .*{loaded.kernel} waits.*use auto"):
             on_gpu.decode_mode("graph")
+
+
+@pytest.mark.long
+def test_a_step_is_compiled_as_a_whole(loaded: LoadedModel, case: Case) -> None:
+    if case.kernel == "TinyGemmWeightQBitsTensor":
+        with pytest.raises(QbenchError, match=r"torch\.compile does not take the step of Llama.+; use auto"):
+            assert_compiles(loaded)
+    else:
+        assert_compiles(loaded)
 
 
 def test_outliers_are_multiplied_in_16_bits(tiny_llama: Path, tmp_path: Path) -> None:

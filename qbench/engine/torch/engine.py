@@ -124,7 +124,7 @@ class TorchEngine:
         """What a step of fixed shapes needs and this model lacks."""
         if not takes_static_cache(self.loaded.model):
             return f"a cache of one length, which {type(self.loaded.model).__name__} does not take"
-        if not self.loaded.capturable:
+        if self.loaded.device.type == "cuda" and not self.loaded.capturable:
             return f"kernels that can be captured, and {self.loaded.kernel} waits for the GPU or leaves its stream"
         return None
 
