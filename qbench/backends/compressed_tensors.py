@@ -31,6 +31,7 @@ class CompressedTensors(ReadyMade):
 
     title: ClassVar[str] = "FP8 checkpoints of llm-compressor, by transformers"
     devices: ClassVar[str] = "CUDA from 8.9 on"
+    device_types: ClassVar[tuple[DeviceType, ...]] = ("cuda",)
     install: ClassVar[str] = f"pip install '{DISTRIBUTION}[compressed-tensors]'"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "compressed-tensors")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "compressed_tensors")

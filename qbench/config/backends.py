@@ -44,6 +44,8 @@ class Backend(Strict):
     """Settings that decide the weights of a checkpoint that it makes; empty where it makes none."""
     engine: ClassVar[Engine] = "torch"
     """What runs its models; those of `qbench.plan.engines.PREDICTIONS` are predicted."""
+    device_types: ClassVar[tuple[DeviceType, ...]] = ("cpu", "cuda")
+    """Devices on which it can be measured."""
     color: ClassVar[str | None] = None
     """Of its marks in plots, #rrggbb; one that no other kind has unless given."""
     hub_library: ClassVar[str] = "qbench"
@@ -114,7 +116,9 @@ class Backend(Strict):
 
     def unavailable_on(self, device: DeviceType) -> str | None:
         """Why it cannot work on a device, and what to take instead; None where nothing is known against it."""
-        return None
+        if device in self.device_types:
+            return None
+        return f"{self.kind} is not measured on {device}; set device: {self.device_types[0]}, or remove the cell"
 
     def resolved(self) -> Self:
         """The options with those that a ready checkpoint decides.

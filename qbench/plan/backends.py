@@ -21,25 +21,29 @@ from rich.table import Table
 
 from qbench.config import Backend, kind_names
 from qbench.config.kinds import registered
+from qbench.config.target import DeviceType
 from qbench.errors import QbenchError
+from qbench.machine import environment
 
 TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a backend's module can be imported, and what to do if not."""
+    """Whether a backend can be measured on this machine, and what to do if not."""
 
     kind: str
     reason: str | None
     """None when it is available."""
     remedy: str
+    """The command that installs what is missing; empty where none does."""
 
 
 def probe(kinds: Sequence[str] | None = None) -> Iterator[Availability]:
     """Try every kind, side by side, those that import the same once; yields each as soon as it is known."""
     # Asked for by its driver's library, a GPU can still be used in a fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    here: set[DeviceType] = {"cpu", "cuda"} if environment.detect().gpus else {"cpu"}
     tried: dict[object, Future[str | None]] = {}
     waiting: dict[Future[str | None], list[str]] = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -51,7 +55,11 @@ def probe(kinds: Sequence[str] | None = None) -> Iterator[Availability]:
             waiting.setdefault(tried[needs], []).append(kind)
         for done in as_completed(waiting):
             reason = done.result()
-            yield from (Availability(kind, reason, _remedy(kind) if reason else "") for kind in waiting[done])
+            for kind in waiting[done]:
+                if reason:
+                    yield Availability(kind, reason, _remedy(kind))
+                else:
+                    yield Availability(kind, _lacks_device(kind, here), "")
 
 
 def _options(kind: str) -> type[Backend] | None:
@@ -61,6 +69,14 @@ def _options(kind: str) -> type[Backend] | None:
         return found.load_config() if found else None
     except QbenchError:
         return None
+
+
+def _lacks_device(kind: str, here: set[DeviceType]) -> str | None:
+    """Why no device of this machine can measure it; None if one can."""
+    config = _options(kind)
+    if config is None or here.intersection(config.device_types):
+        return None
+    return f"it needs device: {' or '.join(config.device_types)}, which is not here"
 
 
 def _fault(kind: str, config: type[Backend] | None) -> str | None:
@@ -127,7 +143,7 @@ def table(found: Sequence[Availability]) -> Table:
     for one in found:
         here = "[red]no[/]" if one.reason else "[green]yes[/]"
         what, where, installed_by = facts(one.kind)
-        remedy = f"{one.remedy}\n{one.reason}" if one.reason else installed_by
+        remedy = "\n".join(filter(None, (one.remedy, one.reason))) or installed_by
         out.add_row(one.kind, escape(what), escape(where), here, escape(remedy))
     return out
 

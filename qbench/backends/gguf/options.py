@@ -37,6 +37,7 @@ class GGUF(Backend):
 
     title: ClassVar[str] = "llama.cpp on a GGUF file, written from the model or ready"
     devices: ClassVar[str] = "CPU"
+    device_types: ClassVar[tuple[DeviceType, ...]] = ("cpu",)
     install: ClassVar[str] = f"pip install '{DISTRIBUTION}[gguf]'"
     libraries: ClassVar[tuple[str, ...]] = (*Backend.libraries, "llama-cpp-python", "gguf")
     modules: ClassVar[tuple[str, ...]] = (*Backend.modules, "llama_cpp", "gguf")
@@ -79,9 +80,6 @@ class GGUF(Backend):
     @property
     def weight_bits(self) -> int:
         return ggml.bits(self.quant) if self.quant else 4
-
-    def unavailable_on(self, device: DeviceType) -> str | None:
-        return None if device == "cpu" else f"gguf is not measured on {device}; set device: cpu, or remove the cell"
 
     def known_quant(self) -> Quant:
         """The quantization that is asked for, or that of the file.
