@@ -1,6 +1,6 @@
 """A decode step in each decode mode, as ratios to stock transformers' forward, measured in one process.
 
-    python benchmarks/decode_step.py [CONFIG] [--only LABEL]… [--mode MODE]… [--turns N] [--out FOLDER]
+    python benchmarks/decode_step.py [CONFIG] [--only LABEL]… [--mode MODE]… [--set KEY=VALUE]… [--turns N] [--out DIR]
 
 Model, backends, batch sizes and lengths are those of a configuration (TinyLlama's shape unless given; its `fp16` and
 `int4`). For each batch size the modes generate in turn, and ratios are taken within each turn, so that a machine whose
@@ -87,11 +87,12 @@ def main(
     config: Annotated[Path, typer.Argument(help="YAML file")] = CONFIG,
     only: Annotated[list[str] | None, typer.Option(help="label of a backend; fp16 and int4 unless given")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="decode mode; the first is what others are held to")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="as of qbench run: dtype=float32")] = None,
     turns: Annotated[int, typer.Option(help="generations of each mode at each batch size")] = 7,
     out: Annotated[Path | None, typer.Option(help="folder for the table as CSV, with decode_step.run.json")] = None,
 ) -> None:
     """Measure, print and keep."""
-    settings = load.load(config)
+    settings = load.load(config, overrides or ())
     device = resolve_device(settings.device)
     modes = mode or ["stock", "eager", *(["graph"] if device.type == "cuda" else []), "compiled"]
     folder = find.find_model(settings, cuda=device.type == "cuda", say=Console().print)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -85,23 +85,30 @@ def test_one_that_fails_leaves_nothing(own_cache: Path) -> None:
     assert obtain(Maker())[1] is False
 
 
-def hang(folder: Path) -> float:
+HANGING = """
+import json, sys, time
+from qbench.run import checkpoints
+
+def hang(folder):
     folder.mkdir()
     (folder / "half").write_text("")
     time.sleep(600)
-    return 0.0
+
+checkpoints.obtain(json.loads(sys.argv[1]), "model", hang, print)
+"""
 
 
 def test_one_whose_process_was_killed_is_made_by_the_next(own_cache: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=checkpoints.obtain, args=(FACTS, "model", hang, print))
-    process.start()
-    deadline = time.monotonic() + 30
-    while not list(own_cache.glob(".*.partial/half")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert process.pid
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process = subprocess.Popen([sys.executable, "-c", HANGING, json.dumps(FACTS)])
+    try:
+        deadline = time.monotonic() + 60
+        while not list(own_cache.glob(".*.partial/half")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
     make = Maker()
     assert obtain(make)[1] is False
     assert make.made == 1
