@@ -235,6 +235,18 @@ def test_the_tables_of_int4_on_avx2_are_those_of_their_runs() -> None:
     assert ["INT4 ÷ Q4_0", *ratios] in rows
 
 
+def test_the_table_of_decode_modes_is_that_of_its_run() -> None:
+    steps = pd.read_csv(RESULTS / "decode-step-epyc-2core" / "decode_step.csv").set_index(["batch", "mode"])
+    rows = rows_of("method.md")
+    for batch in (1, 8, 32):
+        ratios = [
+            "{vs_stock:.2f} [{vs_stock_q1:.2f}, {vs_stock_q3:.2f}]".format(**steps.loc[batch, mode])
+            for mode in ("eager", "compiled")
+        ]
+        step, compiled = steps["step_ms"][batch, "stock"], steps["compile_s"][batch, "compiled"]
+        assert [str(batch), f"{step:.1f}", *ratios, f"{compiled:.0f}"] in rows
+
+
 def test_the_comparison_with_guidellm_is_that_of_its_file() -> None:
     measured = pd.read_csv(RESULTS / "load-peers-epyc-2core" / "load_peers.csv").set_index(["concurrency", "figure"])
     rows, figures = rows_of("load.md"), ("requests_per_s", "ttft_s", "latency_s")
