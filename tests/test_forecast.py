@@ -81,6 +81,19 @@ def test_several_gpus_hold_a_model_together_and_replay_no_graph(server: Environm
     assert rates[0] < rates[1]
 
 
+def test_a_compiled_step_reads_a_cache_of_one_length_on_a_cpu_whatever_a_graph_can_capture(laptop: Environment) -> None:
+    cells, timed = [{"kind": "int8"}], TIMED["throughput"]
+    eager, compiled = (
+        forecast.make(
+            llama(backends=cells, measure={"throughput": timed | {"decode": how}}), laptop, rate=1e9
+        ).cells[0].batches[-1].decode_tokens_per_s
+        for how in ("eager", "compiled")
+    )  # fmt: skip
+    assert eager is not None
+    assert compiled is not None
+    assert compiled < eager
+
+
 def test_an_unknown_gpu_has_no_speed_and_says_what_to_give(server: Environment) -> None:
     other = server.model_copy(update={"gpus": (GPU(name="NVIDIA Future", memory_bytes=GIB),)})
     found = forecast.make(llama(), other)

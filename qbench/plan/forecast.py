@@ -302,7 +302,7 @@ def ceiling(predicted: Prediction, timed: TimedGeneration, batch_size: int, spee
     mode = resolve.decode_mode(
         timed.decode, target.device, device_map_auto=target.device_map_auto, kv_cache=timed.kv_cache
     )
-    if not predicted.backend.capturable:
+    if target.device == "cuda" and not predicted.backend.capturable:
         mode = "eager"
     return predicted.decode_tokens_per_s(
         batch_size,
