@@ -15,13 +15,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qbench.analysis.formulas import quantile
-from qbench.config import SLO
 from qbench.records.rows import CUT, LoadRow, RequestRow
+
+if TYPE_CHECKING:  # configurations take longer to import than a run to read
+    from qbench.config import SLO
 
 PERCENTILES = (50, 90, 95, 99)
 

@@ -13,7 +13,6 @@ from qbench.analysis.figures import PLAIN_CACHE, CellSummary, Load, RunSummary, 
 from qbench.analysis.formulas import steady_state
 from qbench.analysis.load import found_rate
 from qbench.analysis.paired import Comparison, compare
-from qbench.config import LoadConfig
 from qbench.records.rows import CellRow, PerplexityRow, ThroughputRow
 from qbench.records.run import Run
 from qbench.records.trials import at_depth, by_batch_size, by_start, depth
@@ -117,6 +116,8 @@ def _load(run: Run, label: str) -> Load | None:
     rows = [row for row in run.load if row.label == label]
     if not rows:
         return None
+    from qbench.config import LoadConfig  # takes longer to import than a run to read
+
     attainment = section(run, "load").get("attainment") or LoadConfig.model_fields["attainment"].default
     levels = tuple(row for row in rows if row.mode != "search")
     return Load(levels=levels, found=found_rate(rows, float(attainment)))

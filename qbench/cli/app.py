@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import shlex
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from qbench import __version__
 from qbench.cli import decide, export, plan, report, serve, votes
@@ -33,9 +31,6 @@ app = typer.Typer(
     epilog="Exit status: 0 all cells ok, 1 some cell or measure failed, 2 usage or configuration, 130 interrupted.",
 )
 
-GARBAGE_AFTER = 50_000
-"""New objects between two searches for garbage; Python's own value is 700."""
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -50,8 +45,6 @@ def main(
     ] = False,
 ) -> None:
     """Options of the program itself."""
-    # What is imported stays: to look for garbage in it takes a tenth of a short command.
-    gc.set_threshold(GARBAGE_AFTER)
     # A terminal or a pipe of another encoding gets what it has, and never a traceback after hours.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -93,7 +86,7 @@ def run(
         plans = [cells.make_plan(one, where.prepare, only or ()) for one in matrix.load(config, overrides or ())]
         if dry_run:
             for line in cells.describe_all(plans):
-                out.print(escape(line))
+                out.print(line, markup=False)
             return
         from qbench.analysis.summary_table import write_summary
         from qbench.records.run import read_run
@@ -113,7 +106,7 @@ def run(
             fresh=fresh,
         ):
             tables.print_results(out, read_run(folder), margin / 100)
-            out.print(f"results in {escape(str(folder))}; plots: qbench plot {escape(str(folder))}")
+            out.print(f"results in {folder}; plots: qbench plot {folder}", markup=False)
             all_ok = all_ok and ok
     raise typer.Exit(0 if all_ok else 1)
 
@@ -151,8 +144,10 @@ def quantize(
         with progress.reporting(terminal) as reporter:
             written = export.quantize(chosen, out, reporter, label=cell, force=force)
     size = human_bytes(written.bytes)
-    terminal.print(escape(f"{written.folder}: {size}, {written.bits_per_weight:.2f} bits a weight"))
-    terminal.print(escape(f"use it: qbench run {config} --set backends.{written.label}.checkpoint={written.folder}"))
+    terminal.print(f"{written.folder}: {size}, {written.bits_per_weight:.2f} bits a weight", markup=False)
+    terminal.print(
+        f"use it: qbench run {config} --set backends.{written.label}.checkpoint={written.folder}", markup=False
+    )
 
 
 @app.command(epilog="Example: `qbench plot results/smoke` or, for all runs, `qbench plot results/`")

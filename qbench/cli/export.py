@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from qbench.cli.options import Config, Set, complete_label, errors
 
@@ -46,4 +45,4 @@ def export(
         chosen = load.load(config, overrides or ())
         with progress.reporting(terminal) as reporter:
             written = exporting.export(chosen, out, reporter, label=cell, to=to, force=force)
-    terminal.print(escape(f"{written.file}: {human_bytes(written.bytes)}; README.md says how to run it"))
+    terminal.print(f"{written.file}: {human_bytes(written.bytes)}; README.md says how to run it", markup=False)

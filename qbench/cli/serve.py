@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from qbench.cli.options import Config, Set, complete_label, errors, leave_on_sigterm
 from qbench.errors import QbenchError
@@ -106,12 +105,12 @@ def serve(
             try:
                 models = {label: one.model for label, one in found.items()}
                 api = create_app(models, token=token)
-                out.print(escape(f"serving {', '.join(found)} at {server.url(bound)}; Ctrl-C ends it"))
+                out.print(f"serving {', '.join(found)} at {server.url(bound)}; Ctrl-C ends it", markup=False)
                 if compare and kept:
                     two = {label: models[label] for label in compare}
                     prompts = chosen.measure.generations.prompts if chosen.measure.generations else ()
                     add_page(api, Compared(two, chosen.model.name, kept, prompts), token=token)
-                    out.print(escape(f"{' and '.join(two)} side by side: {server.url(bound).removesuffix('v1')}"))
+                    out.print(f"{' and '.join(two)} side by side: {server.url(bound).removesuffix('v1')}", markup=False)
                 server.run(api, bound)
             finally:
                 loop.stop()

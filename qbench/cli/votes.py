@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from qbench.cli.options import errors
 
@@ -43,4 +42,6 @@ def votes(
         elif pairs:
             terminal.make_console().print(vote_text.table(pairs))
         else:
-            terminal.make_console().print(escape(f"{path} holds no votes yet: switch to Blind on the page, and vote"))
+            terminal.make_console().print(
+                f"{path} holds no votes yet: switch to Blind on the page, and vote", markup=False
+            )

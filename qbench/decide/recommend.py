@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from qbench.analysis.effects import AccuracyDifference, accuracy_difference, speed_ratio
 from qbench.analysis.equivalence import MARGIN
@@ -18,7 +18,6 @@ from qbench.analysis.figures import RunSummary
 from qbench.analysis.paired import holm, is_below
 from qbench.analysis.power import SIGNIFICANCE
 from qbench.analysis.summary import summarize
-from qbench.config import SLO
 from qbench.decide.candidates import Candidate, gather, notes
 from qbench.decide.constraints import UNLIMITED, Limits, excess, least, nearby, need_memory
 from qbench.decide.doubts import Doubt, doubts
@@ -26,6 +25,9 @@ from qbench.decide.serving import difference, served
 from qbench.decide.serving import objective as agreed
 from qbench.errors import QbenchError
 from qbench.records.run import Run
+
+if TYPE_CHECKING:  # configurations take longer to import than a run to read
+    from qbench.config import SLO
 
 Objective = Literal["speed", "memory", "accuracy", "goodput", "energy"]
 

@@ -6,14 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qbench.analysis.effects import section
 from qbench.analysis.figures import RunSummary
 from qbench.analysis.load import Goodput, counted, goodput, keeps
-from qbench.config import SLO
 from qbench.errors import QbenchError
 from qbench.records import requests
 from qbench.records.rows import LoadRow, RequestRow
+
+if TYPE_CHECKING:  # configurations take longer to import than a run to read
+    from qbench.config import SLO
 
 MARGIN = 0.1
 """Goodputs of which nothing is known but themselves differ from here on, as speeds of single trials do."""
@@ -41,6 +44,8 @@ def objective(run: RunSummary, given: SLO | None) -> SLO:
         raise QbenchError(
             f"--objective goodput: {run.run.record.name} names no objective; add --slo, e.g. --slo ttft=0.5s,itl=50ms"
         )
+    from qbench.config import SLO
+
     return given or SLO.model_validate(own)
 
 

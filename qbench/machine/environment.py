@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict
 
 from qbench import DISTRIBUTION, __version__
@@ -70,6 +69,8 @@ class Environment(BaseModel):
 
 def detect() -> Environment:
     """Read the environment; what cannot be read is None or empty, never a guess."""
+    import psutil  # of no use to the commands that read runs, which import this module for its classes
+
     gpus, driver = _nvidia()
     commit, dirty = _git(Path(__file__).parents[1])
     return Environment(

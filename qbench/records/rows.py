@@ -22,7 +22,7 @@ class Identity(TypedDict):
 class Row(BaseModel):
     """One observation of one cell. The field order is the column order. Seconds and bytes; a missing value is None."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     run: str
     model: str
