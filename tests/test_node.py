@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +20,7 @@ from qbench.machine import environment
 from qbench.model import content
 from qbench.run import fingerprint
 from qbench.run.job import Job
-from qbench.run.ray.actor import NodeCell, Parcel, check_version, facts
+from qbench.run.ray.actor import PREFIX, NodeCell, NodeFolder, Parcel, check_version, facts
 from tests.support.runs import interpreter
 
 
@@ -86,9 +89,9 @@ def test_a_cell_is_told_in_pieces_and_leaves_its_files(
     assert results.ending.status == "crashed"
     assert results.files == {"notes": b"kept\n"}
     assert (results.answers, results.reference) == ({}, {})
-    folder = cell._folder
+    assert cell._folder
+    folder = cell._folder.path
     cell.close()
-    assert folder is not None
     assert not folder.exists()
 
 
@@ -108,3 +111,33 @@ def test_another_model_and_other_code_are_refused(cell: NodeCell, tiny_llama: Pa
     assert "has other code of qbench" in str(cell.start(replace(good, code="0" * 64), {}))
     with pytest.raises(QbenchError, match=rf"has qbench {__version__} .* the runner has 9\.9 "):
         check_version("9.9", good.code, facts())
+
+
+def test_the_folder_of_a_killed_process_is_removed_by_the_next_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    script = (
+        "from qbench.run.ray.actor import NodeFolder; made = NodeFolder(); "
+        "(made.path / 'checkpoint').write_text('large'); print(made.path, flush=True); input()"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        lives, ended = (Path(process.stdout.readline().strip()) for process in processes if process.stdout)
+        processes[1].send_signal(signal.SIGKILL)
+        processes[1].wait()
+        assert (ended / "checkpoint").exists()
+        own = NodeFolder()
+        assert {path for path in tmp_path.glob(f"{PREFIX}*") if path.is_dir()} == {lives, own.path}
+        assert (lives / "checkpoint").exists()
+        own.remove()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    NodeFolder().remove()
+    assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,13 @@ import platform
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from qbench import __version__
 from qbench.errors import QbenchError, describe_fault
@@ -28,6 +32,9 @@ from qbench.run.local import GRACE_S, LocalExecutor
 
 PIECE = 2**23
 """Bytes of events or log that are sent at once."""
+
+PREFIX = "qbench-cell-"
+"""Names of the folders in which cells run begin with this."""
 
 INHERITED = ("OMP_NUM_THREADS",)
 """Environment variables that a cell has as its runner has them: Ray sets this one to the CPUs that are asked for."""
@@ -85,6 +92,36 @@ class Results:
     """Given by the cell whose log-probabilities the others are compared with."""
 
 
+class NodeFolder:
+    """A folder in the node's place for temporary files, for as long as this process lives or until `remove`.
+
+    A process that is killed leaves its folder, which may hold a checkpoint of gigabytes. The system lets go of its
+    lock, by which the next one that makes a folder knows to remove it.
+    """
+
+    def __init__(self) -> None:
+        node = Path(tempfile.gettempdir())
+        for lock in node.glob(f"{PREFIX}*.lock"):
+            with suppress(Timeout, OSError), FileLock(lock, blocking=False):  # in use, or another user's
+                _remove(lock)
+        self.path = node / f"{PREFIX}{uuid.uuid4().hex}"
+        self._lock = FileLock(f"{self.path}.lock", thread_local=False)
+        self._lock.acquire()
+        self.path.mkdir(mode=0o700)
+
+    def remove(self) -> None:
+        """Remove it with all that it holds."""
+        _remove(Path(self._lock.lock_file))
+        self._lock.release()
+
+
+def _remove(lock: Path) -> None:
+    """The folder before its lock, so that what is left of it is tried again."""
+    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    if not lock.with_suffix("").exists():
+        lock.unlink(missing_ok=True)
+
+
 def facts() -> NodeFacts:
     """Those of the machine that this is called on."""
     return NodeFacts(platform.node(), __version__, fingerprint.source_hash(), environment.detect())
@@ -98,7 +135,7 @@ class NodeCell:
         self._thread: threading.Thread | None = None
         self._ending: Ending | None = None
         self._job: Job
-        self._folder: Path | None = None
+        self._folder: NodeFolder | None = None
         self._out: Path
         self._log: Path
 
@@ -136,7 +173,7 @@ class NodeCell:
         if self._thread:
             self._thread.join(3 * GRACE_S)
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
 
     def _resolve(self, parcel: Parcel, reference: dict[str, bytes]) -> Job:
         """The job with this node's paths.
@@ -152,13 +189,10 @@ class NodeCell:
         model = find.find_model(job.config, cuda=bool(parcel.machine.gpus), say=print)
         if content.fingerprint(model) != job.model_fingerprint:
             raise QbenchError(f"{model} on {platform.node()} is not the model that the runner has; copy it again")
-        self._folder = Path(tempfile.mkdtemp(prefix="qbench-cell-"))
-        self._out, self._log = self._folder / "cell", self._folder / "log"
-        own = {
-            "folder": model,
-            "answers": self._folder / "answers",
-            "reference": self._folder / "reference" / job.reference.name,
-        }
+        self._folder = NodeFolder()
+        place = self._folder.path
+        self._out, self._log = place / "cell", place / "log"
+        own = {"folder": model, "answers": place / "answers", "reference": place / "reference" / job.reference.name}
         for folder, files in ((self._out, parcel.files), (own["answers"], parcel.answers)):
             unpack(folder, files)
         if reference:
