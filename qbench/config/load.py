@@ -218,6 +218,13 @@ def _described(detail: ErrorDetails) -> str:
             return f"{where}.kind: unknown backend {_shown(kind)}{suggestion(kind, kinds)} (valid: {', '.join(kinds)})"
         case "union_tag_not_found":
             return f"{where}.kind: is missing (one of {', '.join(kind_names())})"
+        case "tuple_type":
+            example = ", e.g. [{kind: fp16}]" if where == "backends" else ""
+            return f"{where}: expected a list{example}, not {_shown(given)}"
+        case "model_type" | "model_attributes_type" if section is RunConfig:
+            return f"{where}: expected a kind with its keys, e.g. {{kind: fp16}}, not {_shown(given)}"
+        case "model_type":
+            return f"{where}: expected keys with values (valid: {', '.join(section.model_fields)}), not {_shown(given)}"
         case "value_error":
             return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
         case _:
