@@ -187,12 +187,13 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_deciding_imports_no_torch() -> None:
+def test_deciding_imports_nothing_heavy() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from qbench.cli.app import app; invoke = CliRunner().invoke; "
         f"run = {SMOKE!r}; assert invoke(app, ['recommend', run]).exit_code == 0; "
         "assert invoke(app, ['gate', run, '--baseline', run, '--max-drop', '1']).exit_code == 0; "
         "assert invoke(app, ['compare', run, run]).exit_code == 0; "
+        "slow = {'pandas', 'scipy.special', 'psutil', 'qbench.config'} & set(sys.modules); assert not slow, slow; "
         "assert invoke(app, ['card', run, '--backend', 'int4', '--json']).exit_code == 0; "
         "heavy = {'torch', 'transformers', 'lm_eval', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
     )
