@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import statistics
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pandas as pd
@@ -236,15 +236,15 @@ def test_the_tables_of_int4_on_avx2_are_those_of_their_runs() -> None:
 
 
 def test_the_table_of_decode_modes_is_that_of_its_run() -> None:
-    steps = pd.read_csv(RESULTS / "decode-step-epyc-2core" / "decode_step.csv").set_index(["batch", "mode"])
+    steps = pd.read_csv(RESULTS / "decode-step-epyc-2core" / "decode_step.csv").set_index(["label", "batch", "mode"])
     rows = rows_of("method.md")
-    for batch in (1, 8, 32):
+    for label, batch in product(("fp16", "int4"), (1, 8, 32)):
         ratios = [
-            "{vs_stock:.2f} [{vs_stock_q1:.2f}, {vs_stock_q3:.2f}]".format(**steps.loc[batch, mode])
+            "{vs_stock:.2f} [{vs_stock_q1:.2f}, {vs_stock_q3:.2f}]".format(**steps.loc[label, batch, mode])
             for mode in ("eager", "compiled")
         ]
-        step, compiled = steps["step_ms"][batch, "stock"], steps["compile_s"][batch, "compiled"]
-        assert [str(batch), f"{step:.1f}", *ratios, f"{compiled:.0f}"] in rows
+        step, compiled = steps["step_ms"][label, batch, "stock"], steps["compile_s"][label, batch, "compiled"]
+        assert [label, str(batch), f"{step:,.1f}", *ratios, f"{compiled:.0f}"] in rows
 
 
 def test_the_comparison_with_guidellm_is_that_of_its_file() -> None:
