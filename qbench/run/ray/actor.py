@@ -100,11 +100,11 @@ class NodeFolder:
     """
 
     def __init__(self) -> None:
-        node = Path(tempfile.gettempdir())
-        for lock in node.glob(f"{PREFIX}*.lock"):
+        place, name = Path(tempfile.gettempdir()), f"{PREFIX}{platform.node()}-"  # nodes may share the place
+        for lock in place.glob(f"{name}*.lock"):
             with suppress(Timeout, OSError), FileLock(lock, blocking=False):  # in use, or another user's
                 _remove(lock)
-        self.path = node / f"{PREFIX}{uuid.uuid4().hex}"
+        self.path = place / f"{name}{uuid.uuid4().hex}"
         self._lock = FileLock(f"{self.path}.lock", thread_local=False)
         self._lock.acquire()
         self.path.mkdir(mode=0o700)
