@@ -223,6 +223,8 @@ def _described(detail: ErrorDetails) -> str:
             return f"{where}: expected a list{example}, not {_shown(given)}"
         case "model_type" | "model_attributes_type" if section is RunConfig:
             return f"{where}: expected a kind with its keys, e.g. {{kind: fp16}}, not {_shown(given)}"
+        case "dict_type":
+            return f"{where}: expected keys with values, not {_shown(given)}"
         case "model_type":
             return f"{where}: expected keys with values (valid: {', '.join(section.model_fields)}), not {_shown(given)}"
         case "value_error":
