@@ -97,7 +97,7 @@ def rows_of(folder: Path, label: str) -> list[dict[str, object]]:
     return [comparable(row) for row in rows(folder / "cells" / label / "events.jsonl")]
 
 
-def until(true: Callable[[], object], what: str, seconds: float = 180) -> None:
+def until(true: Callable[[], object], what: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"still not: {what}"
@@ -185,7 +185,7 @@ def test_the_cell_of_a_node_that_dies_runs_again_on_another(
     pid = int(pid_file.read_text())
     cluster.remove_node(node_of(cluster, pid), allow_graceful=False)
     try:
-        thread.join(180)
+        thread.join(90)
         assert not thread.is_alive()
     finally:
         cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
