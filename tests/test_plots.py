@@ -612,6 +612,16 @@ def test_with_eighteen_cells_lines_from_points_to_names_hardly_cross_other_names
     assert sum(ways[a].intersects_bbox(boxes[b]) for a, b in permutations(range(18), 2)) <= 1
 
 
+def test_the_legend_of_many_lines_stands_beside_them() -> None:
+    figure = figure_of(read_run(PUBLISHED / "formats-epyc-2core"), "batches")
+    (axes,), (legend,) = figure.axes, [axes.get_legend() for axes in figure.axes]
+    assert legend is not None
+    assert len(legend.get_texts()) == 18
+    box = legend.get_window_extent()
+    assert axes.get_window_extent().x1 < box.x0 < box.x1 <= figure.bbox.x1
+    assert box.height < figure.bbox.height
+
+
 def test_lines_from_names_to_crowded_points_do_not_cross() -> None:
     """Five points in a bundle: taken by name, each line ends at its own point and meets no other."""
     figure = drawn.new_figure(8, 5)

@@ -58,6 +58,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         OSError: the folder is not writable.
     """
     paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")]
+    mpl.settle(figure)
     figure.savefig(paths[0], metadata={"Software": None})
     figure.savefig(paths[1], metadata={"Date": None})
     return paths

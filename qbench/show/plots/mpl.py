@@ -31,6 +31,9 @@ ROW_IN, LINE_IN, PANEL_IN, SCATTER_IN, LEGEND_ROW_IN = 0.42, 0.18, 0.85, 4.6, 0.
 NAME_COLUMNS, NAME_IN, CHARACTER_IN = 17, 1.7, 0.092
 """Characters on a line of a bar's name, room for them, and room for a character of its text."""
 
+FEW_LINES = 8
+"""Whose legend finds a place among them."""
+
 MARKERS = {"": "o", "///": "s", "...": "D", "xx": "X"}
 """By hatch, for lines, on which no hatch is seen."""
 
@@ -73,7 +76,9 @@ def svg(chart: Chart) -> str:
     with drawing():
         mpl.rcParams["svg.fonttype"] = "none"
         written = io.StringIO()
-        draw(chart, PAGE_WIDTH_IN).savefig(written, format="svg", metadata={"Date": None})
+        figure = draw(chart, PAGE_WIDTH_IN)
+        settle(figure)
+        figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()
 
 
@@ -92,6 +97,14 @@ def draw(chart: Chart, width_in: float, *, wide: bool = False) -> Figure:
         wide: whether there is room for second lines beside bars and for sentences in a legend.
     """
     return _bars(chart, width_in, wide) if isinstance(chart, BarChart) else _scatter(chart, width_in, wide)
+
+
+def settle(figure: Figure) -> None:
+    """Lay a finished figure out for good; matplotlib would do it again, and draw for nothing, whenever it is saved."""
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
+    figure.set_layout_engine(None)
 
 
 def _bars(chart: BarChart, width_in: float, wide: bool) -> Figure:
@@ -185,11 +198,17 @@ def _scatter(chart: ScatterChart, width_in: float, wide: bool) -> Figure:
     if chart.connected:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
-        above = {"loc": "lower left", "bbox_to_anchor": (0, 1)} if sentences else {"loc": "best"}
-        axes.legend(frameon=False, fontsize=11, **above)
+        axes.legend(frameon=False, fontsize=11, **_legend_place(len(chart.series), sentences))
     else:
         _front(figure, axes, chart)
     return figure
+
+
+def _legend_place(series: int, sentences: bool) -> dict[str, Any]:
+    """Above the axes for sentences, beside them for so many lines that no room among them is free."""
+    if sentences:
+        return {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+    return {"loc": "upper left", "bbox_to_anchor": (1, 1)} if series > FEW_LINES else {"loc": "best"}
 
 
 def _draw_series(axes: Axes, series: Series, connected: bool, sentences: bool) -> None:
