@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names and labels become file names; this keeps them inside the results folder."""
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=80)]
+Name = Annotated[
+    str,
+    Field(pattern=NAME_PATTERN, max_length=80, description="a letter or digit, then letters, digits, '.', '_' or '-'"),
+]
 
 
 class Strict(BaseModel):

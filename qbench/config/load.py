@@ -5,7 +5,8 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -64,10 +65,7 @@ def check(data: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        # Elements that are wrong themselves are not counted by pydantic, which then calls their list too short.
-        told = [d for d in details if d["type"] != "too_short" or not d["input"]]
-        lines = "\n".join(f"  {describe(detail)}" for detail in told)
+        lines = "\n".join(f"  {line}" for line in _wrong(error))
         raise QbenchError(f"{where} is not a valid configuration:\n{lines}") from error
 
 
@@ -189,9 +187,14 @@ def index(items: list[Any], part: str, origin: str) -> int:
     raise QbenchError(f"{origin}: no element {part}{suggestion(part, names)} (there are: {', '.join(names)})")
 
 
-def describe(detail: ErrorDetails) -> str:
-    """One line for one thing that is wrong: its path, what is wrong, what would be right."""
-    return one_line(_described(detail))
+def _wrong(error: ValidationError) -> list[str]:
+    """One line for each thing that is wrong: its path, what is wrong, what would be right."""
+    found: dict[str, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        # Elements that are wrong themselves are not counted by pydantic, which then calls their list too short.
+        if detail["type"] != "too_short" or not detail["input"]:
+            found.setdefault(_locate(detail["loc"])[0], []).append(detail)
+    return [one_line(_described(details)) for details in found.values()]
 
 
 def _shown(value: Any) -> str:
@@ -202,7 +205,9 @@ def _shown(value: Any) -> str:
         return "a number of very many digits"
 
 
-def _described(detail: ErrorDetails) -> str:
+def _described(details: list[ErrorDetails]) -> str:
+    """What is wrong in one place: several errors where it takes one of several kinds of values."""
+    detail = details[0]
     where, section = _locate(detail["loc"])
     given = detail["input"]
     match detail["type"]:
@@ -227,11 +232,17 @@ def _described(detail: ErrorDetails) -> str:
             return f"{where}: expected keys with values, not {_shown(given)}"
         case "model_type":
             return f"{where}: expected keys with values (valid: {', '.join(section.model_fields)}), not {_shown(given)}"
+        case "string_pattern_mismatch" if wanted := _description(section, str(detail["loc"][-1])):
+            return f"{where}: expected {wanted}, not {_shown(given)}"
+        case "path_type":
+            return f"{where}: expected a path, not {_shown(given)}"
         case "value_error":
             return f"{where}: {detail['ctx']['error']}" if where else str(detail["ctx"]["error"])
         case _:
-            message = detail["msg"]  # in which the valid names stand as they are written
-            return f"{where}: {message[:1].lower()}{message[1:]}, not {_shown(given)}"
+            # The valid names stand in a message as they are written. What pydantic has tried with a value is left out.
+            first, *others = [detail["msg"].partition(", unable to")[0] for detail in details]
+            wanted = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+            return f"{where}: {wanted[:1].lower()}{wanted[1:]}, not {_shown(given)}"
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
@@ -248,8 +259,23 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
             section = kind
         elif part in section.model_fields or part == loc[-1]:
             path += f".{part}" if path else part
+            if _is_choice(section, part):
+                break
             section = _section_of(section, part) or section
     return path, section
+
+
+def _description(section: type[BaseModel], key: str) -> str | None:
+    field = section.model_fields.get(key)
+    return None if field is None else field.description
+
+
+def _is_choice(section: type[BaseModel], key: str) -> bool:
+    """Whether a value may be of several kinds, e.g. a number of weights or -1."""
+    field = section.model_fields.get(key)
+    if field is None or get_origin(field.annotation) not in (Union, UnionType):
+        return False
+    return len({*get_args(field.annotation)} - {type(None)}) > 1
 
 
 def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:

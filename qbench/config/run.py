@@ -67,7 +67,9 @@ class RunConfig(Strict):
 
     name: Name
     model: ModelConfig
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, or a GPU such as cuda:1"
+    )
     device_map: Literal["none", "auto"] = Field(
         default="none", description="auto: a model larger than one GPU is laid over all that are visible"
     )
