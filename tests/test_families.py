@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ from tests.support.tiny_llama import options
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 PROMPT = torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(1))
-NEW_TOKENS = 20
+NEW_TOKENS = 12
 
 EXAMPLES = "The river rises in the mountains. It ends in the lake. " * 3
 REQUESTS = [
@@ -46,9 +48,84 @@ REQUESTS = [
 BACKENDS = {"fp16": (fp16, FP16(label="fp16")), "int4": (int4, Int4(label="int4")), "nf4": (nf4, NF4(label="nf4"))}
 
 
+IN_SHORT = {
+    "Llama", "Mistral, sliding window", "Qwen3", "Gemma 3", "Phi-3", "Falcon", "Falcon, ALiBi", "GPT-2", "GPT-NeoX",
+    "OPT", "Mixtral", "gpt-oss", "DeepSeek-V3", "Mamba-2", "Falcon-H1", "RWKV",
+}  # fmt: skip
+"""One family of each build, for `make test`; the others are like one of them and follow in the long tests."""
+
+
+class Family:
+    """A family's model, loaded once for all that is tried with it."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = save(name, folder)
+        self._refusals: dict[str, str] = {}
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The 16-bit cell's."""
+        loaded = self.load("fp16")
+        assert isinstance(loaded, LoadedModel), loaded
+        return loaded
+
+    @cached_property
+    def stock(self) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+
+    @cached_property
+    def stock_tokens(self) -> torch.Tensor:
+        """What `generate` continues the prompt with."""
+        return self.stock.generate(
+            PROMPT, attention_mask=torch.ones_like(PROMPT), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+            do_sample=False, eos_token_id=None, pad_token_id=0,
+        )[:, PROMPT.shape[1] :]  # fmt: skip
+
+    def load(self, backend: str) -> LoadedModel | str:
+        """A backend's model, or the sentence with which it is refused."""
+        module, config = BACKENDS[backend]
+        try:
+            loaded = module.load(options(self.folder, self.folder, torch.float32), config, None)
+            loaded.check()
+        except QbenchError as error:
+            self._refusals[backend] = str(error)
+            return str(error)
+        self._refusals[backend] = ""
+        return loaded
+
+    def row(self) -> str:
+        """Its row in the table of docs/models.md."""
+        kind, _ = FAMILIES[self.name]
+        return f"| {' | '.join([self.name, f'`{kind}`', *map(self._outcome, BACKENDS)])} |"
+
+    def _outcome(self, backend: str) -> str:
+        if backend not in self._refusals:
+            self.load(backend)
+        refusal = self._refusals[backend]
+        return next(short for words, short in REASONS.items() if words in refusal) if refusal else "yes"
+
+
+REASONS = {
+    "is a part of": "no: experts",
+    "blocks are not quantized": "no: experts",
+    "linears are not quantized": "no: linears of its own",
+    "has no nn.Linear": "no: Conv1D",
+    "reads the weights of its linears": "no: reads weights itself",
+    "bitsandbytes cannot multiply": "by sizes",
+}
+"""By words of a refusal, what the table says."""
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("families")
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp("family"))
+
+
+def of(names: Iterable[str]) -> pytest.MarkDecorator:
+    """One family after the other: pytest runs all tests of one before those of the next."""
+    params = [name if name in IN_SHORT else pytest.param(name, marks=pytest.mark.long) for name in names]
+    return pytest.mark.parametrize("family", params, indirect=True, scope="module")
 
 
 @pytest.fixture(autouse=True)
@@ -56,60 +133,22 @@ def small_groups_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix_groups, "GROUP_TOKENS", 8)
 
 
-def folder_of(name: str, folders: Path) -> Path:
-    folder = folders / re.sub(r"\W+", "-", name)
-    return folder if folder.exists() else save(name, folder)
-
-
-REFUSALS: dict[tuple[str, str], str] = {}
-"""By backend and family that have been tried: the sentence, empty where it loads."""
-
-
-def loaded_by(backend: str, name: str, folders: Path) -> LoadedModel | str:
-    """The model, or the sentence with which it is refused."""
-    module, config = BACKENDS[backend]
-    folder = folder_of(name, folders)
-    try:
-        loaded = module.load(options(folder, folder, torch.float32), config, None)
-        loaded.check()
-    except QbenchError as error:
-        REFUSALS[backend, name] = str(error)
-        return str(error)
-    REFUSALS[backend, name] = ""
-    return loaded
-
-
-STOCK_TOKENS: dict[str, torch.Tensor] = {}
-"""By family: what `generate` continues the prompt with."""
-
-
-def stock_tokens(name: str, model: PreTrainedModel) -> torch.Tensor:
-    if name not in STOCK_TOKENS:
-        STOCK_TOKENS[name] = model.generate(
-            PROMPT, attention_mask=torch.ones_like(PROMPT), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
-            do_sample=False, eos_token_id=None, pad_token_id=0,
-        )[:, PROMPT.shape[1] :]  # fmt: skip
-    return STOCK_TOKENS[name]
-
-
 def answers(lm: TemplateLM) -> torch.Tensor:
     instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(REQUESTS)]
     return torch.tensor([value for value, _ in lm.loglikelihood(instances, disable_tqdm=True)])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_16_bit_cell_is_stock(name: str, folders: Path) -> None:
+@of(FAMILIES)
+def test_the_16_bit_cell_is_stock(family: Family) -> None:
     """Tokens of the generation loop are those of `generate`, log-likelihoods those of lm-evaluation-harness."""
-    loaded = loaded_by("fp16", name, folders)
-    assert isinstance(loaded, LoadedModel), loaded
-    stock = AutoModelForCausalLM.from_pretrained(folder_of(name, folders), dtype=torch.float32)
+    loaded = family.loaded
     assert TorchEngine(loaded).decode_mode("auto") == "eager"
     for _ in range(2):  # the second time over the state of the first
         decoder = make_decoder(loaded.model, "eager", len(PROMPT), PROMPT.shape[1] + NEW_TOKENS)
-        assert torch.equal(torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens), stock_tokens(name, stock))
+        assert torch.equal(torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens), family.stock_tokens)
     before = {key: tensor.clone() for key, tensor in loaded.model.state_dict().items()}
     found = answers(EngineLM(TorchEngine(loaded), 4, share=True))
-    expected = answers(HFLM(pretrained=stock, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=4))
+    expected = answers(HFLM(pretrained=family.stock, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=4))
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-4)
     assert all(torch.equal(tensor, before[key]) for key, tensor in loaded.model.state_dict().items())
 
@@ -129,11 +168,10 @@ RECURRENT = {"Mamba", "Mamba-2", "FalconMamba", "RWKV", "MiniMax"}
 GROUPED = [name for name in FAMILIES if groups(name) > 1 and name not in {*NOT_TORCHS, *RECURRENT}]
 
 
-@pytest.mark.parametrize("name", GROUPED)
-def test_an_eager_step_of_grouped_queries_copies_no_keys(name: str, folders: Path) -> None:
+@of(GROUPED)
+def test_an_eager_step_of_grouped_queries_copies_no_keys(family: Family) -> None:
     """Logits are those of a forward over all tokens; nothing is made of keys or values for every head of queries."""
-    loaded = loaded_by("fp16", name, folders)
-    assert isinstance(loaded, LoadedModel), loaded
+    loaded = family.loaded
     decoder = EagerDecoder(loaded.model, PROMPT.shape[1] + NEW_TOKENS)
     with torch.inference_mode():
         token = decoder.prefill(PROMPT)
@@ -169,35 +207,34 @@ NOT_CAPTURED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_step_that_a_graph_captures_is_stock(name: str, folders: Path) -> None:
+@of(FAMILIES)
+def test_the_step_that_a_graph_captures_is_stock(family: Family) -> None:
     """Its arithmetic over a cache of one length, run as it is, gives stock tokens, and is the same in every step.
 
     Families whose class does not take such a cache stay eager.
     """
-    loaded = loaded_by("fp16", name, folders)
-    assert isinstance(loaded, LoadedModel), loaded
-    assert takes_static_cache(loaded.model) == (name not in NOT_CAPTURED)
+    loaded = family.loaded
+    assert takes_static_cache(loaded.model) == (family.name not in NOT_CAPTURED)
     decoder = GraphDecoder(loaded.model, len(PROMPT), PROMPT.shape[1] + NEW_TOKENS + 1)
-    if name in NOT_CAPTURED:
+    if family.name in NOT_CAPTURED:
         with pytest.raises(QbenchError, match="decode: graph needs a cache of one length"):
             TorchEngine(loaded).decode_mode("graph")
-    elif name == "Falcon, ALiBi":  # transformers gives its biases another length than its mask
+    elif family.name == "Falcon, ALiBi":  # transformers gives its biases another length than its mask
         with pytest.raises(RuntimeError, match="must match the size"):
             generate(decoder, PROMPT, NEW_TOKENS)
     else:
         tokens = torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens)
-        assert torch.equal(tokens, stock_tokens(name, loaded.model))
+        assert torch.equal(tokens, family.stock_tokens)
         assert calls_of_a_step(decoder) == calls_of_a_step(decoder)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_int4_is_the_model_with_the_dequantized_weights(name: str, folders: Path) -> None:
-    loaded = loaded_by("int4", name, folders)
+@of(FAMILIES)
+def test_int4_is_the_model_with_the_dequantized_weights(family: Family) -> None:
+    loaded = family.load("int4")
     if isinstance(loaded, str):
         assert_says_what_to_do(loaded)
         return
-    stock = AutoModelForCausalLM.from_pretrained(folder_of(name, folders), dtype=torch.float32)
+    stock = AutoModelForCausalLM.from_pretrained(family.folder, dtype=torch.float32)
     with torch.no_grad():
         for weight_name, weight in dequantized(loaded).items():
             place(stock, weight_name).copy_(weight)
@@ -205,12 +242,12 @@ def test_int4_is_the_model_with_the_dequantized_weights(name: str, folders: Path
     torch.testing.assert_close(found, expected, atol=2e-2 * float(expected.std()), rtol=0)
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "Granite-MoE"])
-def test_experts_go_through_a_checkpoint_bit_for_bit(name: str, folders: Path, tmp_path: Path) -> None:
+@of(["Mixtral", "Granite-MoE"])
+def test_experts_go_through_a_checkpoint_bit_for_bit(family: Family, tmp_path: Path) -> None:
     """Mixtral's files hold each expert by itself, Granite's all of a layer together."""
-    streamed, folder = loaded_by("int4", name, folders), folder_of(name, folders)
+    streamed = family.load("int4")
     assert isinstance(streamed, LoadedModel)
-    how = options(folder, folder, torch.float32)
+    how = options(family.folder, family.folder, torch.float32)
     int4.quantize(how, Int4(label="int4"), None, tmp_path / "made")
     loaded = int4.load(how, Int4(label="int4", checkpoint=tmp_path / "made"), None)
     assert loaded.quantized == streamed.quantized
@@ -219,9 +256,9 @@ def test_experts_go_through_a_checkpoint_bit_for_bit(name: str, folders: Path, t
     assert torch.equal(loaded.model(PROMPT).logits, streamed.model(PROMPT).logits)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_nf4_works_or_says_why_not(name: str, folders: Path) -> None:
-    loaded = loaded_by("nf4", name, folders)
+@of(FAMILIES)
+def test_nf4_works_or_says_why_not(family: Family) -> None:
+    loaded = family.load("nf4")
     if isinstance(loaded, str):
         assert_says_what_to_do(loaded)
         return
@@ -229,43 +266,27 @@ def test_nf4_works_or_says_why_not(name: str, folders: Path) -> None:
     assert generate(decoder, PROMPT, 3).tokens.shape == (2, 3)
 
 
-def outcome(backend: str, name: str, folders: Path) -> str:
-    """What docs/models.md says of a family."""
-    if (backend, name) not in REFUSALS:
-        loaded_by(backend, name, folders)
-    refusal = REFUSALS[backend, name]
-    return next(short for words, short in REASONS.items() if words in refusal) if refusal else "yes"
+HEAD = ["| family | `model_type` | fp16 | int4 | nf4 |", "| --- | --- | --- | --- | --- |"]
 
 
-REASONS = {
-    "is a part of": "no: experts",
-    "blocks are not quantized": "no: experts",
-    "linears are not quantized": "no: linears of its own",
-    "has no nn.Linear": "no: Conv1D",
-    "reads the weights of its linears": "no: reads weights itself",
-    "bitsandbytes cannot multiply": "by sizes",
-}
-"""By words of a refusal, what the table says."""
+def documented() -> list[str]:
+    """The table's lines."""
+    return [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
 
 
-def table(folders: Path) -> str:
-    """The table of docs/models.md."""
-    lines = ["| family | `model_type` | fp16 | int4 | nf4 |", "| --- | --- | --- | --- | --- |"]
-    for name, (kind, _) in FAMILIES.items():
-        lines.append(
-            f"| {' | '.join([name, f'`{kind}`', *(outcome(backend, name, folders) for backend in BACKENDS)])} |"
-        )
-    return "\n".join(lines)
+@of(FAMILIES)
+def test_the_documented_row_is_what_is_found_here(family: Family) -> None:
+    """`python -m tests.test_families` writes them anew. Sizes that bitsandbytes takes differ from CPU to CPU."""
+    found = family.row()
+    (line,) = [line for line in documented() if line.startswith(f"| {family.name} | ")]
+    assert line.split("|")[:5] == found.split("|")[:5]
+    assert line == found or "by sizes" in line + found
 
 
-def test_the_documented_table_is_what_is_found_here(folders: Path) -> None:
-    """`python -m tests.test_families` writes it anew. Sizes that bitsandbytes takes differ from CPU to CPU."""
-    documented = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    here = table(folders).splitlines()
-    assert len(documented) == len(here)
-    for line, found in zip(documented, here, strict=True):
-        assert line.split("|")[:5] == found.split("|")[:5]
-        assert line == found or "by sizes" in line + found
+def test_every_family_has_a_documented_row() -> None:
+    lines = documented()
+    assert lines[:2] == HEAD
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == list(FAMILIES)
 
 
 def assert_says_what_to_do(refusal: str) -> None:
@@ -302,6 +323,7 @@ if __name__ == "__main__":
     import tempfile
 
     text = DOCS.read_text(encoding="utf-8")
-    start, end = text.index("| family |"), text.rindex(" |\n") + 3
+    start, end = text.index(HEAD[0]), text.rindex(" |\n") + 3
     with tempfile.TemporaryDirectory() as work:
-        DOCS.write_text(text[:start] + table(Path(work)) + text[end - 1 :], encoding="utf-8")
+        lines = [*HEAD, *(Family(name, Path(work) / name).row() for name in FAMILIES)]
+        DOCS.write_text(text[:start] + "\n".join(lines) + text[end - 1 :], encoding="utf-8")

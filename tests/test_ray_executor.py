@@ -148,11 +148,14 @@ def test_a_cluster_gives_the_rows_and_files_of_one_machine(
 def test_cells_run_side_by_side_and_one_at_a_time_on_a_node(
     executor: Executor, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    """Each of three stand-ins waits for another one to be there: two nodes let two of them meet, never three."""
+    """Each of three stand-ins waits for another one to be there: two nodes let two of them meet, never three.
+
+    They have the priority of the node's own processes, which are this process's children.
+    """
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     script = (
-        f"touch {meeting}/$$; while [ $(ls {meeting} | wc -l) -lt 2 ]; do sleep 0.1; done; "
+        f"nice >> {tmp_path}/nice; touch {meeting}/$$; while [ $(ls {meeting} | wc -l) -lt 2 ]; do sleep 0.1; done; "
         f"ls {meeting} | wc -l >> {tmp_path}/seen; sleep 3; rm {meeting}/$$; touch {meeting}/gone; exit 3"
     )
     stand_in = interpreter(tmp_path, script)
@@ -163,6 +166,7 @@ def test_cells_run_side_by_side_and_one_at_a_time_on_a_node(
     assert {row.status for row in watcher.finished} == {"crashed"}
     assert {row.host for row in watcher.finished} == {os.uname().nodename}
     assert {int(line) for line in (tmp_path / "seen").read_text().split()} == {2}
+    assert {int(line) for line in (tmp_path / "nice").read_text().split()} == {os.nice(0)}
 
 
 def test_the_cell_of_a_node_that_dies_runs_again_on_another(
