@@ -61,7 +61,16 @@ def visit(browser: playwright.Browser, path: Path, *, width: int = 1440, **optio
 @pytest.fixture(scope="module")
 def one(browser: playwright.Browser, pages: dict[str, Path]) -> playwright.Page:
     """The page of a single run, as wide as a screen; drawn once, for tests in any order."""
-    return visit(browser, pages["one"]).tab
+    tab = visit(browser, pages["one"]).tab
+    see_all(tab)
+    return tab
+
+
+def see_all(tab: playwright.Page) -> None:
+    """Scroll through the page, since charts are drawn when they come near."""
+    for plot in tab.locator(".plot:visible").all():
+        plot.scroll_into_view_if_needed()
+    until(tab, "[...document.querySelectorAll('.plot')].every((p) => !p.offsetParent || p.querySelector('.main-svg'))")
 
 
 CLIPPED = """() => [...document.querySelectorAll(".plot")].flatMap((plot) => {
@@ -81,6 +90,10 @@ def test_nothing_overflows_and_nothing_is_wrong(
 ) -> None:
     opened = visit(browser, pages[name], width=width)
     tab = opened.tab
+    height = tab.evaluate("document.documentElement.scrollHeight")
+    assert tab.locator(".plot.js-plotly-plot").count() < tab.locator("figure").count()
+    see_all(tab)
+    assert tab.evaluate("document.documentElement.scrollHeight") == height
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.evaluate(browsers.WIDEST) == []
     assert tab.evaluate(CLIPPED) == []
@@ -102,11 +115,13 @@ def test_the_filter_hides_a_backend_everywhere(one: playwright.Page) -> None:
     one.get_by_label("NF4", exact=True).uncheck()
     assert sorted(rows(one, "summary")) == ["AWQ", "FP16", "GPTQ", "INT4"]
     assert not one.locator("#table-subjects-0 thead th", has_text="NF4").is_visible()
+    one.locator("#plot-speed-0").scroll_into_view_if_needed()
     until(one, f"{shown} === 12")
     assert "NF4" not in one.locator(names).all_text_contents()
     assert one.locator("#shown").text_content() == "4 of 5 backends shown"
     one.get_by_label("NF4", exact=True).focus()
     one.keyboard.press("Space")
+    one.locator("#plot-speed-0").scroll_into_view_if_needed()
     until(one, f"{shown} === 15")
     assert len(rows(one, "summary")) == 5
 
@@ -114,15 +129,32 @@ def test_the_filter_hides_a_backend_everywhere(one: playwright.Page) -> None:
 def test_runs_can_be_hidden(browser: playwright.Browser, pages: dict[str, Path]) -> None:
     opened = visit(browser, pages["several"])
     tab = opened.tab
+    see_all(tab)
     assert tab.locator("#plot-memory-2").is_visible()
     tab.locator("input[name=run]").nth(2).uncheck()
     assert not tab.locator("#plot-memory-2").is_visible()
     assert "tinyllama-shape" not in tab.locator("#table-summary tbody tr:visible td:nth-child(2)").all_text_contents()
     tab.locator("input[name=run]").nth(2).check()
     tab.locator("#plot-memory-2").wait_for(state="visible")
-    # Plots that were hidden take the page's width at the next frame.
+    # Plots that were hidden take the page's width when they come near.
+    see_all(tab)
     until(tab, f"({CLIPPED})().length === 0")
     assert opened.said == []
+    tab.context.close()
+
+
+def test_a_link_to_a_section_leaves_its_heading_in_sight(browser: playwright.Browser, pages: dict[str, Path]) -> None:
+    """Below the bar of backends and runs, however many lines that has."""
+    tab = visit(browser, pages["several"], width=1000).tab
+    heights = {}
+    for key in ("memory", "pareto", "loading"):
+        tab.locator(f"nav a[href='#{key}']").click()
+        until(tab, f"document.getElementById('{key}').getBoundingClientRect().top < innerHeight")
+        heading, bar = (tab.locator(part).bounding_box() for part in (f"#{key}", ".filters"))
+        assert heading
+        assert bar
+        heights[key] = heading["y"] - (bar["y"] + bar["height"])
+    assert all(0 <= height < 200 for height in heights.values()), heights
     tab.context.close()
 
 
@@ -165,6 +197,8 @@ def test_without_scripts_tables_and_images_remain(browser: playwright.Browser, p
 
 def test_dark_and_paper_have_colours_of_their_own(browser: playwright.Browser, pages: dict[str, Path]) -> None:
     tab = visit(browser, pages["one"], color_scheme="dark").tab
+    tab.locator("#plot-memory-0").scroll_into_view_if_needed()
+    tab.wait_for_selector("#plot-memory-0 .ytick text")
     paper = "getComputedStyle(document.body).backgroundColor"
     ink = "getComputedStyle(document.querySelector('#plot-memory-0 .ytick text')).fill"
     assert (tab.evaluate(paper), tab.evaluate(ink)) == ("rgb(21, 23, 27)", "rgb(232, 234, 238)")

@@ -1,13 +1,43 @@
 "use strict";
 (() => {
-  const charts = JSON.parse(document.getElementById("charts").textContent);
   const settings = { responsive: true, displayModeBar: false };
+  const charts = new Map();
+  for (const { id, figure } of JSON.parse(document.getElementById("charts").textContent)) {
+    const place = document.getElementById(id);
+    place.style.minHeight = `${figure.layout.height}px`; // so that nothing moves when it is drawn
+    charts.set(place, { figure, near: false, current: false });
+  }
 
-  function draw() {
+  const isOff = (set, value) => value !== undefined && !set.has(value);
+
+  /** Draw a chart that is on the screen or near it, or have it show the backends that are ticked now. */
+  async function draw(place) {
+    const chart = charts.get(place);
+    if (chart.current || !chart.near || place.closest("[hidden]")) return;
+    chart.current = true;
+    const backends = chosen("backend");
+    const visible = chart.figure.data.map((trace) => !isOff(backends, trace.meta));
+    if (place.classList.contains("js-plotly-plot")) {
+      await Plotly.restyle(place, { visible });
+      Plotly.Plots.resize(place);
+    } else {
+      const data = chart.figure.data.map((trace, i) => ({ ...trace, visible: visible[i] }));
+      await Plotly.newPlot(place, data, chart.figure.layout, settings);
+    }
+  }
+
+  /** Charts take a tenth of a second each, so only those that come near are drawn. */
+  function watch() {
     document.documentElement.classList.add("drawn");
-    return Promise.all(
-      charts.map((chart) => Plotly.newPlot(chart.id, chart.figure.data, chart.figure.layout, settings)),
+    const observer = new IntersectionObserver(
+      async (entries) => {
+        for (const entry of entries) charts.get(entry.target).near = entry.isIntersecting;
+        await Promise.all(entries.map((entry) => draw(entry.target)));
+        document.documentElement.classList.add("ready");
+      },
+      { rootMargin: "100%" },
     );
+    for (const place of charts.keys()) observer.observe(place);
   }
 
   /** Rows go up, then down, by a column; what has no value comes last either way. */
@@ -52,14 +82,12 @@
   function filter() {
     const backends = chosen("backend");
     const runs = chosen("run");
-    const isOff = (set, value) => value !== undefined && !set.has(value);
     for (const part of document.querySelectorAll("[data-backend], [data-run]")) {
       part.hidden = isOff(backends, part.dataset.backend) || isOff(runs, part.dataset.run);
     }
-    for (const chart of charts) {
-      const visible = chart.figure.data.map((trace) => !isOff(backends, trace.meta));
-      Plotly.restyle(chart.id, { visible });
-      if (!document.getElementById(chart.id).closest("[hidden]")) Plotly.Plots.resize(chart.id);
+    for (const [place, chart] of charts) {
+      chart.current = false;
+      draw(place);
     }
     const all = document.querySelectorAll('input[name="backend"]').length;
     document.getElementById("shown").textContent = `${backends.size} of ${all} backends shown`;
@@ -67,6 +95,9 @@
 
   for (const table of document.querySelectorAll("table.sortable")) makeSortable(table);
   for (const box of document.querySelectorAll(".filters input")) box.addEventListener("change", filter);
-  document.querySelector(".filters").hidden = false;
-  draw().then(() => document.documentElement.classList.add("ready"));
+  const bar = document.querySelector(".filters");
+  bar.hidden = false;
+  // A link to a section leaves its heading below the bar, which has as many lines as names need.
+  new ResizeObserver(() => document.documentElement.style.setProperty("--bar", `${bar.offsetHeight}px`)).observe(bar);
+  watch();
 })();
