@@ -62,7 +62,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "input", "link", "br"):
+        if tag not in ("meta", "img", "input", "link", "br", "wbr"):
             self._inside.append(tag)
         if tag == "caption":
             self._caption = ""
@@ -337,6 +337,11 @@ def test_text_of_a_run_is_never_markup() -> None:
     assert "<img" not in written
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in written.splitlines() if line.startswith("| a")}
     assert len(widths) == 2  # the summary's and the loading table's
+
+
+def test_a_long_name_of_a_kernel_may_break_and_stays_text() -> None:
+    html = page.render([data.collect(made_up_run([cell("gguf", weight_bytes=1, kernel="llama.cpp AVX2+<b>+FMA")]))])
+    assert "<td>llama.cpp AVX2+<wbr>&lt;b&gt;+<wbr>FMA</td>" in html
 
 
 def test_the_page_is_whole_and_asks_for_nothing(smoke_page: Page) -> None:
