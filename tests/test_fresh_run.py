@@ -14,9 +14,9 @@ from tests.support.runs import cells_here
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 SHORT = [
     "dtype=float32", "measure.memory={seq_len: 64}", "measure.throughput.batch_sizes=[1, 2]",
-    "measure.throughput.trials=2", "measure.throughput.seq_len=64", "measure.throughput.new_tokens=16",
+    "measure.throughput.trials=2", "measure.throughput.seq_len=24", "measure.throughput.new_tokens=4",
     "measure.throughput.max_retries_invalid=0",
-    "measure.sustained={minutes: 0.02, window_s: 0.3, seq_len: 64, new_tokens: 16}", "measure.mmlu.limit=2",
+    "measure.sustained={minutes: 0.01, window_s: 0.2, seq_len: 24, new_tokens: 4}", "measure.mmlu.limit=2",
     "measure.mmlu.num_fewshot=1", "measure.perplexity.limit=4",
 ]  # fmt: skip
 
