@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from qbench.backends import fp16
 from qbench.config import RunConfig
-from qbench.errors import QbenchError
+from qbench.errors import QbenchError, UnavailableError
 from qbench.run.events import ProgressEvent, read_units
 from qbench.run.executor import Ending
 from qbench.run.fingerprint import CELL
@@ -107,7 +108,7 @@ def test_workers_killed_at_any_moment_leave_the_rows_of_an_undisturbed_run(
                 tmp_path / str(rounds),
                 Watcher(),
                 command="",
-                executor=killer if killer.kills < kills else LocalExecutor(),
+                executor=killer if killer.kills < kills else HereExecutor(),
             )
             crashed = read_frames(folder).cells.query("status != 'ok'")
             # Also a cell that the killed one was to be compared with.
@@ -199,30 +200,24 @@ def test_a_native_crash_is_a_row(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_backend_whose_library_is_missing_is_unavailable_with_the_command_that_installs_it(
-    tiny_llama: Path, tmp_path: Path
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hidden = (
-        "import sys; sys.modules['bitsandbytes'] = None; sys.argv = sys.argv[2:]; import qbench.run.worker as worker"
-    )
-    script = f'exec {sys.executable} -c "{hidden}; worker.main()" "$@"'
-    backends = [{"kind": "nf4", "python": interpreter(tmp_path, script)}, {"kind": "fp16"}]
-    _, ok, watcher = run(config(tiny_llama, backends), tmp_path / "results")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    _, ok, watcher = run(config(tiny_llama, [{"kind": "nf4"}, {"kind": "fp16"}]), tmp_path / "results")
     assert not ok
     rows = {row.label: row for row in watcher.finished}
     assert (rows["nf4"].status, rows["fp16"].status) == ("unavailable", "ok")
     assert "`pip install 'qbench-llm[nf4]'` installs what it needs" in (rows["nf4"].error or "")
 
 
-def test_a_backend_that_cannot_be_prepared_is_unavailable_and_others_go_on(tiny_llama: Path, tmp_path: Path) -> None:
-    program = tmp_path / "worker.py"
-    program.write_text(
-        "import sys\nfrom qbench.backends import fp16\nfrom qbench.errors import UnavailableError\n"
-        "def prepare(options, config):\n    raise UnavailableError('there is no nvcc here')\n"
-        "fp16.prepare = prepare\nsys.argv = sys.argv[2:]\nimport qbench.run.worker as worker\nworker.main()\n"
-    )
-    python = interpreter(tmp_path, f'exec {sys.executable} {program} "$@"')
-    backends = [{"kind": "fp16", "python": python}, {"kind": "fp16", "label": "other"}]
-    _, ok, watcher = run(config(tiny_llama, backends), tmp_path / "results")
+def test_a_backend_that_cannot_be_prepared_is_unavailable_and_others_go_on(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(options: object, config: object) -> None:
+        raise UnavailableError("there is no nvcc here")
+
+    monkeypatch.setattr(fp16, "prepare", prepare, raising=False)
+    _, ok, watcher = run(config(tiny_llama, [{"kind": "fp16"}, {"kind": "int4"}]), tmp_path / "results")
     assert not ok
     rows = {row.label: (row.status, row.error) for row in watcher.finished}
-    assert rows == {"fp16": ("unavailable", "there is no nvcc here"), "other": ("ok", None)}
+    assert rows == {"fp16": ("unavailable", "there is no nvcc here"), "int4": ("ok", None)}

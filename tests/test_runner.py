@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from qbench.backends import fp16
 from qbench.decide.constraints import Limits
 from qbench.decide.recommend import recommend
 from qbench.errors import QbenchError
@@ -25,10 +26,9 @@ from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
 from qbench.run.cells import side_by_side
-from qbench.run.local import LocalExecutor
 from tests.support.frames import read_frames
 from tests.support.running import execute, workers
-from tests.support.runs import config, in_order, interpreter, run
+from tests.support.runs import HereExecutor, config, in_order, interpreter, run
 from tests.support.watchers import Watcher
 
 KERNEL = "cpu" if native.library() else "aten"
@@ -131,12 +131,18 @@ def test_a_worker_that_dies_is_a_row_and_the_others_run(
     assert list(read_frames(folder).cells["status"]) == [status, "ok"][: len(backends)]
 
 
-def test_a_failed_cell_is_measured_again_by_the_same_command(tiny_llama: Path, tmp_path: Path) -> None:
-    flag = tmp_path / "mended"
-    script = f'test -e {flag} || exit 3; exec {sys.executable} "$@"'
-    settings = config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, script)}])
-    assert not run(settings, tmp_path / "results")[1]
-    flag.touch()
+def test_a_failed_cell_is_measured_again_by_the_same_command(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object) -> None:
+        raise RuntimeError("not today")
+
+    settings = config(tiny_llama, [{"kind": "fp16"}])
+    with monkeypatch.context() as today:
+        today.setattr(fp16, "load", load)
+        _, ok, watcher = run(settings, tmp_path / "results")
+    assert not ok
+    assert watcher.finished[0].error == "RuntimeError: not today"
     folder, ok, _ = run(settings, tmp_path / "results")
     assert ok
     assert list(read_frames(folder).cells["status"]) == ["ok"]
@@ -240,7 +246,7 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
             signal.alarm(2)
 
     with pytest.raises(KeyboardInterrupt):
-        execute(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=LocalExecutor())
+        execute(settings, tmp_path / "results", Impatient(), command="qbench run x", executor=HereExecutor())
     assert not workers()
     data = read_frames(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
