@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from qbench.plan import backends
 from tests.support.cli import qbench
 from tests.support.frames import Frames, read_frames
 from tests.support.runs import cells_here
@@ -134,12 +134,8 @@ def test_a_file_is_known_by_its_content(run: Frames, folder: Path) -> None:
     assert key(copy) == key(eight) != key(four)
 
 
-def test_a_missing_library_is_said_with_what_installs_it() -> None:
-    hidden = "import sys; sys.modules['llama_cpp'] = None; from qbench.plan import backends; "
-    program = hidden + "exec(backends._attempt('gguf'))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "llama_cpp" in done.stderr
-    from qbench.plan import backends
-
+def test_a_missing_library_is_said_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(ModuleNotFoundError, match="llama_cpp"):
+        exec(backends._attempt("gguf"))
     assert backends._remedy("gguf") == "pip install 'qbench-llm[gguf]'"
