@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import json
 import re
 import statistics
@@ -14,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from qbench.cli.app import app
 from qbench.errors import QbenchError
 from qbench.machine.environment import GPU
 from qbench.records.run import Run, read_run
-from qbench.show import formats, report
-from qbench.show.plots import mpl, plotly
+from qbench.show import formats, progress, report
+from qbench.show.plots import files, mpl, plotly
 from qbench.show.plots.charts import charts
 from qbench.show.plots.shapes import BarChart, ScatterChart
 from qbench.show.report import markdown, page, speed_tables, tables
@@ -373,6 +375,22 @@ def test_limited_evaluations_are_left_out_unless_asked_for() -> None:
     assert {kind.key for kind, _ in charts(without)}.isdisjoint({"accuracy", "pareto", "accuracy-speed"})
     shown = Page(page.render([data.collect(run, allow_partial=True)])).records("All backends")
     assert shown[0]["accuracy [95 %]"].endswith("partial (285 questions)")
+
+
+def test_drawing_says_how_far_it_is(smoke: Run, tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    report.write([smoke], tmp_path / "r.html", progress=lambda *step: heard.append(step))
+    plots = len(list(charts(data.collect(smoke))))
+    assert heard == [(done, plots) for done in range(plots)]
+    heard.clear()
+    files.write(data.collect(smoke), tmp_path / "plots", lambda *step: heard.append(step))
+    assert heard == [(done, plots) for done in range(plots)]
+    for attended, shown in ((True, "3/7"), (False, "")):
+        out = io.StringIO()
+        with progress.counted(Console(file=out, force_terminal=attended), "drawing") as drawn:
+            drawn(3, 7)
+        assert shown in out.getvalue()
+        assert bool(out.getvalue()) == attended
 
 
 def test_runs_stand_side_by_side(smoke: Run, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def plot(
 
     with _errors():
         found = find_runs(results)
+        from qbench.show import progress, terminal
         from qbench.show.plots import files
         from qbench.show.view.data import collect
 
@@ -174,7 +175,9 @@ def plot(
             if not allow_partial and any(row.partial for row in run_data.accuracy if row.task == "mmlu"):
                 typer.secho(f"note: {folder}: its limited accuracy is left out; --allow-partial draws it", err=True)
             report = collect(run_data, allow_partial=allow_partial, margin=margin / 100)
-            for path in files.write(report, out / folder.resolve().name):
+            with progress.counted(terminal.make_console(), f"drawing {report.title}") as drawn:
+                paths = files.write(report, out / folder.resolve().name, drawn)
+            for path in paths:
                 typer.echo(path)
 
 

@@ -38,10 +38,19 @@ def report(
     with errors("nothing was written"):
         rate = parse_rate(bandwidth) if bandwidth else None
         folders = {folder.resolve(): folder for path in results for folder in find_runs(path)}
+        from qbench.show import progress, terminal
         from qbench.show import report as reports
 
         runs = [read_run(folder) for folder in folders.values()]
-        for path in reports.write(
-            runs, out, allow_partial=allow_partial, rate=rate, margin=margin / 100, electricity=electricity
-        ):
+        with progress.counted(terminal.make_console(), "drawing charts") as drawn:
+            paths = reports.write(
+                runs,
+                out,
+                allow_partial=allow_partial,
+                rate=rate,
+                margin=margin / 100,
+                electricity=electricity,
+                progress=drawn,
+            )
+        for path in paths:
             typer.echo(path)

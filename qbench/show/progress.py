@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -101,6 +101,14 @@ def followed(console: Console, things: Iterable[T], what: str, total: int) -> li
     """All of `things`, which take their time, behind a bar that goes when the last is there; nothing in a pipe."""
     with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as progress:
         return list(progress.track(things, total=total, description=what))
+
+
+@contextmanager
+def counted(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that goes at the end, for work that says how much of it is done, and of how much; nothing in a pipe."""
+    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def finished_line(row: CellRow) -> str:

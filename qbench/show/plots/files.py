@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -21,8 +21,8 @@ WIDTH_IN = 8.0
 TITLE_IN, CAPTION_LINE_IN = 0.6, 0.23
 
 
-def write(report: RunReport, out: Path) -> list[Path]:
-    """Write the charts for which the run has a figure.
+def write(report: RunReport, out: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Path]:
+    """Write the charts for which the run has a figure; `progress` hears how many are drawn, and of how many.
 
     Returns:
         The files written.
@@ -31,8 +31,10 @@ def write(report: RunReport, out: Path) -> list[Path]:
         OSError: `out` is not writable.
     """
     out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for kind, chart in charts(report):
+    paths: list[Path] = []
+    found = list(charts(report))
+    for number, (kind, chart) in enumerate(found):
+        progress(number, len(found))
         with mpl.drawing():
             paths += save(draw(chart, report), out / kind.file.format(model=_file_name(report.model)))
     return paths

@@ -8,7 +8,7 @@ Run ─ view.data ─▶ RunReport ─ tables ─▶ Table ───────
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qbench.analysis.equivalence import MARGIN
@@ -29,6 +29,7 @@ def write(
     rate: float | None = None,
     margin: float = MARGIN,
     electricity: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write the page to `out` and BENCHMARK.md beside it.
 
@@ -36,6 +37,7 @@ def write(
         rate: read bandwidth of the machine that was measured, bytes a second, where the runs do not tell it.
         margin: the loss of accuracy, a fraction, that counts as none.
         electricity: the price of a kWh; adds what a million tokens cost, where energy was counted.
+        progress: hears how many charts are drawn, and of how many.
 
     Returns:
         The files written.
@@ -65,7 +67,7 @@ def write(
     machines = sorted({report.machine for report in reports})
     if rate is not None and len(machines) > 1:
         raise QbenchError(f"--bandwidth: the runs are of different machines ({', '.join(machines)}); report them apart")
-    files = {out: page.render(reports), table: markdown.render(reports)}
+    files = {out: page.render(reports, progress), table: markdown.render(reports)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         for path, text in files.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -43,9 +43,17 @@ class Section:
     charts: tuple[Drawn, ...]
 
 
-def render(reports: Sequence[RunReport]) -> str:
-    """The page's HTML."""
+Place = tuple[str, int]
+"""A chart's key and the number of its run."""
+
+
+def render(reports: Sequence[RunReport], progress: Callable[[int, int], None] = lambda done, total: None) -> str:
+    """The page's HTML; `progress` hears how many charts are drawn as images, which takes nearly all of the time."""
     found = {(kind.key, i): chart for i, report in enumerate(reports) for kind, chart in charts(report)}
+    stills: dict[Place, str] = {}
+    for place, chart in found.items():
+        progress(len(stills), len(found))
+        stills[place] = _data_url(mpl.svg(chart))
     library, script = (_script(source) for source in (get_plotlyjs(), _file("page.js")))
     environment = Environment(
         loader=PackageLoader("qbench.show.report", ""),
@@ -60,7 +68,9 @@ def render(reports: Sequence[RunReport]) -> str:
         summary=tables.summary(reports),
         verdicts=tables.verdicts(reports),
         tasks=tables.tasks(reports),
-        sections=[_section(kind, reports, found) for kind in CHARTS if any(key == kind.key for key, _ in found)],
+        sections=[
+            _section(kind, reports, found, stills) for kind in CHARTS if any(key == kind.key for key, _ in found)
+        ],
         timed=speed_tables.speeds(reports),
         loaded=speed_tables.sustained(reports),
         levels=load_tables.levels(reports),
@@ -81,9 +91,11 @@ def render(reports: Sequence[RunReport]) -> str:
     )
 
 
-def _section(kind: ChartKind, reports: Sequence[RunReport], found: dict[tuple[str, int], Chart]) -> Section:
+def _section(
+    kind: ChartKind, reports: Sequence[RunReport], found: dict[Place, Chart], stills: dict[Place, str]
+) -> Section:
     drawn = tuple(
-        Drawn(f"plot-{key}-{i}", i, reports[i].title, "; ".join(chart.details), _data_url(mpl.svg(chart)))
+        Drawn(f"plot-{key}-{i}", i, reports[i].title, "; ".join(chart.details), stills[key, i])
         for (key, i), chart in found.items()
         if key == kind.key
     )
