@@ -505,6 +505,25 @@ def test_marks_among_points_stand_beside_their_whiskers_and_are_explained() -> N
     assert "!: speed not to be trusted (FP16)" in caption(shown["accuracy_speed"])
 
 
+@pytest.mark.parametrize(
+    ("fast", "scale", "ticks"),
+    [(98.0, "linear", None), (450.0, "log", ["50", "100", "200"]), (52_000.0, "log", ["100", "1000", "10000"])],
+)
+def test_speeds_far_apart_stand_on_a_logarithmic_axis(fast: float, scale: str, ticks: list[str] | None) -> None:
+    rows = [
+        *measured("fp16", "fp16", 15.9, {1: [41, 41]}, 9304),
+        *measured("nf4", "nf4", 5.8, {1: [60, 60]}, 9104),
+        *measured("int4", "int4", 5.7, {1: [fast, fast]}, 9122),
+    ]
+    shown = figures(made_up_run(rows, batch_sizes=(1,)), "accuracy_speed")["accuracy_speed"]
+    assert_readable(shown)
+    (axes,) = shown.axes
+    assert axes.get_xscale() == scale
+    assert axes.get_xlabel() == "tokens/s at batch 1" + (", logarithmic" if ticks else "")
+    if ticks:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ticks
+
+
 def test_what_has_no_point_is_named_below_the_batches(five: dict[str, Figure]) -> None:
     assert "Not shown: AWQ (unavailable), FP16 at batch 32 (oom)" in caption(five["batches"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,6 +17,9 @@ from qbench.show.plots.style import Looks, shorten
 from qbench.show.verdicts import difference_words
 from qbench.show.view.records import RunReport
 from qbench.text import human_bytes
+
+WIDE = 10
+"""From so large a ratio of the greatest value to the least, an axis is logarithmic."""
 
 
 def pareto(report: RunReport, looks: Looks) -> ScatterChart | None:
@@ -195,6 +199,7 @@ def _against_accuracy(
         point = Point(x=x, y=y, span=span, hover=hover, mark="!" if cell.name in marked else "")
         series.append(Series(backend=cell.name, look=looks[cell.name], points=(point,), strong=i in front))
     better = ", up and to the right is better" if more_is_better else ""
+    x_ticks = _ticks(list(xs.values()))
     return ScatterChart(
         title=title,
         details=(
@@ -204,12 +209,23 @@ def _against_accuracy(
             *_tied([[cells[i].name for i in group] for group in ties]),
             *not_shown(report.cells, xs),
         ),
-        x_axis=x_axis,
+        x_axis=f"{x_axis}, logarithmic" if x_ticks else x_axis,
         y_axis="accuracy (%)",
+        x_ticks=x_ticks,
         series=tuple(series),
         front=_steps([points[i] for i in front]),
         ties=tuple(_steps([points[i] for i in group]) for group in ties),
     )
+
+
+def _ticks(values: Sequence[float]) -> tuple[float, ...]:
+    """Round values from the least to the greatest where they are `WIDE` apart; else none, for a linear axis."""
+    low, high = min(values), max(values)
+    if low <= 0 or high < WIDE * low:
+        return ()
+    digits = (1, 2, 5) if high < 1000 * low else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    return tuple(tick for power in decades for digit in digits if low <= (tick := digit * 10.0**power) <= high)
 
 
 def _steps(points: Sequence[Pair]) -> tuple[Pair, ...]:
