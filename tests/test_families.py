@@ -36,7 +36,7 @@ from tests.support.tiny_llama import options
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 PROMPT = torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(1))
-NEW_TOKENS = 12
+NEW_TOKENS = 20
 
 EXAMPLES = "The river rises in the mountains. It ends in the lake. " * 3
 REQUESTS = [

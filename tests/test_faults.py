@@ -200,10 +200,14 @@ def test_a_native_crash_is_a_row(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_a_backend_whose_library_is_missing_is_unavailable_with_the_command_that_installs_it(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    _, ok, watcher = run(config(tiny_llama, [{"kind": "nf4"}, {"kind": "fp16"}]), tmp_path / "results")
+    hidden = (
+        "import sys; sys.modules['bitsandbytes'] = None; sys.argv = sys.argv[2:]; import qbench.run.worker as worker"
+    )
+    script = f'exec {sys.executable} -c "{hidden}; worker.main()" "$@"'
+    backends = [{"kind": "nf4", "python": interpreter(tmp_path, script)}, {"kind": "fp16"}]
+    _, ok, watcher = run(config(tiny_llama, backends), tmp_path / "results")
     assert not ok
     rows = {row.label: row for row in watcher.finished}
     assert (rows["nf4"].status, rows["fp16"].status) == ("unavailable", "ok")

@@ -26,7 +26,7 @@
     }
   }
 
-  /** Charts take a tenth of a second each, so only those that come near are drawn. */
+  /** Drawing takes its time, so only charts that come near are drawn. */
   function watch() {
     document.documentElement.classList.add("drawn");
     const observer = new IntersectionObserver(
