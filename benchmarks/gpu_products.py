@@ -52,7 +52,7 @@ def candidates(rows: int, shape: tuple[int, int], *, hopper: bool) -> list[Varia
     if hopper and rows > 8:
         tokens = max(2, min(16, -(-rows // 8)))
         sizes = [(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 2, 2), (1, 1, 4, 1), (1, 1, 1, 2), (1, 2, 1, 1), (1, 2, 2, 1)]
-        sizes += [(2, 1, 1, 1), (2, 1, 2, 1), (2, 2, 1, 1)]
+        sizes += [(2, 1, 1, 1), (2, 1, 2, 1), (2, 2, 1, 1), (1, 2, 1, 2), (2, 1, 1, 2), (1, 1, 2, 3)]
         found += [Variant("wgmma", r, tokens, wr, wk, st, sp) for r, wr, wk, st in sizes for sp in (1, 2, 4)]
     return list(dict.fromkeys(v for v in found if v.shared_bytes <= 227 << 10))
 

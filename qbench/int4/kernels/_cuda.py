@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qbench.int4.kernels.nvrtc import Function
-from qbench.int4.kernels.variants import Variant, variant
+from qbench.int4.kernels.variants import BLOCK, Variant, variant
 from qbench.int4.limits import CUDA_MAX_ROWS
 
-BLOCK, ALIGNED = 128, 16
-"""Columns of a block; columns, and bytes, to which a row of x is aligned."""
+ALIGNED = 16
+"""Columns, and bytes, to which a row of x is aligned."""
 STREAMS, COUNTERS = 16, 1 << 16
 _turns = itertools.count()
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
@@ -102,8 +102,9 @@ def product(
         (
             *(tensor.data_ptr() for tensor in pointers),
             *(rows, out_features, columns, blocks, -(-group_columns // BLOCK)),
+            *divmod(blocks, splits * config.deep),
         ),
-        (POINTER,) * 6 + (INT,) * 5,
+        (POINTER,) * 6 + (INT,) * 7,
         stream,
     )
     return out

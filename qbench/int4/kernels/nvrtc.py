@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,8 +56,17 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
 
 
-def compiled(source: str, architecture: str, macros: Macros) -> bytes:
-    """The machine code of one source file.
+class Compiled(NamedTuple):
+    """What became of a source file."""
+
+    code: bytes
+    """For the GPU: a cubin."""
+    log: str
+    """What the compiler and its assembler say: registers, what does not fit into them, and what else costs speed."""
+
+
+def compiled(source: str, architecture: str, macros: Macros) -> Compiled:
+    """Compile one source file.
 
     Raises:
         RuntimeError: it does not compile; the message is the compiler's.
@@ -68,15 +77,17 @@ def compiled(source: str, architecture: str, macros: Macros) -> bytes:
     headers = [(SOURCES / name).read_bytes() for name in HEADERS]
     text = (SOURCES / source).read_bytes()
     program = _checked(nvrtc.nvrtcCreateProgram(text, source.encode(), len(names), headers, names))
-    options = [option.encode() for option in _options(architecture, macros)]
+    options = [option.encode() for option in (*_options(architecture, macros), "--ptxas-options=-v")]
     try:
-        if nvrtc.nvrtcCompileProgram(program, len(options), options)[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-            nvrtc.nvrtcGetProgramLog(program, log)
-            raise RuntimeError(f"{source} for {architecture} with {dict(macros)}: {log.decode(errors='replace')}")
+        done = nvrtc.nvrtcCompileProgram(program, len(options), options)[0] == nvrtc.nvrtcResult.NVRTC_SUCCESS
+        said = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        _checked(nvrtc.nvrtcGetProgramLog(program, said))
+        log = said.decode(errors="replace")
+        if not done:
+            raise RuntimeError(f"{source} for {architecture} with {dict(macros)}: {log}")
         code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
         _checked(nvrtc.nvrtcGetCUBIN(program, code))
-        return bytes(code)
+        return Compiled(code, log)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
@@ -92,7 +103,7 @@ def cached(source: str, architecture: str, macros: Macros) -> bytes:
     file = cache_folder() / f"{hashlib.sha256(text + said.encode()).hexdigest()}.cubin"
     if file.is_file():
         return file.read_bytes()
-    code = compiled(source, architecture, macros)
+    code = compiled(source, architecture, macros).code
     file.parent.mkdir(parents=True, exist_ok=True)
     # Another process may read it at any time.
     with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as unfinished:

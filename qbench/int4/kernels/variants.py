@@ -18,6 +18,9 @@ from qbench.int4.limits import CUDA_MAX_ROWS
 BUCKETS = (8, 16, 32, 64, 128, CUDA_MAX_ROWS)
 """Numbers of rows that share a variant with the fewer ones above the last."""
 MULTIPROCESSORS = 132
+"""Of an H100 or H200; other GPUs have 80 to 190."""
+BLOCK = 128
+"""Columns of a block of weights, as `weights.cuh` says."""
 
 
 class Variant(NamedTuple):
@@ -80,20 +83,33 @@ def variant(rows: int, out_features: int, in_features: int, device: torch.device
 
 
 def rule_of_thumb(rows: int, out_features: int, in_features: int, *, hopper: bool) -> Variant:
-    """Enough blocks for some 130 multiprocessors, and enough columns for each of them."""
-    size, large = bucket(rows), out_features >= 16384
-    if size <= 16:
-        if large:
-            return Variant("product", 2, size // 8, 1, 4, 1, 1)
-        return Variant("product", 1, size // 8, 1, 8, 2 if in_features > 8192 else 1, 1)
+    """What was fastest or nearly so for such a shape on an H100 (results/published/int4-linears-h100)."""
+    size, large, long = bucket(rows), out_features >= 16384, in_features > 8192
+    if size == 8:
+        return Variant("product", 1, 1, 1, 4, 2, 1) if large else Variant("product", 1, 1, 1, 16, 1, 1)
+    if size == 16:
+        at_once = out_features <= 2 * 16 * MULTIPROCESSORS
+        return Variant("product", 2, 2, 1, 8, 1, 1) if large else Variant("product", 1, 2, 1, 8, 1 + at_once, 1)
     if not hopper:
         tokens = min(8, size // 8)
         return Variant("product", 2, tokens, 1, 4, 1 if tokens == 4 else 2, 1)
-    tiles = 2 if large else 1
-    chosen = Variant("wgmma", tiles, min(16, size // 8), 1, 1 if large else 2, 1, 1)
-    blocks = -(-in_features // 128)
-    programs = -(-out_features // chosen.outputs)
-    return chosen._replace(splits=max(1, min(MULTIPROCESSORS // programs, blocks // (4 * chosen.deep))))
+    if size == 32:
+        return _split(Variant("wgmma", 1, 4, 1, 2, 2, 1), size, out_features, in_features, 2 * MULTIPROCESSORS)
+    if size == 64:
+        narrow = Variant("wgmma", 1, 8, 2, 2, 1, 1) if long else Variant("wgmma", 1, 8, 1, 4, 1, 1)
+        chosen = Variant("wgmma", 1, 8, 2, 1, 1, 1) if large else narrow
+        return _split(chosen, size, out_features, in_features, MULTIPROCESSORS)
+    if large:
+        return Variant("wgmma", 2, 16, 2, 1, 1, 1)
+    chosen = Variant("wgmma", 1, 16, 1, 2, 2, 1)
+    return _split(chosen, size, out_features, in_features, MULTIPROCESSORS) if long else chosen
+
+
+def _split(chosen: Variant, rows: int, out_features: int, in_features: int, at_once: int) -> Variant:
+    """With as many splits as there is room for `at_once` blocks, each with some columns for every warp."""
+    programs = -(-out_features // chosen.outputs) * -(-rows // chosen.rows)
+    columns = in_features // BLOCK // (4 * chosen.deep)
+    return chosen._replace(splits=max(1, min(at_once // programs, columns)))
 
 
 @cache

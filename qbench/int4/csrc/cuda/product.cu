@@ -11,13 +11,13 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 product(const u16 *x, const uint4 *words, const u32 *scales, u16 *y, float *parts, int *counters, int rows,
-        int outputs, int columns, int blocks, int blocks_per_group) {
+        int outputs, int columns, int blocks, int blocks_per_group, int per_share, int left) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
   const int wr = warp % WR, wk = warp / WR;
   const Matrix matrix = {words, scales, (outputs + 15) / 16, blocks, blocks_per_group};
   const Output out = {y, parts, counters, rows, outputs};
-  const int share = blockIdx.y * WK + wk, shares = gridDim.y * WK, first_row = blockIdx.z * TOKENS;
-  const int begin = (int)((u64)blocks * share / shares), end = (int)((u64)blocks * (share + 1) / shares);
+  const int share = blockIdx.y * WK + wk, first_row = blockIdx.z * TOKENS;
+  const int begin = first_block(share, per_share, left), end = first_block(share + 1, per_share, left);
   Block w[STAGES][R];
   Columns ahead[STAGES][2][AHEAD ? NT : 1];
   float sums[R][NT][4] = {};

@@ -29,6 +29,11 @@ DEVICE int groups_of(int blocks, int blocks_per_group) {
   return (blocks + blocks_per_group - 1) / blocks_per_group;
 }
 
+// Where a share of the columns begins: of all blocks, each share has `per_share`, and the first `left` one more.
+DEVICE int first_block(int share, int per_share, int left) {
+  return share * per_share + (share < left ? share : left);
+}
+
 struct Matrix {
   const uint4 *words;  // [tiles of outputs][2 blocks][32 lanes]; of three bits [tiles of outputs][blocks][48]
   const u32 *scales;   // [tiles of outputs][groups][16 outputs]: scale in the lower half, zero in the upper
