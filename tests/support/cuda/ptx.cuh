@@ -95,6 +95,15 @@ inline u32 fma_bfloat2(u32 a, u32 b, u32 c) {
   return one(a, b, c) | (u32)one(a >> 16, b >> 16, c >> 16) << 16;
 }
 
+inline uint4 of_neighbour(uint4 v) {
+  Lane &own = lanes[current];
+  memcpy(own.given, &v, sizeof v);
+  warp();
+  memcpy(&v, lanes[current ^ 1].given, sizeof v);
+  warp();
+  return v;
+}
+
 typedef float (*Widen)(u16);
 inline float element(u32 pair, int e, Widen widen) { return widen((u16)(pair >> (16 * e))); }
 

@@ -103,6 +103,12 @@ MMA(mma_half, "f16")
 MMA(mma_bfloat, "bf16")
 #undef MMA
 
+// What the lane beside this one, 1 for 0 and 0 for 1, passes here; all lanes of a warp call it.
+DEVICE uint4 of_neighbour(uint4 v) {
+  return make_uint4(__shfl_xor_sync(~0u, v.x, 1), __shfl_xor_sync(~0u, v.y, 1), __shfl_xor_sync(~0u, v.z, 1),
+                    __shfl_xor_sync(~0u, v.w, 1));
+}
+
 // Waits for `threads` threads that name the same barrier.
 DEVICE void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
