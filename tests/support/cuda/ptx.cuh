@@ -158,7 +158,7 @@ template <int PENDING> void wgmma_wait() {
   }
 }
 template <int TOKENS> struct Wgmma {
-  static void any(float *c, const u32 *a, Descriptor b, bool add, Widen widen) {
+  static void any(float *c, const u32 *a, Descriptor b, Widen widen) {
     Lane &own = lanes[current];
     for (int i = 0; i < 4; i++) own.given[i] = a[i];
     warp();
@@ -167,21 +167,19 @@ template <int TOKENS> struct Wgmma {
     for (int i = 0; i < 32; i++) rows[i] = a_of(start, g + 8 * (i / 16), i % 16, widen);
     warp();
     auto product = [=] {
-      for (int j = 0; j < TOKENS / 2; j++) {
-        if (!add) c[j] = 0;
+      for (int j = 0; j < TOKENS / 2; j++)
         for (int k = 0; k < 16; k++) {
           const int token = j / 4 * 8 + 2 * t + (j & 1);
           u16 v;
           memcpy(&v, b.p + k / 8 * b.columns + token / 8 * b.tokens + token % 8 * 16 + k % 8 * 2, 2);
           c[j] += rows[16 * (j >> 1 & 1) + k] * widen(v);
         }
-      }
     };
     if (late) own.open.push_back(product);
     else product();
   }
-  static void half(float *c, const u32 *a, Descriptor b, bool add) { any(c, a, b, add, float_of_half); }
-  static void bfloat(float *c, const u32 *a, Descriptor b, bool add) { any(c, a, b, add, float_of_bfloat); }
+  static void half(float *c, const u32 *a, Descriptor b) { any(c, a, b, float_of_half); }
+  static void bfloat(float *c, const u32 *a, Descriptor b) { any(c, a, b, float_of_bfloat); }
 };
 
 static std::function<void()> body;

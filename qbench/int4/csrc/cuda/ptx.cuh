@@ -144,31 +144,30 @@ DEVICE void pin(float &c) { asm volatile("" : "+f"(c)::"memory"); }
 #define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)
 #define OUTS(...) (__VA_ARGS__)
 #define BARE(...) __VA_ARGS__
-#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add)
+#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
 #define D8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define D16 D8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define D32 D16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define D64 D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47" \
                 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
-// c [64, n] = a [64, 16] b [16, n], or += where `add`, by the 128 lanes of four warps, each with 16 rows; c and a as of
-// `mma`. The first product does not add: ptxas lets none overlap if anything but wgmma writes their sums.
+// c [64, n] += a [64, 16] b [16, n], by the 128 lanes of four warps, each with 16 rows; c and a as of `mma`.
 template <int TOKENS> struct Wgmma;
-#define WGMMA(n, regs, outs, a0, a1, a2, a3, desc, add_to)                                                         \
+#define WGMMA(n, regs, outs, a0, a1, a2, a3, desc)                                                                 \
   template <> struct Wgmma<n> {                                                                                    \
-    static DEVICE void half(float *c, const u32 a[4], Descriptor b, bool add) {                                    \
-      asm volatile("{ .reg .pred add; setp.ne.s32 add, " add_to ", 0; wgmma.mma_async.sync.aligned.m64n" #n        \
-                   "k16.f32.f16.f16 {" regs "}, {" a0 "," a1 "," a2 "," a3 "}, " desc ", add, 1, 1, 0; }"          \
-                   : BARE outs : A4);                                                                              \
+    static DEVICE void half(float *c, const u32 a[4], Descriptor b) {                                              \
+      asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n" #n                  \
+                   "k16.f32.f16.f16 {" regs "}, {" a0 "," a1 "," a2 "," a3 "}, " desc ", add, 1, 1, 0; }"           \
+                   : BARE outs : A4);                                                                                   \
     }                                                                                                              \
-    static DEVICE void bfloat(float *c, const u32 a[4], Descriptor b, bool add) {                                  \
-      asm volatile("{ .reg .pred add; setp.ne.s32 add, " add_to ", 0; wgmma.mma_async.sync.aligned.m64n" #n        \
-                   "k16.f32.bf16.bf16 {" regs "}, {" a0 "," a1 "," a2 "," a3 "}, " desc ", add, 1, 1, 0; }"        \
-                   : BARE outs : A4);                                                                              \
+    static DEVICE void bfloat(float *c, const u32 a[4], Descriptor b) {                                            \
+      asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n" #n                  \
+                   "k16.f32.bf16.bf16 {" regs "}, {" a0 "," a1 "," a2 "," a3 "}, " desc ", add, 1, 1, 0; }"         \
+                   : BARE outs : A4);                                                                                   \
     }                                                                                                              \
   };
-WGMMA(16, D8, OUTS(F4(0), F4(4)), "%8", "%9", "%10", "%11", "%12", "%13")
-WGMMA(32, D16, OUTS(F16(0)), "%16", "%17", "%18", "%19", "%20", "%21")
-WGMMA(64, D32, OUTS(F16(0), F16(16)), "%32", "%33", "%34", "%35", "%36", "%37")
-WGMMA(128, D64, OUTS(F16(0), F16(16), F16(32), F16(48)), "%64", "%65", "%66", "%67", "%68", "%69")
+WGMMA(16, D8, OUTS(F4(0), F4(4)), "%8", "%9", "%10", "%11", "%12")
+WGMMA(32, D16, OUTS(F16(0)), "%16", "%17", "%18", "%19", "%20")
+WGMMA(64, D32, OUTS(F16(0), F16(16)), "%32", "%33", "%34", "%35", "%36")
+WGMMA(128, D64, OUTS(F16(0), F16(16), F16(32), F16(48)), "%64", "%65", "%66", "%67", "%68")
 #undef WGMMA

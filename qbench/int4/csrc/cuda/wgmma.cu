@@ -28,7 +28,7 @@ product(const u16 *x, const uint4 *words, const u32 *scales, u16 *y, float *part
   char *buffers = shared_memory() + wk * BUFFERS * BUFFER;
   Block w[STAGES][R];
   Columns ahead[TASKS];
-  float sums[R][NT * 4];
+  float sums[R][NT * 4] = {};
   u32 a[2][R][STEPS][4];
 
   auto load_weights = [&](int stage, int block) {
@@ -59,6 +59,12 @@ product(const u16 *x, const uint4 *words, const u32 *scales, u16 *y, float *part
     }
     publish_shared();
   };
+  auto pin_sums = [&] {
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int j = 0; j < NT * 4; j++) pin(sums[r][j]);
+  };
 #pragma unroll
   for (int stage = 0; stage < STAGES; stage++)
     if (begin + stage < end) load_weights(stage, begin + stage);
@@ -66,6 +72,9 @@ product(const u16 *x, const uint4 *words, const u32 *scales, u16 *y, float *part
   wait_for_inputs();
   if (begin < end) load_x(begin);
 
+  // ptxas lets products overlap only if, from here on, nothing but wgmma writes their sums.
+  pin_sums();
+  wgmma_begin();
   int turn = 0;
   for (int first = begin; first < end; first += STAGES) {
 #pragma unroll
@@ -96,11 +105,10 @@ product(const u16 *x, const uint4 *words, const u32 *scales, u16 *y, float *part
         for (int step = 0; step < STEPS; step++) {
           const int i = (commit * STEPS + step) % 4;
           const Descriptor b = describe(buffer + half * HALF + 2 * i * NT * CELL, NT * CELL, CELL);
-          const bool add = block > begin || commit || step;
 #pragma unroll
           for (int r = 0; r < R; r++) {
-            if (BFLOAT) Wgmma<TOKENS>::bfloat(sums[r], now[r][step], b, add);
-            else Wgmma<TOKENS>::half(sums[r], now[r][step], b, add);
+            if (BFLOAT) Wgmma<TOKENS>::bfloat(sums[r], now[r][step], b);
+            else Wgmma<TOKENS>::half(sums[r], now[r][step], b);
           }
         }
         wgmma_commit();
@@ -109,10 +117,7 @@ product(const u16 *x, const uint4 *words, const u32 *scales, u16 *y, float *part
     }
   }
   wgmma_wait<0>();
-#pragma unroll
-  for (int r = 0; r < R; r++)
-#pragma unroll
-    for (int j = 0; j < NT * 4; j++) pin(sums[r][j]);
+  pin_sums();
   __syncthreads();
 
   const int outputs_here = WR * R * 64, stride = outputs_here + 4;
@@ -123,7 +128,7 @@ product(const u16 *x, const uint4 *words, const u32 *scales, u16 *y, float *part
     for (int j = 0; j < NT * 4; j++) {
       const int m = (j >> 2) * 8 + 2 * t + (j & 1);
       const int c = (wr * R + r) * 64 + (in_group & 3) * 16 + g + 8 * (j >> 1 & 1);
-      shared[(wk * TOKENS + m) * stride + c] = begin < end ? sums[r][j] : 0;
+      shared[(wk * TOKENS + m) * stride + c] = sums[r][j];
     }
   __syncthreads();
   finish<WK, TOKENS, WR * R * 64, 4, THREADS>(shared, out, first_row, blockIdx.x * outputs_here);
