@@ -28,7 +28,7 @@ from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.static import GraphDecoder
 from qbench.errors import QbenchError
-from qbench.int4 import QuantLinear
+from qbench.int4 import QuantLinear, native
 from qbench.measure.lm_eval.adapter import EngineLM
 from tests.support.families import FAMILIES, SHAPE, save
 from tests.support.operators import CallsMade, ShapesMade
@@ -103,7 +103,10 @@ class Family:
         if backend not in self._refusals:
             self.load(backend)
         refusal = self._refusals[backend]
-        return next(short for words, short in REASONS.items() if words in refusal) if refusal else "yes"
+        if not refusal:
+            return "yes"
+        (short,) = {short for words, short in REASONS.items() if words in refusal}
+        return short
 
 
 REASONS = {
@@ -112,7 +115,7 @@ REASONS = {
     "linears are not quantized": "no: linears of its own",
     "has no nn.Linear": "no: Conv1D",
     "reads the weights of its linears": "no: reads weights itself",
-    "bitsandbytes cannot multiply": "by sizes",
+    "cannot multiply by the linears": "by sizes",
 }
 """By words of a refusal, what the table says."""
 
@@ -229,7 +232,9 @@ def test_the_step_that_a_graph_captures_is_stock(family: Family) -> None:
 
 
 @of(FAMILIES)
-def test_int4_is_the_model_with_the_dequantized_weights(family: Family) -> None:
+def test_int4_is_the_model_with_the_dequantized_weights(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 arithmetic: the rounding of activations to integers would decide a router's ties otherwise."""
+    monkeypatch.setattr(native, "level", lambda: native.LEVELS.index("generic"))
     loaded = family.load("int4")
     if isinstance(loaded, str):
         assert_says_what_to_do(loaded)
@@ -239,7 +244,7 @@ def test_int4_is_the_model_with_the_dequantized_weights(family: Family) -> None:
         for weight_name, weight in dequantized(loaded).items():
             place(stock, weight_name).copy_(weight)
         found, expected = loaded.model(PROMPT).logits, stock(PROMPT).logits
-    torch.testing.assert_close(found, expected, atol=2e-2 * float(expected.std()), rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.std()), rtol=0)
 
 
 @of(["Mixtral", "Granite-MoE"])

@@ -16,11 +16,12 @@ dequantized anew, which 1,024 rows do not notice."""
 def dequantize_from(level: str, bits: int, bfloat16: bool) -> int | None:
     """Rows of activations from which dequantizing a block and torch's product are faster than the C kernel's product.
 
-    `level` is one of `native.LEVELS`. None where they never are: products of 16-bit integers beat those in float32.
+    `level` is one of `native.LEVELS`. None where they never are: from AVX2 on, products of 16-bit integers are as fast
+    as torch's own, or faster.
     """
-    if bits == 8 or (bits == 3 and level != "generic") or level == "avx2" or (level == "avx512" and bfloat16):
-        return None
-    return 1536 if level == "amx" and bfloat16 else 64
+    if level == "generic":
+        return 64
+    return 1536 if level == "amx" and bfloat16 and bits == 4 else None
 
 
 def takes_groups(kernel: str, columns: int) -> bool:

@@ -11,12 +11,13 @@ def levels() -> list[str]:
     return [] if lib is None else list(native.LEVELS[: lib.qint4_level() + 1])
 
 
-def tolerance(dtype: torch.dtype) -> float:
+def tolerance(dtype: torch.dtype, kernel: str = "cpu") -> float:
     """Relative L2 error of a product: the rounding of its results, and of what float32 activations lose.
 
-    AVX2 multiplies 16-bit integers, which round a float32 by at most 2^-15 of the largest of its segment.
+    From AVX2 on, our kernel multiplies 16-bit integers, which round a float32 by at most 2^-15 of the largest of its
+    segment.
     """
     if dtype != torch.float32:
         return {torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
-    integers = native.library() is not None and native.LEVELS[native.level()] == "avx2"
+    integers = kernel == "cpu" and native.library() is not None and native.LEVELS[native.level()] != "generic"
     return 2e-4 if integers else 1e-6

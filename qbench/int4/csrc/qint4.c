@@ -115,13 +115,10 @@ static void *scratch(size_t bytes)
 static const Method *method_of(int bits, int level, int is_bf16, ptrdiff_t m)
 {
 #if defined(__x86_64__)
-    if (bits == 8 || (bits == 3 && level >= AVX2)) return &i16_avx2;
     enum { AMX_FROM = 3, AMX_FROM_2 = 9, AMX_FROM_3 = 96 }; /* rows of x, as measured */
-    if (is_bf16 && level >= AVX512_VNNI) {
-        if (level < AMX || m < AMX_FROM) return &bf16_vnni;
+    if (bits == 4 && is_bf16 && level >= AMX && m >= AMX_FROM)
         return m < AMX_FROM_2 ? &bf16_amx_small : m < AMX_FROM_3 ? &bf16_amx : &bf16_amx_large;
-    }
-    if (!is_bf16 && level >= AVX512) return &f32_avx512;
+    if (level >= AVX512_VNNI) return &i16_vnni;
     if (level >= AVX2) return &i16_avx2;
 #endif
     (void)bits, (void)level, (void)is_bf16, (void)m;
@@ -133,12 +130,12 @@ static void *prepare_memory(const Method *method, Product *p)
 {
     size_t rows = (size_t)((p->m + 31) / 32 * 32), columns = (size_t)p->w.kp;
     size_t per_segment = (size_t)(p->m * p->segments + 15) / 16 * 64;
-    char *memory = scratch(2 * per_segment + rows * columns * method->value_bytes);
+    char *memory = scratch(3 * per_segment + rows * columns * method->value_bytes);
     if (!memory) return NULL;
     p->sums = (float *)memory;
-    p->integer_sums = (int32_t *)memory;
     p->steps = (float *)(memory + per_segment);
-    p->floats = (float *)(memory + 2 * per_segment);
+    p->starts = (int32_t *)(memory + 2 * per_segment);
+    p->floats = (float *)(memory + 3 * per_segment);
     p->tiles = (uint16_t *)p->floats;
     p->limbs = (int8_t *)p->floats;
     p->integers = (int16_t *)p->floats;

@@ -49,7 +49,7 @@ typedef struct {
     uint16_t *tiles;       /* bfloat16 [m / 16][kp / 32][16][32] */
     int8_t *limbs;         /* [kp / limbs_width][2][m][limbs_width], see limbs.h */
     int16_t *integers;     /* [kp / 8][m][8], see product_i16.c */
-    int32_t *integer_sums; /* [m][segments]: their sums over a segment */
+    int32_t *starts;       /* [m][segments]: what a sum over a segment begins with */
     float *steps;          /* [m][segments] */
     ptrdiff_t limbs_width;
 } Product;
@@ -69,7 +69,7 @@ typedef struct {
     ptrdiff_t most_rows;   /* of x at a time, if there is a limit: what is prepared stays in a cache */
 } Method;
 
-extern const Method f32_generic, f32_avx512, i16_avx2, bf16_vnni, bf16_amx_small, bf16_amx, bf16_amx_large;
+extern const Method f32_generic, i16_avx2, i16_vnni, bf16_amx_small, bf16_amx, bf16_amx_large;
 
 /* Column c of a block of 32 that a row has in the words a, b and d of 3-bit codes; also of vectors of words. */
 #define CODE_OF_3(a, b, d, c)                                                                                       \

@@ -1,10 +1,9 @@
 """The project's C kernel for CPUs (`qbench/int4/csrc`), compiled at installation if a compiler is there.
 
-By weights of 4 bits, bfloat16 activations run on AMX or on AVX-512's 8-bit dot products (VNNI) where the machine has
-them. Elsewhere they, float32 ones on AVX2, and from AVX2 on all activations by weights of 3 and 8 bits, run as 16-bit
-integers (`csrc/product_i16.c`). Everything else is computed in float32, with AVX-512 or what the compiler makes of the
-machine's own vectors; large products of these kinds dequantize a block of rows, while it fits the cache, and leave the
-product to torch.
+From AVX2 on, activations run as 16-bit integers (`csrc/product_i16.c`), with AVX-512's VNNI where the machine has it;
+three and more rows of bfloat16 activations by weights of 4 bits run on AMX. Everything else is computed in float32, by
+what the compiler makes of the machine's own vectors. Large products on AMX and in float32 dequantize a block of rows,
+while it fits the cache, and leave the product to torch.
 """
 
 from __future__ import annotations
