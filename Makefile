@@ -70,7 +70,7 @@ lint: setup  ## ruff, mypy and the borders between folders
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint $(LLAMA_CPP) $(QUANTO)  ## lint, types, and every test but the long loops (up to 15 minutes on 2 cores)
+test: lint $(LLAMA_CPP) $(QUANTO)  ## lint, types, and every test but the long loops (8 to 15 minutes on 2 cores)
 	$(PYTEST) -m 'not long'
 
 test-all: test $(AUTOAWQ)/installed  ## `make test`, and then the loops of minutes

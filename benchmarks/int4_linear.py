@@ -2,11 +2,11 @@
 
     python benchmarks/int4_linear.py [--most-rows N] [--out FOLDER]
 
-Activations are bfloat16, and float32 for the plain float32 linear, the faster one on CPUs without instructions for
-bfloat16. Weights are rotated through several copies, so that every call reads them from memory, as a model's forward
-does. All of them, and a plain sum over memory that tells how fast it can be read, are timed in turn, and ratios are
-taken within each turn, so that a machine whose speed drifts still compares. A row has the median of the turns and, of
-each ratio, its quartiles.
+Activations of the 4-bit kernels are bfloat16, then float32, for which torch's kernel has no fast code and is left out;
+each plain linear gets them in its own dtype. Weights are rotated through several copies, so that every call reads them
+from memory, as a model's forward does. All of them, and a plain sum over memory that tells how fast it can be read, are
+timed in turn, and ratios are taken within each turn, so that a machine whose speed drifts still compares. A row has the
+median of the turns and, of each ratio, its quartiles.
 """
 
 from __future__ import annotations
@@ -90,9 +90,11 @@ def turn(kernels: dict[str, Iterator[Forward]], x: Tensor, memory: Tensor, calls
     return times
 
 
-def row(shape: tuple[int, int], batch: int, kernels: dict[str, Iterator[Forward]], memory: Tensor) -> dict[str, Any]:
-    """One shape and batch size."""
-    x = torch.randn(batch, shape[1], dtype=torch.bfloat16)
+def row(x: Tensor, shape: tuple[int, int], kernels: dict[str, Iterator[Forward]], memory: Tensor) -> dict[str, Any]:
+    """One shape, and activations of one size and dtype."""
+    batch = x.shape[0]
+    if x.dtype == torch.float32:
+        kernels = {name: layers for name, layers in kernels.items() if name != "aten"}
     calls, turns = (5, 11) if batch < 128 else (2, 5)
     taken = [turn(kernels, x, memory, calls) for _ in range(turns)]
     layer = next(kernels["int4"])
@@ -102,6 +104,7 @@ def row(shape: tuple[int, int], batch: int, kernels: dict[str, Iterator[Forward]
         "out_features": shape[0],
         "in_features": shape[1],
         "batch": batch,
+        "activations": str(x.dtype).removeprefix("torch."),
         "kernel": layer.kernel_name,
         "instructions": native.LEVELS[native.level()] if layer.kernel_name == "cpu" else None,
         **{f"{name}_s": float(np.median([t[name] for t in taken])) for name in kernels},
@@ -117,13 +120,18 @@ def main(
     out: Annotated[Path | None, typer.Option(help="folder for the table as CSV, with run.json")] = None,
     most_rows: Annotated[int, typer.Option(help="of activations; many take minutes where bfloat16 is slow")] = 2048,
 ) -> None:
-    """Time every shape and batch size."""
+    """Time every shape, dtype of activations and batch size."""
     memory = torch.ones(COLD_BYTES // 8, dtype=torch.int64)
     rows = []
     for shape in SHAPES:
         kernels = forwards(*shape)
-        batches = [batch for batch in BATCHES if batch <= most_rows]
-        rows += [row(shape, batch, kernels, memory) for batch in track(batches, f"{shape}", transient=True)]
+        inputs = [
+            torch.randn(batch, shape[1], dtype=dtype)
+            for dtype in (torch.bfloat16, torch.float32)
+            for batch in BATCHES
+            if batch <= most_rows
+        ]
+        rows += [row(x, shape, kernels, memory) for x in track(inputs, f"{shape}", transient=True)]
     record.keep(out, {"int4_linear": rows}, script="int4_linear")
 
 

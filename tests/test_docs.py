@@ -226,13 +226,39 @@ def test_the_tables_of_int4_on_avx2_are_those_of_their_runs() -> None:
             for name in ("vs_aten", "vs_bfloat16", "vs_float32")
         ]
         assert [str(row["batch"]), *ratios, f"{row['of_read_bandwidth']:.0%}".replace("%", " %")] in rows
-    trials = pd.read_csv(RESULTS / "llamacpp-shape-epyc-2core" / "throughput.csv")
+
+
+def test_the_table_of_int4_on_avx512_is_that_of_its_run() -> None:
+    products = pd.read_csv(RESULTS / "int4-linears-zen4-2core" / "int4_linear.csv")
+    rows, places = rows_of("int4.md"), ["batch", "activations"]
+    measured = square(products, (1, 2, 8, 32, 128, 512)).set_index(places, drop=False)
+    for batch in measured["batch"].unique():
+        found = [
+            "{:.2f} [{:.2f}, {:.2f}]".format(*(measured.loc[(batch, dtype), name + end] for end in ("", "_q1", "_q3")))
+            for dtype, name in (("bfloat16", "vs_aten"), ("bfloat16", "vs_bfloat16"), ("float32", "vs_float32"))
+        ]
+        of_memory = f"{measured.loc[(batch, 'bfloat16'), 'of_read_bandwidth']:.0%}".replace("%", " %")
+        assert [str(batch), *found, of_memory] in rows
+
+
+@pytest.mark.parametrize("machine", ["epyc-2core", "zen4-2core"])
+def test_int4_and_llama_cpp_are_compared_as_they_were_measured(machine: str) -> None:
+    rows = rows_of("int4.md")
+    trials = pd.read_csv(RESULTS / f"llamacpp-shape-{machine}" / "throughput.csv")
     speeds = trials.groupby(["label", "batch_size"]).median(numeric_only=True)
     places = [(key, size) for key in ("decode_tokens_per_s", "prefill_tokens_per_s") for size in (1, 8, 32)]
     for label, name in (("int4", "INT4"), ("gguf", "Q4_0")):
         assert [name, *(f"{speeds[key][label, size]:.1f}" for key, size in places)] in rows
     ratios = [f"{speeds[key]['int4', size] / speeds[key]['gguf', size]:.2f}" for key, size in places]
     assert ["INT4 ÷ Q4_0", *ratios] in rows
+
+
+def test_how_far_processes_of_int4_were_apart_is_said() -> None:
+    trials = pd.read_csv(RESULTS / "llamacpp-shape-zen4-2core" / "throughput.csv")
+    ones = trials[(trials["label"] == "int4") & (trials["batch_size"] == 1)]
+    of_starts = ones.groupby("start")["decode_tokens_per_s"].median()
+    page = " ".join((ROOT / "docs" / "int4.md").read_text(encoding="utf-8").split())
+    assert f"the three processes of INT4 gave {of_starts.min():.0f} to {of_starts.max():.0f} tokens/s" in page
 
 
 def test_the_table_of_decode_modes_is_that_of_its_run() -> None:

@@ -483,6 +483,7 @@ def test_a_report_of_a_folder_has_every_run_in_it(tmp_path: Path) -> None:
         "formats-epyc-2core",
         "int4-calibrated",
         "kv-cache-accuracy-epyc-2core",
+        "llamacpp-shape",
         "llamacpp-shape-epyc-2core",
         "servers-epyc-2core",
         "smoke",
