@@ -41,11 +41,18 @@ def steps(out: Path) -> list[Step]:
     smoke = ["name=smoke-cuda", "device=cuda", "backends.awq.kernel=gemm_triton", "backends.gptq.kernel=triton"]
     sets = [word for setting in smoke for word in ("--set", setting)]
     only = [word for label in ("fp16", "int4", "nf4") for word in ("--only", label)]
+    # torch.compile takes half a minute for each batch size of a cell.
+    compiled = run(
+        *(f"{RUN}.yaml", "--only", "fp16", "--only", "int4", "--set", f"name={RUN}-compiled"),
+        *("--set", "measure.throughput.decode=compiled"),
+    )
     return [
         Step("check", script("gpu_step.py", "check"), 150, ("int4_check.csv", "bandwidth_check.csv")),
+        Step("attention", script("gpu_attention.py"), 60, ("attention.csv",)),
         Step("smoke", run("smoke.yaml", *sets), 180, ("smoke-cuda/summary.csv",)),
         Step("products", script("gpu_products.py", "--seconds", "90"), 150, ("products.csv", "blocks.csv")),
         Step("models", run(f"{RUN}.yaml", *only), 240, (f"{RUN}/summary.csv",)),
+        Step("compiled", compiled, 400, (f"{RUN}-compiled/summary.csv",)),
         Step("linears", script("gpu_step.py", "linears"), 400, ("linears.csv",)),
         Step("awq", script("gpu_one_block.py", "awq"), 150, (f"{RUN}-awq/summary.csv",)),
         Step("gptq", script("gpu_one_block.py", "gptq"), 150, (f"{RUN}-gptq/summary.csv",)),

@@ -36,8 +36,13 @@ Row = dict[str, Any]
 
 
 def table(out: Path, run: str) -> list[Row]:
-    """A row for each target, without a figure where its table is missing; `run` names the folder of the model's run."""
-    return [*_blocks(out), _gate_up(out), *_decode(out / run), *_limits(out, out / run)]
+    """A row for each target, without a figure where its table is missing.
+
+    `run` names the folder of the model's run with captured steps; that with compiled ones is beside it.
+    """
+    runs = {"": out / run, ", compiled": out / f"{run}-compiled"}
+    of_runs = [row for how, folder in runs.items() for row in (*_decode(folder, how), *_limits(out, folder, how))]
+    return [*_blocks(out), _gate_up(out), *of_runs]
 
 
 def _row(target: str, bound: float, measured: float | None, *, at_most: bool = False) -> Row:
@@ -73,24 +78,24 @@ def _gate_up(out: Path) -> Row:
     return _row("gate_up at 1 row, share of the copy's bandwidth", OF_COPY, share)
 
 
-def _decode(run: Path) -> Iterator[Row]:
+def _decode(run: Path, how: str) -> Iterator[Row]:
     found = _read(run / "summary.csv")
     cells = found.set_index("label") if found is not None else None
     for batch, bound in DECODE.items():
         column, ratio = f"decode_tokens_per_s_b{batch}", None
         if cells is not None and {"int4", "fp16"} <= set(cells.index) and column in cells:
             ratio = float(cells.loc["int4", column] / cells.loc["fp16", column])
-        yield _row(f"INT4 over FP16, tokens/s at batch {batch}", bound, ratio)
+        yield _row(f"INT4 over FP16, tokens/s at batch {batch}{how}", bound, ratio)
 
 
-def _limits(out: Path, run: Path) -> Iterator[Row]:
+def _limits(out: Path, run: Path, how: str) -> Iterator[Row]:
     steps, copied = {}, _read(out / "bandwidth.csv")
     if (run / "run.json").is_file() and copied is not None:
         speed = Bandwidth(float(copied["copy_bytes_per_s"].iloc[0]), "copies on this device")
         steps = decode_steps(read_run(run), speed)
     for batch, bound in LIMIT.items():
         step = steps.get(("fp16", batch))
-        name = f"FP16, a decode step over its bandwidth limit, batch {batch}"
+        name = f"FP16, a decode step over its bandwidth limit, batch {batch}{how}"
         yield _row(name, bound, step.times_limit if step else None, at_most=True)
 
 

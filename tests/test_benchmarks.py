@@ -13,11 +13,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from qbench.config import load
 from qbench.model.load import LoadOptions
 from tests.support import tiny_llama as tiny
+from tests.support.flash_attention import flash_attention_on_the_cpu
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -53,13 +55,29 @@ def test_every_step_of_the_gpu_benchmark_is_a_script_or_a_configuration_that_is_
     import gpu
 
     found = gpu.steps(tmp_path)
-    assert [step.name for step in found][:4] == ["check", "smoke", "products", "models"]
-    assert sum(step.limit_s for step in found[:4]) <= 15 * 60
+    assert [step.name for step in found][:5] == ["check", "attention", "smoke", "products", "models"]
+    assert sum(step.limit_s for step in found[:5]) <= 15 * 60
     for step in found:
         file = Path(next(word for word in step.command if word.endswith((".py", ".yaml"))))
         assert file.is_file()
         if file.suffix == ".yaml":
             load.load(file, [b for a, b in pairwise(step.command) if a == "--set"])
+
+
+def test_either_way_of_attention_is_held_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_attention
+
+    monkeypatch.setattr(gpu_attention, "COLD_BYTES", 1 << 16)
+    shape = gpu_attention.Shape(heads=4, kv_heads=2, width=16, seq_len=64)
+    with flash_attention_on_the_cpu():
+        rows = gpu_attention.rows(shape, 3, torch.float32, torch.device("cpu"))
+        assert [(row["attention"], row["filled"], row["ok"]) for row in rows] == [
+            ("filled", 56, True),
+            ("masked", 56, True),
+        ]
+        monkeypatch.setattr(gpu_attention.Layer, "masked", lambda layer: layer.exact(60))
+        rows = gpu_attention.rows(shape, 3, torch.float32, torch.device("cpu"))
+        assert [row["ok"] for row in rows] == [True, False]
 
 
 def test_the_fastest_block_sizes_are_found() -> None:
@@ -180,7 +198,8 @@ def test_targets_are_held_against_the_tables(tmp_path: Path) -> None:
     nothing = gpu_targets.table(tmp_path, "none")
     assert [row["what"] for row in nothing] == [row["what"] for row in rows]
     assert {(row["measured"], row["met"]) for row in nothing} == {(None, None)}
-    assert len(rows) == 4 + 1 + 3 + 2
+    assert len(rows) == 4 + 1 + 2 * (3 + 2)
+    assert found["INT4 over FP16, tokens/s at batch 8, compiled"] == ("≥ 1.8", None, None)
 
 
 @pytest.mark.skipif(find_spec("gptqmodel") is None, reason="gptqmodel is not installed")

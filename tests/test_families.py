@@ -31,6 +31,7 @@ from qbench.errors import QbenchError
 from qbench.int4 import QuantLinear, native
 from qbench.measure.lm_eval.adapter import EngineLM
 from tests.support.families import FAMILIES, SHAPE, save
+from tests.support.flash_attention import flash_attention_on_the_cpu
 from tests.support.operators import CallsMade, ShapesMade
 from tests.support.tiny_llama import options
 
@@ -206,7 +207,7 @@ def calls_of_a_step(decoder: GraphDecoder) -> list[str]:
 
 NOT_CAPTURED = {
     "GPT-Neo", "MPT", "OPT", "Mamba", "Mamba-2", "FalconMamba", "RWKV", "MiniMax", "Kimi Linear", "Ling 2.5", "Jamba",
-    "Bamba", "Falcon-H1",
+    "Bamba", "Falcon-H1", "Falcon, ALiBi",
 }  # fmt: skip
 
 
@@ -222,13 +223,33 @@ def test_the_step_that_a_graph_captures_is_stock(family: Family) -> None:
     if family.name in NOT_CAPTURED:
         with pytest.raises(QbenchError, match="decode: graph needs a cache of one length"):
             TorchEngine(loaded).decode_mode("graph")
-    elif family.name == "Falcon, ALiBi":  # transformers gives its biases another length than its mask
-        with pytest.raises(RuntimeError, match="must match the size"):
-            generate(decoder, PROMPT, NEW_TOKENS)
     else:
         tokens = torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens)
         assert torch.equal(tokens, family.stock_tokens)
         assert calls_of_a_step(decoder) == calls_of_a_step(decoder)
+
+
+NOT_FILLED = {
+    "Mistral, sliding window", "Gemma 2", "Gemma 3", "Cohere 2",  # windows in every layer, or soft caps
+    "Falcon", "gpt-oss", "DeepSeek-V3",  # attention of their own, or in keys and values of two widths
+    "GPT-2", "GPT-NeoX", "GPT-J", "Bloom",  # a head of keys for each of queries
+}  # fmt: skip
+ONE_OF_THREE = {"Qwen2, sliding window", "EXAONE 4", "LFM2"}
+"""Families of which one layer attends to everything."""
+
+
+@of(name for name in FAMILIES if name not in NOT_CAPTURED)
+def test_a_step_over_the_filled_part_of_a_cache_is_stock(family: Family) -> None:
+    """By FlashAttention, where a layer's mask says nothing but how much of the cache is filled."""
+    decoder = GraphDecoder(family.loaded.model, len(PROMPT), PROMPT.shape[1] + NEW_TOKENS + 1)
+    with flash_attention_on_the_cpu() as calls:
+        tokens = torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens)
+        assert torch.equal(tokens, family.stock_tokens)
+        calls.clear()
+        with torch.inference_mode():
+            decoder.step(PROMPT[:, :1])
+    layers = family.loaded.model.config.num_hidden_layers
+    assert len(calls) == (0 if family.name in NOT_FILLED else 1 if family.name in ONE_OF_THREE else layers)
 
 
 @of(FAMILIES)

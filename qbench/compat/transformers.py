@@ -45,9 +45,10 @@ def takes_static_cache(model: PreTrainedModel) -> bool:
     """Whether its class says that a step over a cache of one length can be captured, and it keeps no other state.
 
     With others the step may run and give other tokens, as where a mask of local attention counts from a cache's end.
-    OPT says so, and makes a mask as long as the sequence.
+    OPT says so, and makes a mask as long as the sequence; Falcon makes biases (ALiBi) of that length.
     """
-    return bool(model._can_compile_fullgraph) and not model._is_stateful and model.config.model_type != "opt"
+    stays = model.config.model_type != "opt" and not getattr(model.config, "alibi", False)
+    return bool(model._can_compile_fullgraph) and not model._is_stateful and stays
 
 
 def takes_dynamic_cache(model: PreTrainedModel) -> bool:

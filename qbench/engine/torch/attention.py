@@ -8,7 +8,7 @@ single token the queries of a group are as well the rows of one product with the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qbench.compat.transformers import sdpa_attention_forward
+
+Attention = Callable[..., tuple[Tensor, None]]
+"""Called as `grouped` is."""
 
 STOCK_ONLY = ("position_bias", "softcap", "cache")
 """Options of `sdpa_attention_forward` that `grouped` leaves to it, as it does dropout."""
@@ -49,9 +52,9 @@ def grouped(
 
 
 @contextmanager
-def without_copies() -> Iterator[None]:
-    """Meanwhile, models that call torch's attention (sdpa) do so through `grouped`."""
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = grouped
+def without_copies(attention: Attention = grouped) -> Iterator[None]:
+    """Meanwhile, models that call torch's attention (sdpa) do so through `attention`."""
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
     try:
         yield
     finally:

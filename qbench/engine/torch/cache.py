@@ -81,6 +81,12 @@ def static_cache(model: PreTrainedModel, seq_len: int) -> StaticCache:
     return cache
 
 
+def windows(model: PreTrainedModel) -> frozenset[int]:
+    """Numbers of the layers that attend to the last tokens only, or to those of their chunk."""
+    layers = StaticCache(config=model.config, max_cache_len=1).layers
+    return frozenset(number for number, layer in enumerate(layers) if type(layer) is StaticSlidingWindowLayer)
+
+
 def quantized_cache(model: PreTrainedModel, kv_cache: Literal["int8", "int4"]) -> Cache:
     """An empty cache that grows.
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qbench.engine.torch.attention import without_copies
-from qbench.engine.torch.cache import static_cache
+from qbench.engine.torch.attention import grouped, without_copies
+from qbench.engine.torch.cache import static_cache, windows
+from qbench.engine.torch.filled import Filled, filled_attention
 from qbench.engine.torch.step import next_token
 from qbench.errors import QbenchError, describe_fault
 
@@ -31,6 +32,7 @@ class GraphDecoder:
         self._next_token: Callable[..., tuple[Tensor, Tensor]] = next_token
         self.best = torch.zeros(batch_size, 1, dtype=model.dtype, device=model.device)
         self._replay: Callable[[], None] | None = None
+        self._filled: Filled | None = None
 
     def prefill(self, prompt: Tensor) -> Tensor:
         self._cache.reset()
@@ -52,12 +54,19 @@ class GraphDecoder:
         return self._next
 
     def _forward(self) -> None:
-        with without_copies():
+        if self._filled:
+            self._filled.before_step()
+        with without_copies(self._filled.attention if self._filled else grouped):
             best, following = self._next_token(self._model, self._token, past_key_values=self._cache)
         self.best.copy_(best)
         self._next.copy_(following)
 
     def _capture(self) -> Callable[[], None]:
+        def step() -> object:
+            return next_token(self._model, self._token, past_key_values=self._cache)
+
+        self._filled = filled_attention(self._cache, windows(self._model), step)
+        self._cache.reset()
         if self._token.device.type != "cuda":
             return self._forward
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
