@@ -13,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("gpu-requirements.txt")
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+"""The versions that qbench is tested with: a newer gptqmodel may want a newer torch than that machine's."""
 BUDGET_BYTES = 25 << 20
 
 DROPPED = {
@@ -42,8 +44,8 @@ def trim(wheel: Path, dropped: str) -> None:
 
 def main(folder: Path) -> int:
     """Collect and trim; 1 if they are more than the budget."""
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-r", str(REQUIREMENTS), "-w", str(folder)]
-    subprocess.run(pip, check=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder)]
+    subprocess.run([*pip, "-r", str(REQUIREMENTS), "-c", str(CONSTRAINTS)], check=True)
     for name, dropped in DROPPED.items():
         for wheel in folder.glob(f"{name}-*.whl"):
             trim(wheel, dropped)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from qbench import demo
@@ -17,11 +19,14 @@ from qbench.backends.int4.options import Int4
 from qbench.engine.torch.decode import generate
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.engine.torch.static import CompiledDecoder
+from qbench.engine.torch.static import CompiledDecoder, GraphDecoder
 from qbench.errors import QbenchError
-from qbench.int4 import QuantLinear, quantize
+from qbench.int4 import QuantLinear, dequantize, quantize
+from qbench.int4.kernels import cuda
+from qbench.int4.kernels.base import WeightSpec
 from qbench.int4.kernels.cpu import w4a16_cpu
 from tests.support.families import save
+from tests.support.flash_attention import flash_attention_on_the_cpu
 from tests.support.tiny_llama import options
 
 PROMPT = torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -64,6 +69,34 @@ def test_a_compiled_step_is_one_graph_with_stock_tokens(name: str, quantized: Lo
     with torch.compiler.set_stance("fail_on_recompile"):
         for _ in range(2):  # a decoder forgets its last sequence
             assert torch.equal(torch.from_numpy(generate(decoder, PROMPT, NEW_TOKENS).tokens), expected)
+
+
+def w4a16(x: Tensor, words: Tensor, pairs: Tensor, bits: int, out_features: int, group_columns: int) -> Tensor:
+    """The operator of the CUDA kernels, by the dequantized weight."""
+    spec = WeightSpec(out_features, x.shape[1], bits, group_columns, symmetric=False, scale_dtype=pairs.dtype)
+    weight = dequantize(cuda.unpack({"words": words, "pairs": pairs}, spec), x.dtype)
+    return torch.nn.functional.linear(x, weight)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_step_that_is_compiled_on_cuda_is_one_graph(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT4 in the layout of the CUDA kernels, and attention over what is filled of the cache: tokens as not compiled.
+
+    The two operators, which run on CUDA only, compute by their descriptions.
+    """
+    importlib.import_module("qbench.int4.kernels._cuda")  # declares the operator
+    monkeypatch.setattr(cuda, "refusal", lambda spec, device: None)
+    with torch.library._scoped_library("qbench", "IMPL") as library, flash_attention_on_the_cpu() as calls:
+        library.impl("w4a16_cuda", w4a16, "CPU")
+        config = Int4(label="int4", kernel="cuda", bits=bits)
+        loaded = int4.load(options(demo.MODEL_DIR, demo.MODEL_DIR, torch.bfloat16), config, None)
+        plain = generate(GraphDecoder(loaded.model, len(PROMPT), LENGTH), PROMPT, NEW_TOKENS).tokens
+        decoder = CompiledDecoder(loaded.model, len(PROMPT), LENGTH, backend="aot_eager")
+        calls.clear()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert np.array_equal(generate(decoder, PROMPT, NEW_TOKENS).tokens, plain)
+    assert loaded.kernel == "cuda"
+    assert len(calls) == loaded.model.config.num_hidden_layers * (NEW_TOKENS - 1)
 
 
 def test_a_model_without_a_cache_of_one_length_is_not_compiled(tmp_path: Path) -> None:
