@@ -67,7 +67,7 @@ def stacked_experts(model: nn.Module) -> list[tuple[str, Any]]:
         for name, module in model.named_modules()
         if getattr(module, "is_concatenated", False)
         and getattr(module, "has_gate", False)
-        and not (module.is_transposed or module.has_bias or module.has_post_expert_norm)
+        and not (module.is_transposed or module.has_bias or getattr(module, "has_post_expert_norm", False))
         and type(module)._apply_gate is _default_apply_gate
         and {key for key, _ in module.named_parameters(recurse=False)} == {"gate_up_proj", "down_proj"}
     ]
