@@ -23,6 +23,7 @@ from qbench.backends.fp16 import FP16
 from qbench.backends.gptq import GPTQ
 from qbench.compat.gptqmodel import BACKEND
 from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.step import keeping
 from qbench.errors import QbenchError
 from qbench.model.load import LoadOptions
 from tests.support import dequantized
@@ -134,7 +135,7 @@ def test_outputs_are_near_the_16_bit_ones(loaded: LoadedModel, tiny_llama: Path,
 @torch.inference_mode()
 def test_it_decodes_with_a_static_cache(loaded: LoadedModel) -> None:
     cache = StaticCache(config=loaded.model.config, max_cache_len=32)
-    arguments = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    arguments = {**keeping(loaded.model, cache), "use_cache": True, "logits_to_keep": 1}
     loaded.model(tiny.TOKENS[:, :-1], **arguments)
     last = loaded.model(tiny.TOKENS[:, -1:], **arguments).logits[:, 0].float()
     assert tiny.relative_error(last, tiny.logits(loaded)[:, -1]) < 0.02

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from qbench import demo
 from qbench.demo import batches, train, world
 from qbench.demo.tokenizer import train_tokenizer
+from qbench.engine.torch.step import keeping, state_name
 
 SUBJECTS = sorted(path.name.removesuffix("_test.csv") for path in (demo.MMLU_DIR / "test").glob("*_test.csv"))
 SAMPLE = 300
@@ -67,10 +68,10 @@ def score(
     letters = [tokenizer(f" {letter}")["input_ids"][0] for letter in LETTERS]
     correct, loss = 0, 0.0
     for subject, rows in exam.items():
-        cache = model.model(tokenizer(shots(subject), return_tensors="pt")["input_ids"]).past_key_values
+        cache = model.model(tokenizer(shots(subject), return_tensors="pt")["input_ids"])[state_name(model)]
         cache.batch_repeat_interleave(len(rows))
         inputs = tokenizer([ask(row) for row in rows], padding=True, padding_side="right", return_tensors="pt")
-        states = model.model(inputs["input_ids"], past_key_values=cache).last_hidden_state
+        states = model.model(inputs["input_ids"], **keeping(model, cache)).last_hidden_state
         last = inputs["attention_mask"].sum(dim=1) - 1
         logits = model.lm_head(states[torch.arange(len(rows)), last])[:, letters]
         answers = torch.tensor([LETTERS.index(row[5]) for row in rows])

@@ -12,6 +12,7 @@ from qbench.compat.transformers import StaticLayer
 from qbench.engine.torch.decode import generate
 from qbench.engine.torch.filled import Filled
 from qbench.engine.torch.static import CompiledDecoder, GraphDecoder
+from qbench.engine.torch.step import state_name
 from tests.support.flash_attention import flash_attention_on_the_cpu
 from tests.support.operators import ShapesMade
 
@@ -88,7 +89,7 @@ def test_a_mask_that_hides_a_token_is_kept(model: LlamaForCausalLM, calls: list[
     forward = hiding.model.forward
 
     def without_the_third(*args: object, **kwargs: object) -> object:
-        tokens = kwargs["past_key_values"].get_seq_length() + kwargs["input_ids"].shape[1]
+        tokens = kwargs[state_name(model)].get_seq_length() + kwargs["input_ids"].shape[1]
         shown = torch.ones(3, int(tokens), dtype=torch.int64)
         shown[:, 2] = 0
         return forward(*args, **{**kwargs, "attention_mask": shown})

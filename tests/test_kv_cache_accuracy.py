@@ -18,6 +18,7 @@ from qbench.engine.base import Query
 from qbench.engine.torch.as_decoded import blocks
 from qbench.engine.torch.engine import TorchEngine
 from qbench.engine.torch.loaded import LoadedModel
+from qbench.engine.torch.step import keeping
 from qbench.records.answers import task_file
 from tests.support import tiny_llama as tiny
 from tests.support.frames import read_frames
@@ -46,8 +47,9 @@ def decoded(loaded: LoadedModel, tokens: np.ndarray) -> torch.Tensor:
         backend="hqq", config=loaded.model.config, nbits=4, axis_key=1, axis_value=1, q_group_size=64,
         residual_length=128,
     )  # fmt: skip
+    state = keeping(loaded.model, cache)
     with torch.inference_mode():
-        steps = [loaded.model(torch.tensor([[token]]), past_key_values=cache, use_cache=True) for token in tokens]
+        steps = [loaded.model(torch.tensor([[token]]), **state, use_cache=True) for token in tokens]
     return torch.cat([step.logits[0] for step in steps]).double().log_softmax(-1)
 
 

@@ -19,6 +19,7 @@ from qbench.engine.torch.cache import preallocated_cache
 from qbench.engine.torch.decode import generate
 from qbench.engine.torch.eager import EagerDecoder
 from qbench.engine.torch.static import GraphDecoder
+from qbench.engine.torch.step import keeping
 from tests.support.operators import ShapesMade
 
 NEW = 12
@@ -101,7 +102,7 @@ def test_end_of_sequence_stops_nothing(model: LlamaForCausalLM) -> None:
 def test_the_cache_is_allocated_once(model: LlamaForCausalLM) -> None:
     cache = preallocated_cache(model, 16)
     for length in (5, 1, 1):
-        model(torch.zeros(1, length, dtype=torch.int64), past_key_values=cache, use_cache=True)
+        model(torch.zeros(1, length, dtype=torch.int64), **keeping(model, cache), use_cache=True)
     layer = cache.layers[0]
     assert layer.get_seq_length() == 7
     assert layer.keys.untyped_storage().nbytes() == 2 * 16 * 64 * 4  # kv_heads x seq_len x head_dim x float32

@@ -25,6 +25,7 @@ from qbench.engine.torch.cache import quantized_cache
 from qbench.engine.torch.decode import generate
 from qbench.engine.torch.eager import EagerDecoder
 from qbench.engine.torch.loaded import LoadedModel, storage_bytes
+from qbench.engine.torch.step import keeping
 from qbench.errors import QbenchError
 from qbench.machine import environment
 from qbench.model.architecture import Architecture
@@ -81,7 +82,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 @torch.inference_mode()
 def read(model: Any, cache: Cache, *pieces: torch.Tensor) -> None:
     for piece in pieces:
-        model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=piece, **keeping(model, cache), use_cache=True, logits_to_keep=1)
 
 
 @needs_hqq

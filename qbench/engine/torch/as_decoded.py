@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qbench.engine.torch.cache import quantized_cache
-from qbench.engine.torch.step import takes_positions
+from qbench.engine.torch.step import keeping, takes_positions
 from qbench.model.kv_cache import RESIDUAL
 
 
@@ -45,7 +45,7 @@ def read(
         positions = torch.arange(block.start, block.stop, device=tokens.device)[None]
         output = model(
             tokens[:, block],
-            past_key_values=cache,
+            **keeping(model, cache),
             use_cache=True,
             logits_to_keep=torch.tensor(wanted or [0], device=tokens.device),
             **({"position_ids": positions} if takes_positions(model) else {}),

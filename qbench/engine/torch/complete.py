@@ -7,7 +7,6 @@ are continued together.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,7 +18,7 @@ from qbench.engine.base import KVCache, Stop, Tokens
 from qbench.engine.torch.decode import make_decoder
 from qbench.engine.torch.eager import EagerDecoder
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.engine.torch.step import takes_positions
+from qbench.engine.torch.step import forward_inputs, takes_positions
 from qbench.errors import NotFiniteError
 
 
@@ -91,7 +90,7 @@ def can_pad(model: PreTrainedModel) -> bool:
     return (
         type(model).__module__.startswith("transformers.models.")
         and takes_positions(model)
-        and "attention_mask" in inspect.signature(type(model).forward).parameters
+        and "attention_mask" in forward_inputs(model)
         and attention(model) in ("sdpa", "eager")
         and not model._is_stateful
         and all(kind in ATTENTION_LAYERS for kind in getattr(config, "layer_types", None) or ())

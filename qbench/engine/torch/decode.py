@@ -25,7 +25,7 @@ from qbench.config.resolve import DecodeMode
 from qbench.engine.base import Generation, KVCache
 from qbench.engine.torch.eager import EagerDecoder, RecurrentDecoder
 from qbench.engine.torch.static import CompiledDecoder, GraphDecoder
-from qbench.engine.torch.step import state_name
+from qbench.engine.torch.step import CACHE_NAMES, state_name
 from qbench.errors import NotFiniteError, QbenchError
 from qbench.model.kv_cache import FILL_TOKENS
 
@@ -60,7 +60,7 @@ def make_decoder(
         return GraphDecoder(model, batch_size, seq_len)
     if mode == "compiled":
         return CompiledDecoder(model, batch_size, seq_len)
-    if state_name(model) == "past_key_values" and takes_dynamic_cache(model):
+    if state_name(model) in CACHE_NAMES and takes_dynamic_cache(model):
         return EagerDecoder(model, seq_len, kv_cache)
     if kv_cache != "16bit":
         raise QbenchError(f"kv_cache: {type(model).__name__} keeps no keys and values that can be quantized; use 16bit")

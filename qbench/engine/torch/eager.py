@@ -19,7 +19,7 @@ class EagerDecoder:
     """Ordinary forwards over a preallocated cache, or over a quantized one, which grows."""
 
     def __init__(self, model: PreTrainedModel, seq_len: int, kv_cache: KVCache = "16bit") -> None:
-        self._model = model
+        self._model, self._name = model, state_name(model)
         self._make = (
             partial(preallocated_cache, model, seq_len)
             if kv_cache == "16bit"
@@ -63,7 +63,7 @@ class EagerDecoder:
         elif self._positions:
             # Layers without keys do not count tokens, and some models ask the first layer of their cache.
             options["position_ids"] = torch.arange(start, end, device=token.device)[None]
-        self.best, following = next_token(self._model, token, past_key_values=self._cache, **options)
+        self.best, following = next_token(self._model, token, **{self._name: self._cache}, **options)
         return following
 
 

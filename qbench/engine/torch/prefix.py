@@ -23,7 +23,7 @@ from qbench.engine.base import Answer, Journal, KVCache, Query, Tokens
 from qbench.engine.prefix_groups import Group, Row
 from qbench.engine.torch import as_decoded
 from qbench.engine.torch.loaded import LoadedModel
-from qbench.engine.torch.step import takes_positions
+from qbench.engine.torch.step import keeping, takes_positions
 
 
 class PrefixReader:
@@ -78,7 +78,7 @@ class PrefixReader:
                 layer.update(known.keys, known.values)
         tokens = torch.tensor([group.fresh], device=self._device)
         positions = torch.arange(len(group.prefix) - len(group.fresh), len(group.prefix), device=self._device)[None]
-        self._model(tokens, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._model(tokens, position_ids=positions, **keeping(self._model, cache), use_cache=True, logits_to_keep=1)
         return Cache(layers=[LentLayer(layer.keys, layer.values) for layer in cache.layers])
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class PrefixReader:
         if self._kv_cache == "16bit":
             logits = self._model(
                 layout.tokens,
-                past_key_values=cache,
+                **keeping(self._model, cache),
                 use_cache=cache is not None,
                 logits_to_keep=torch.tensor(kept, device=self._device),
                 **options,

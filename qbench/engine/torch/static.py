@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from qbench.engine.torch.attention import grouped, without_copies
 from qbench.engine.torch.cache import static_cache, windows
 from qbench.engine.torch.filled import Filled, filled_attention
-from qbench.engine.torch.step import next_token
+from qbench.engine.torch.step import keeping, next_token
 from qbench.errors import QbenchError, describe_fault
 
 
@@ -27,6 +27,7 @@ class GraphDecoder:
     def __init__(self, model: PreTrainedModel, batch_size: int, seq_len: int) -> None:
         self._model = model
         self._cache = static_cache(model, seq_len)
+        self._state = keeping(model, self._cache)
         self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=model.device)
         self._next = torch.zeros_like(self._token)
         self._next_token: Callable[..., tuple[Tensor, Tensor]] = next_token
@@ -36,7 +37,7 @@ class GraphDecoder:
 
     def prefill(self, prompt: Tensor) -> Tensor:
         self._cache.reset()
-        _, token = next_token(self._model, prompt, past_key_values=self._cache)
+        _, token = next_token(self._model, prompt, **self._state)
         if self._replay is None:
             # Capturing runs the step and moves the cache's position on: do it once, then read the prompt again.
             self._replay = self._capture()
@@ -44,7 +45,7 @@ class GraphDecoder:
         return token
 
     def extend(self, prompt: Tensor) -> Tensor:
-        _, token = next_token(self._model, prompt, past_key_values=self._cache)
+        _, token = next_token(self._model, prompt, **self._state)
         return token
 
     def step(self, token: Tensor) -> Tensor:
@@ -57,13 +58,13 @@ class GraphDecoder:
         if self._filled:
             self._filled.before_step()
         with without_copies(self._filled.attention if self._filled else grouped):
-            best, following = self._next_token(self._model, self._token, past_key_values=self._cache)
+            best, following = self._next_token(self._model, self._token, **self._state)
         self.best.copy_(best)
         self._next.copy_(following)
 
     def _capture(self) -> Callable[[], None]:
         def step() -> object:
-            return next_token(self._model, self._token, past_key_values=self._cache)
+            return next_token(self._model, self._token, **self._state)
 
         self._filled = filled_attention(self._cache, windows(self._model), step)
         self._cache.reset()

@@ -11,8 +11,15 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from qbench.compat.transformers import takes_dynamic_cache
 from qbench.errors import QbenchError
 
-STATE_NAMES = ("past_key_values", "cache_params", "state")
+CACHE_NAMES = ("past_key_values", "cache")
+"""What transformers calls a cache of keys and values, until 5.23 and from 5.24 on."""
+STATE_NAMES = (*CACHE_NAMES, "cache_params", "state")
 """What families call the state of a sequence: attention and hybrids, Mamba, RWKV."""
+
+
+def forward_inputs(model: PreTrainedModel) -> frozenset[str]:
+    """Names of what the forward of a model's class takes."""
+    return frozenset(inspect.signature(type(model).forward).parameters)
 
 
 def state_name(model: PreTrainedModel) -> str:
@@ -21,14 +28,23 @@ def state_name(model: PreTrainedModel) -> str:
     Raises:
         QbenchError: it has none of those known here.
     """
-    inputs = inspect.signature(type(model).forward).parameters
-    found = next((name for name in STATE_NAMES if name in inputs), None)
+    taken = forward_inputs(model)
+    found = next((name for name in STATE_NAMES if name in taken), None)
     if found is None:
         raise QbenchError(
             f"{type(model).__name__} takes none of {', '.join(STATE_NAMES)}, so that it cannot generate token by token "
             "here; choose another model, or remove throughput, sustained and generations"
         )
     return found
+
+
+def keeping(model: PreTrainedModel, cache: Cache | None) -> dict[str, Cache | None]:
+    """A cache of keys and values as an argument of the model's forward.
+
+    Raises:
+        QbenchError: as `state_name`.
+    """
+    return {state_name(model): cache}
 
 
 def empty_state(model: PreTrainedModel) -> Cache | None:
@@ -39,7 +55,7 @@ def empty_state(model: PreTrainedModel) -> Cache | None:
 
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether the model's forward has `position_ids`; positions that are none of its inputs follow its cache."""
-    return "position_ids" in inspect.signature(type(model).forward).parameters
+    return "position_ids" in forward_inputs(model)
 
 
 def next_token(model: PreTrainedModel, input_ids: Tensor, **state: Any) -> tuple[Tensor, Tensor]:

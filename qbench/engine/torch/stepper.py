@@ -24,7 +24,7 @@ from qbench.engine.base import Floats, Stepper, Tokens
 from qbench.engine.torch.attention import without_copies
 from qbench.engine.torch.loaded import LoadedModel
 from qbench.engine.torch.prefix import TOLERANCE_16BIT, TOLERANCES, can_share
-from qbench.engine.torch.step import empty_state, state_name, takes_positions
+from qbench.engine.torch.step import empty_state, keeping, state_name, takes_positions
 
 FIRST_CAPACITY = 256
 """Tokens a row has room for to begin with; the room doubles when a sequence needs more."""
@@ -133,7 +133,7 @@ class RowStepper:
         """The prompt is read alone, and waits for no step."""
         cache = DynamicCache(config=self._model.config)
         read = torch.tensor([prompt], device=self._model.device)
-        logits = self._model(read, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = self._model(read, **keeping(self._model, cache), use_cache=True, logits_to_keep=1).logits
         row = len(self._lengths)
         if not self._layers:
             self._layers = [RowLayer(self._rows, layer, self._sequences) for layer in cache.layers]
@@ -166,7 +166,7 @@ class RowStepper:
                 ids.to(device),
                 attention_mask=mask,
                 position_ids=rows.ends[:, None],
-                past_key_values=Cache(layers=self._layers),
+                **keeping(self._model, Cache(layers=self._layers)),
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
