@@ -67,11 +67,11 @@ def test_a_layer_of_a_cache_holds_what_we_know_of() -> None:
     keys = torch.zeros(1, 2, 3, 8)
     layer.update(keys, keys + 1)
     longer, values = layer.update(keys + 2, keys + 3)
-    assert set(vars(layer)) == {"keys", "values", "dtype", "device", "is_initialized"}
+    assert set(vars(layer)) - {"dtype"} == {"keys", "values", "device", "is_initialized"}  # no dtype from 5.24 on
     assert longer is layer.keys
     assert values is layer.values
     assert torch.equal(longer, torch.cat([keys, keys + 2], dim=2))
-    assert (layer.is_initialized, layer.dtype, layer.device) == (True, torch.float32, keys.device)
+    assert (layer.is_initialized, layer.device) == (True, keys.device)
 
 
 def test_ggmls_tensor_is_laid_out_as_we_have_it() -> None:

@@ -1,7 +1,7 @@
 """transformers: layers of its caches, which we subclass, and how it maps a checkpoint's tensors onto a model.
 
-Relied on of `DynamicLayer`: `keys`, `values`, `dtype`, `device` and `is_initialized` are all of its state, its
-`lazy_initialization(keys, values)` sets them, and attention takes what `update(keys, values)` returns.
+Relied on of `DynamicLayer`: `keys`, `values`, `device`, `is_initialized` and, until 5.23, `dtype` are all of its state,
+its `lazy_initialization(keys, values)` sets them, and attention takes what `update(keys, values)` returns.
 """
 
 from __future__ import annotations
