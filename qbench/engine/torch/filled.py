@@ -1,7 +1,7 @@
 """Attention of one new token over the filled part of a cache of one length, by torch's FlashAttention on CUDA.
 
-The cache is longer than the sequence. With a mask that says so, no kernel of torch divides the keys of a head among
-blocks: at batch 1, a few heads of keys leave most of a GPU idle. FlashAttention takes the lengths of sequences from the
+The cache is longer than the sequence. With a mask that says so, `scaled_dot_product_attention` gave every head of keys
+one block on an H100, most of which then stands idle at batch 1. FlashAttention takes the lengths of sequences from the
 device instead of a mask, and divides the keys of those with one token (flash decoding, `flash_api.cpp` in torch). Every
 head of keys is a sequence here, in the cache as it is, and the heads of queries that share it are those of its query.
 """
