@@ -55,18 +55,23 @@ class Layer:
         self.cache = StaticLayer(shape.seq_len)
         self.cache.update(random(shape.kv_heads, shape.seq_len), random(shape.kv_heads, shape.seq_len))
         self._places = torch.arange(shape.seq_len, device=device)
+        self._mask = torch.zeros(1, 1, 1, shape.seq_len, dtype=torch.bool, device=device)
         self._filled = Filled({0: self.cache})
         self._module = nn.Module()
         self._module.layer_idx = 0
 
-    def filled(self) -> Tensor:
-        """As a decoder does it."""
+    def count(self) -> None:
+        """What a step does once for all layers: count its token, and make the mask that transformers would make."""
         self._filled.before_step()
+        self._mask.copy_(self._places <= self.cache.cumulative_length)
+
+    def filled(self) -> Tensor:
+        """Attention by the number of tokens."""
         return self._by(self._filled.attention, None)
 
     def masked(self) -> Tensor:
-        """With the mask that transformers would make."""
-        return self._by(grouped, (self._places <= self.cache.cumulative_length)[None, None, None])
+        """Attention by the mask."""
+        return self._by(grouped, self._mask)
 
     def _by(self, attention: Attention, mask: Tensor | None) -> Tensor:
         return attention(self._module, self.query, self.cache.keys, self.cache.values, mask)[0]
@@ -99,7 +104,13 @@ def captured(step: Callable[[], Tensor], device: torch.device) -> Callable[[], T
 
 def worst_error(layer: Layer, way: str, device: torch.device) -> float:
     """Over lengths from one token to all."""
-    step, seq_len, errors = captured(getattr(layer, way), device), layer.cache.max_cache_len, []
+    attention, seq_len, errors = getattr(layer, way), layer.cache.max_cache_len, []
+
+    def counted() -> Tensor:
+        layer.count()
+        return attention()
+
+    step = captured(counted, device)
     for length in (1, seq_len // 3, seq_len - 1, seq_len):
         layer.cache.cumulative_length.fill_(length - 1)
         exact = layer.exact(length)
@@ -116,6 +127,7 @@ def rows(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) -> 
     length = shape.seq_len - shape.seq_len // 8
     for layer in layers:
         layer.cache.cumulative_length.fill_(length - 1)
+        layer.count()
     timers = {way: timing.prepared([getattr(layer, way) for layer in layers], device) for way in errors}
     seconds = {way: statistics.median(taken) for way, taken in timing.in_turns(timers, TURNS).items()}
     return [
