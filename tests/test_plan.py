@@ -58,6 +58,8 @@ def test_only_must_name_a_cell() -> None:
     [
         ({"device": "cuda"}, "no NVIDIA GPU is visible"),
         ({"measure": {"mmlu": {"data": "/nowhere"}}}, "measure.mmlu.data: no folder /nowhere"),
+        ({"measure": {"throughput": {"decode": "graph"}}}, "measure.throughput.decode: graph needs a CUDA device"),
+        ({"measure": {"sustained": {"decode": "graph"}}}, "measure.sustained.decode: graph needs a CUDA device"),
         ({"calibration": {"text": "/nowhere.txt"}}, "calibration.text: no file /nowhere.txt"),
         ({"measure": {"perplexity": {"text": "/nowhere.raw"}}}, "measure.perplexity.text: no file /nowhere.raw"),
         ({"backends": [{"kind": "fp16", "python": "/nowhere"}]}, "backends.fp16.python: no interpreter"),

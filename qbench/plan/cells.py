@@ -170,6 +170,8 @@ def preflight(config: RunConfig, environment: Environment) -> None:
     for name, one in timed.items():
         if one and one.kv_cache != "16bit" and "hqq" not in environment.versions and here:
             raise QbenchError(f"measure.{name}.kv_cache: {one.kv_cache} needs hqq; {kv_cache.INSTALL}")
+        if one and one.decode == "graph" and target_of(config, environment).device != "cuda":
+            raise QbenchError(f"measure.{name}.decode: graph needs a CUDA device; use auto, eager or compiled")
     for cell in config.backends:
         if cell.kv_cache != "16bit" and "hqq" not in environment.versions and cell.worker_python is None:
             raise QbenchError(f"backends.{cell.label}.kv_cache: {cell.kv_cache} needs hqq; {kv_cache.INSTALL}")
