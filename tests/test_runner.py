@@ -25,6 +25,7 @@ from qbench.int4 import native
 from qbench.records.files import remove
 from qbench.records.rows import CellRow
 from qbench.records.run import read_run
+from qbench.run import local
 from qbench.run.cells import side_by_side
 from tests.support.frames import read_frames
 from tests.support.running import execute, workers
@@ -251,6 +252,24 @@ def test_an_interrupt_ends_the_worker_and_keeps_the_rows(tiny_llama: Path, tmp_p
     data = read_frames(tmp_path / "results" / "r")
     assert list(data.cells["label"]) == ["int4"]
     assert len(data.throughput) == 4
+
+
+def test_an_interrupt_while_the_worker_starts_ends_it(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the process is there, and before the runner has it in its hands."""
+
+    def interrupted(*arguments: object) -> object:
+        started = start(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return started
+
+    start = local._start
+    monkeypatch.setattr(local, "_start", interrupted)
+    settings = config(tiny_llama, [{"kind": "fp16", "python": interpreter(tmp_path, "sleep 600")}])
+    with pytest.raises(KeyboardInterrupt):
+        execute(settings, tmp_path / "results", Watcher(), command="qbench run x", executor=HereExecutor())
+    assert not workers()
 
 
 @pytest.mark.parametrize("name", ["cells", "logs", "answers", "reference"])

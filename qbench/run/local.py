@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from qbench.config import Backend, RunConfig
@@ -48,26 +49,21 @@ class LocalExecutor:
         events = EventReader(out / "events.jsonl")
         for _before in events.new():  # what earlier workers of the cell said
             pass
+        worker = None
         with BoundedLog(log, Redactor.here()) as kept:
-            worker = subprocess.Popen(
-                [_interpreter(job), "-m", "qbench.run.worker", str(out)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                env=_environment(job),
-                start_new_session=True,
-            )
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            output = PipeReader(worker.stdout, kept.write)
             try:
+                with _signals_wait():
+                    worker = _start(job, out)
+                    assert worker.stdin is not None
+                    assert worker.stdout is not None
+                    output = PipeReader(worker.stdout, kept.write)
                 send(job.model_dump_json(), worker.stdin)
                 return self._watch(worker, job, events, progress)
             finally:
-                _end(worker)
-                worker.stdin.close()
-                output.finish()
+                if worker is not None and worker.stdin is not None:
+                    _end(worker)
+                    worker.stdin.close()
+                    output.finish()
 
     def _watch(
         self, worker: subprocess.Popen[bytes], job: Job, events: EventReader, progress: Callable[[ProgressEvent], None]
@@ -83,6 +79,38 @@ class LocalExecutor:
             if self._stopped.wait(POLL_S):
                 return Ending("error", "was stopped")
         return _ending(worker.returncode)
+
+
+def _start(job: Job, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [_interpreter(job), "-m", "qbench.run.worker", str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        env=_environment(job),
+        start_new_session=True,
+    )
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """What asks us to end meanwhile is heard afterwards, when a worker that was started is known and can be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal interrupts other threads
+        return
+    came: list[int] = []
+    handled = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = {number: handler for number, handler in handled.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+    for one in came:
+        signal.raise_signal(one)
 
 
 def _ending(code: int) -> Ending | None:
